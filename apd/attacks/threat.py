@@ -1,0 +1,58 @@
+"""What the attacker may do."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from apd.errors import UserError
+
+NORMS = ("linf", "l2")
+LOSSES = ("ce", "kl")
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Images x' in [0, 1] with ||x' - x|| <= eps, sought by PGD (Madry 2018, arXiv 1706.06083).
+
+    Args:
+        norm: "linf" or "l2" (of all the values of an image).
+        eps: radius of the ball, in units of 1/255.
+        alpha: step size, in units of 1/255.
+        steps: gradient steps; 0 leaves the start point.
+        restarts: independent attacks on each image.
+        random_start: begin at a random point of the ball, not at the image.
+        loss: what the attacker maximises: "ce" against the label, or "kl" from reference logits.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    norm: str
+    eps: float
+    alpha: float
+    steps: int
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("norm", NORMS), ("loss", LOSSES)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"attack {name} is {value!r}: use {' or '.join(choices)}")
+        for name in ("eps", "alpha"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise UserError(f"attack {name} is {value!r}: use a number >= 0, in 1/255")
+        for name, least in (("steps", 0), ("restarts", 1)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least):
+                raise UserError(f"attack {name} is {value!r}: use a whole number >= {least}")
+
+    @property
+    def name(self) -> str:
+        return f"pgd-{self.steps}"
+
+    def asdict(self) -> dict:
+        return dataclasses.asdict(self)

@@ -1,0 +1,18 @@
+"""Frozen CLIP with prompts, on the unmodified ``clip`` package (no fork of ``clip/model.py``)."""
+
+from apd.clip.load import load_clip
+from apd.clip.prompted import PromptedCLIP, build_prompted_clip
+from apd.clip.prompts import CoupledPrompts, IndependentPrompts
+from apd.clip.text import ClassPrompts, encode_text
+from apd.clip.visual import encode_image
+
+__all__ = [
+    "ClassPrompts",
+    "CoupledPrompts",
+    "IndependentPrompts",
+    "PromptedCLIP",
+    "build_prompted_clip",
+    "encode_image",
+    "encode_text",
+    "load_clip",
+]

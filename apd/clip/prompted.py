@@ -1,0 +1,144 @@
+"""A frozen CLIP with learned prompts: the model that every method here trains and attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.clip.prompts import (
+    CoupledPrompts,
+    IndependentPrompts,
+    init_text,
+    init_visual,
+    visual_width,
+    words_of,
+)
+from apd.clip.text import ClassPrompts, encode_text
+from apd.clip.visual import encode_image
+
+# OpenAI's preprocessing constants, for images in [0, 1]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class PromptedCLIP(nn.Module):
+    """CLIP classifying images in [0, 1] by prompted class names; only prompts are trained.
+
+    Normalisation by CLIP's mean and std is inside, so attacks act in pixel space through the
+    whole model. With no context vectors it equals CLIP's ``encode_image`` and ``encode_text``.
+
+    Args:
+        clip_model: a ``clip.model.CLIP``; frozen here.
+        class_prompts: the classes' token sequences.
+        prompt_learner: gives ``text_contexts()`` and ``visual_contexts()``.
+        text_chunk: see ``encode_text``.
+    """
+
+    def __init__(
+        self,
+        clip_model: nn.Module,
+        class_prompts: ClassPrompts,
+        prompt_learner: IndependentPrompts | CoupledPrompts,
+        text_chunk: int = 0,
+    ):
+        super().__init__()
+        self.clip = clip_model.requires_grad_(False)
+        self.class_prompts = class_prompts
+        self.prompt_learner = prompt_learner
+        self.text_chunk = text_chunk
+        weight = clip_model.positional_embedding
+        for name, values in (("mean", MEAN), ("std", STD)):
+            value = torch.tensor(values, device=weight.device, dtype=weight.dtype)
+            self.register_buffer(name, value.view(3, 1, 1), persistent=False)
+        self._fixed_text: Tensor | None = None
+
+    def text_features(self) -> Tensor:
+        """(C, embed_dim), unit length. Run it once per step, never inside an attack."""
+        contexts = self.prompt_learner.text_contexts()
+        if contexts:
+            return self._encode_text(contexts)
+        if self._fixed_text is None or self._fixed_text.device != self.mean.device:
+            with torch.no_grad():  # hand-written prompts never change
+                self._fixed_text = self._encode_text(())
+        return self._fixed_text
+
+    def _encode_text(self, contexts: Sequence[Tensor]) -> Tensor:
+        features = encode_text(self.clip, self.class_prompts, contexts, chunk=self.text_chunk)
+        return F.normalize(features, dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, embed_dim), unit length, of images (B, 3, R, R) in [0, 1]."""
+        images = (images - self.mean) / self.std
+        contexts = self.prompt_learner.visual_contexts()
+        return F.normalize(encode_image(self.clip.visual, images, contexts), dim=-1)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, C): cosine similarity times CLIP's temperature."""
+        return self.clip.logit_scale.exp() * image_features @ text_features.t()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C) logits of images (B, 3, R, R) in [0, 1]."""
+        return self.logits(self.image_features(images), self.text_features())
+
+    def train(self, mode: bool = True) -> PromptedCLIP:
+        """As ``nn.Module.train``, but CLIP stays in eval mode (its ResNets have batch norm)."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    @property
+    def modality(self) -> str:
+        """What the prompts prompt: "none", "text", "visual" or "text + visual"."""
+        learner = self.prompt_learner
+        contexts = {"text": learner.text_contexts(), "visual": learner.visual_contexts()}
+        return " + ".join(name for name, context in contexts.items() if context) or "none"
+
+
+def build_prompted_clip(
+    clip_model: nn.Module,
+    classnames: Sequence[str],
+    *,
+    n_ctx_text: int = 0,
+    depth_text: int = 1,
+    ctx_init: str = "",
+    class_specific: bool = False,
+    position: str = "end",
+    n_ctx_visual: int = 0,
+    depth_visual: int = 1,
+    coupled: bool = False,
+    template: str = "a photo of a {}.",
+    text_chunk: int = 0,
+) -> PromptedCLIP:
+    """A frozen CLIP with fresh prompts.
+
+    Args:
+        n_ctx_text: context vectors before the class name; 0: the hand-written ``template``.
+        depth_text, depth_visual: how many layers have context vectors of their own.
+        ctx_init: words the first layer's text context starts from.
+        class_specific: one text context per class (CSC).
+        position: of the class name: "end", "middle" or "front".
+        n_ctx_visual: context vectors after the patch tokens; 0: none.
+        coupled: the visual context is projected from the text context (n_ctx_text vectors in
+            depth_text layers; n_ctx_visual is then not used).
+    """
+    if n_ctx_text:
+        words = words_of(n_ctx_text, ctx_init)
+        prompts = ClassPrompts(
+            clip_model, classnames, n_ctx=n_ctx_text, words=words, position=position,
+            class_specific=class_specific,
+        )
+        classes = len(classnames) if class_specific else 0
+        text = init_text(clip_model, n_ctx_text, depth_text, ctx_init, classes)
+    else:
+        before, after = template.split("{}")
+        prompts = ClassPrompts(clip_model, classnames, words=before.strip(), ending=after)
+        text = []
+    if coupled:
+        learner = CoupledPrompts(text, visual_width(clip_model, depth_text))
+    else:
+        visual = init_visual(clip_model, n_ctx_visual, depth_visual) if n_ctx_visual else []
+        learner = IndependentPrompts(text, visual)
+    return PromptedCLIP(clip_model, prompts, learner, text_chunk)

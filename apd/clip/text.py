@@ -1,0 +1,217 @@
+"""CLIP's text encoder with learned context, without the work nobody reads.
+
+CLIP's text transformer is causal and only the end-of-text position is read. So, exactly (same
+features and gradients as the full 77 positions; tests/clip/test_text.py):
+
+* nothing after a class's end-of-text token is computed;
+* the tokens that all classes have in common at the front (start token, unified context, fixed
+  words) are run once, and the classes attend to their keys and values;
+* classes are grouped by length, so that short names do not pay for long ones;
+* in the last block only the end-of-text token is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import torch
+from clip.simple_tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apd.clip.blocks import KeysValues, layer_norm, residual_block
+from apd.errors import UserError
+
+# Groups smaller than this cost more in overhead than their padding would.
+_MIN_GROUP = 64
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> SimpleTokenizer:
+    """OpenAI's byte-pair tokenizer (1 s to build, hence shared)."""
+    return SimpleTokenizer()
+
+
+class ClassPrompts(nn.Module):
+    """The token sequences of C classes, with M open slots for context vectors.
+
+    A prompt is ``<start> context name . <end>``. Its text is tokenised as a whole, as CoOp does;
+    the first ``n_ctx`` tokens of ``words`` are the slots, further words stay fixed (so MaPLe's
+    "a photo of a" with 2 vectors learns two and keeps "of a").
+
+    Args:
+        clip_model: gives the token embeddings.
+        classnames: underscores read as spaces.
+        n_ctx: M, the number of slots; 0 for hand-written prompts.
+        words: the words before the class name, at least n_ctx tokens.
+        ending: what follows the class name.
+        position: of the class name: "end", "middle" (after half of the context) or "front"
+            (CoOp, section 3.2); the latter two with no fixed words.
+        class_specific: the context differs by class (CSC), so classes share the start token only.
+
+    Raises:
+        UserError: a prompt longer than the model's context (77 tokens), by class name.
+    """
+
+    def __init__(
+        self,
+        clip_model: nn.Module,
+        classnames: Sequence[str],
+        *,
+        n_ctx: int = 0,
+        words: str = "",
+        ending: str = ".",
+        position: str = "end",
+        class_specific: bool = False,
+    ):
+        super().__init__()
+        encode = tokenizer().encode
+        start, end = tokenizer().encoder["<|startoftext|>"], tokenizer().encoder["<|endoftext|>"]
+        if n_ctx > len(encode(words)):
+            raise ValueError(f"{n_ctx} context slots do not fit the {len(encode(words))} words")
+        sequences, slots = [], []
+        for name in (name.replace("_", " ") for name in classnames):
+            tokens = encode(f"{words} {name}{ending}")
+            context, rest = tokens[:n_ctx], tokens[n_ctx:]
+            before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+            cut = 0 if position == "end" else len(encode(name))
+            sequences.append(
+                [start, *context[:before], *rest[:cut], *context[before:], *rest[cut:], end]
+            )
+            slots.append([1 + m + (cut if m >= before else 0) for m in range(n_ctx)])
+            if len(sequences[-1]) > clip_model.context_length:
+                raise UserError(
+                    f'the prompt of class "{name}" has {len(sequences[-1])} tokens, CLIP reads '
+                    f"{clip_model.context_length}: use fewer context tokens or a shorter name"
+                )
+        length = max(map(len, sequences))
+        ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in sequences])
+        slots = torch.tensor(slots, dtype=torch.long).reshape(len(ids), n_ctx)
+        eot = torch.tensor([len(tokens) - 1 for tokens in sequences])
+
+        # the common front ends before the first position that differs, and before any end token
+        same = (ids == ids[0]).all(0)
+        same[int(eot.min()) :] = False
+        if class_specific:
+            same[slots] = False
+        else:  # a slot is common only where every class has the same slot
+            differing = (slots != slots[0]).any(0)
+            same[slots[:, differing]] = False
+        self.prefix = int(same.long().cumprod(0).sum())
+        self.prefix_slots = int((slots[0] < self.prefix).sum())
+
+        device = clip_model.token_embedding.weight.device
+        with torch.no_grad():
+            embedding = clip_model.token_embedding(ids.to(device))
+        # not in any checkpoint: they belong to the class names at hand, not to the prompts
+        buffer = partial(self.register_buffer, persistent=False)
+        buffer("embedding", embedding)
+        buffer("slots", slots.to(device))
+        buffer("eot", eot.to(device))
+        self._groups: dict = {}
+
+    def groups(self, chunk: int = 0) -> list[tuple[Tensor, int]]:
+        """Classes grouped by similar length, no more than ``chunk`` together (0: no bound).
+
+        Returns:
+            Pairs of class indices and the number of positions that these classes need.
+        """
+        key = (chunk, self.eot.device)
+        if key not in self._groups:  # asked for at every step, and each look waits for the GPU
+            eot = self.eot.tolist()
+            groups: list[list[int]] = [[]]
+            for c in sorted(range(len(eot)), key=eot.__getitem__):
+                group = groups[-1]
+                longer = group and eot[c] > eot[group[-1]]
+                if (longer and len(group) >= _MIN_GROUP) or (chunk and len(group) == chunk):
+                    groups.append(group := [])
+                group.append(c)
+            self._groups[key] = [
+                (torch.tensor(group, device=self.eot.device), eot[group[-1]] + 1)
+                for group in groups
+            ]
+        return self._groups[key]
+
+
+def encode_text(
+    clip_model: nn.Module,
+    prompts: ClassPrompts,
+    contexts: Sequence[Tensor] = (),
+    *,
+    chunk: int = 0,
+) -> Tensor:
+    """Text features of all classes, not normalised.
+
+    Args:
+        prompts: the token sequences of C classes, with M slots.
+        contexts: J tensors (M, D), or (C, M, D) when class-specific: ``contexts[0]`` fills the
+            slots of the embedded prompt, ``contexts[i]`` replaces them before block i.
+        chunk: run at most so many classes at a time and recompute them in the backward pass, so
+            that memory does not grow with C (0: all at once, no recomputation).
+
+    Returns:
+        (C, embed_dim).
+    """
+    blocks = clip_model.transformer.resblocks
+    positions = clip_model.positional_embedding
+    front = prompts.prefix_slots
+
+    x = prompts.embedding[:1, : prompts.prefix]
+    past: list[KeysValues] = []
+    for i, block in enumerate(blocks):
+        if i < len(contexts) and front:
+            x = fill(x, contexts[i][:front], prompts.slots[:1, :front])
+        if i == 0:
+            x = x + positions[: prompts.prefix].to(x.dtype)
+        x, keys_values = residual_block(block, x, causal=True)
+        past.append(keys_values)
+
+    groups = prompts.groups(chunk)
+    run = _encode_rest
+    if chunk and torch.is_grad_enabled():
+        run = partial(checkpoint, _encode_rest, use_reentrant=False)
+    features = [run(clip_model, prompts, contexts, past, *group) for group in groups]
+    return torch.cat(features)[torch.cat([group for group, _ in groups]).argsort()]
+
+
+def _encode_rest(
+    clip_model: nn.Module,
+    prompts: ClassPrompts,
+    contexts: Sequence[Tensor],
+    past: Sequence[KeysValues],
+    group: Tensor,
+    end: int,
+) -> Tensor:
+    """What follows the common front up to ``end``, for the classes of ``group``:
+    (len(group), embed_dim)."""
+    blocks = clip_model.transformer.resblocks
+    start, front = prompts.prefix, prompts.prefix_slots
+    eot = prompts.eot[group] - start
+    length = end - start
+    slots = prompts.slots[group, front:] - start
+    causal = torch.ones(length, start + length, dtype=torch.bool, device=eot.device).tril(start)
+    rows = torch.arange(len(group), device=eot.device)
+
+    def end_of_text(tokens: Tensor) -> Tensor:
+        return tokens[rows, eot].unsqueeze(1)
+
+    x = prompts.embedding[group, start:end]
+    for i, (block, keys_values) in enumerate(zip(blocks, past)):
+        if i < len(contexts) and slots.shape[1]:
+            context = contexts[i]
+            x = fill(x, context[group][:, front:] if context.dim() == 3 else context[front:], slots)
+        if i == 0:
+            x = x + clip_model.positional_embedding[start:end].to(x.dtype)
+        if i < len(blocks) - 1:
+            x, _ = residual_block(block, x, past=keys_values, mask=causal)
+        else:
+            mask = causal[eot][:, None, None]
+            x, _ = residual_block(block, x, past=keys_values, mask=mask, select=end_of_text)
+    return layer_norm(clip_model.ln_final, x[:, 0]) @ clip_model.text_projection
+
+
+def fill(x: Tensor, context: Tensor, slots: Tensor) -> Tensor:
+    """Put ``context`` (M, D) or (N, M, D) at the positions ``slots`` (N, M) of x (N, L, D)."""
+    index = slots.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    return x.scatter(1, index, context.to(x.dtype).expand_as(index))

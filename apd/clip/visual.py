@@ -1,0 +1,64 @@
+"""CLIP's image encoder with visual prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from apd.clip.blocks import layer_norm, residual_block
+from apd.errors import UserError
+
+NEEDS_VIT = (
+    "visual prompts need a ViT backbone, this one is a ResNet: "
+    "choose a text-prompt trainer (CoOp, APT) or a ViT"
+)
+
+
+def is_vit(visual: nn.Module) -> bool:
+    """Whether a ``clip.model`` image encoder is a ViT (else a ModifiedResNet)."""
+    return hasattr(visual, "class_embedding")
+
+
+def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
+    """Image features, not normalised: ``clip.model``'s own when there are no prompts.
+
+    Args:
+        visual: ``clip_model.visual``.
+        images: (B, 3, R, R), already normalised by CLIP's mean and std.
+        contexts: J tensors (M, D): ``contexts[0]`` is appended to the patch tokens (after the
+            positional embedding, before ``ln_pre``), ``contexts[i]`` takes its place before
+            block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement).
+
+    Returns:
+        (B, embed_dim).
+
+    Raises:
+        UserError: prompts on a ResNet, which has no token sequence to append them to.
+    """
+    images = images.to(visual.conv1.weight.dtype)
+    if not is_vit(visual):
+        if len(contexts):
+            raise UserError(NEEDS_VIT)
+        return visual(images)
+    x = visual.conv1(images).flatten(2).transpose(1, 2)
+    class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
+    length = x.shape[1]
+    if len(contexts):
+        x = append(x, contexts[0])
+    x = layer_norm(visual.ln_pre, x)
+    blocks = visual.transformer.resblocks
+    for i, block in enumerate(blocks):
+        if 0 < i < len(contexts):
+            x = append(x[:, :length], contexts[i])
+        # after the last block only the class token is read
+        select = (lambda tokens: tokens[:, :1]) if i == len(blocks) - 1 else None
+        x, _ = residual_block(block, x, select=select)
+    return layer_norm(visual.ln_post, x[:, 0]) @ visual.proj
+
+
+def append(tokens: Tensor, context: Tensor) -> Tensor:
+    """(B, L, D) and (M, D) to (B, L + M, D)."""
+    return torch.cat([tokens, context.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)

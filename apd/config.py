@@ -1,0 +1,112 @@
+"""The configuration keys of these trainers, beside CoOp's and MaPLe's own.
+
+[P] marks a published setting, [O] our choice where no source that we can read fixes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from yacs.config import CfgNode
+
+# eps and alpha are in units of 1/255. They have no default: a result must state its threat model.
+_ATTACK = {
+    "EPS": None,  # radius of the ball
+    "ALPHA": None,  # step size
+    "NORM": "linf",  # or l2
+    "RESTARTS": 1,
+}
+
+# CoOp's, MaPLe's and MAPT's keys keep their names, so that users' configs work.
+_PREC = {"PREC": "fp32"}  # fp32 or amp (fp16 runs as amp); attacks are in fp32 always
+_COOP = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "CLASS_TOKEN_POSITION": "end", **_PREC}
+_VPT = {"N_CTX_VISION": 2, "PROMPT_DEPTH_VISION": 9, "CTX_INIT": "a photo of a", **_PREC}
+_IVLP = {**_VPT, "N_CTX_TEXT": 2, "PROMPT_DEPTH_TEXT": 9}
+_MAPLE = {"N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a", **_PREC}
+
+_APD = {
+    **_IVLP,  # prompts as MAPT's, the authors' later work [O]
+    "COUPLED": False,  # True: MaPLe's text-to-vision projection [O: independent]
+    "ATTACK_LOSS": "ce",  # or kl: move the student away from the teacher [O: ce]
+    "LAMBDA_CE": 0.5,  # cross-entropy on adversarial images [O]
+    "LAMBDA_KD": 0.5,  # distillation from the teacher's clean logits [O]
+    "LAMBDA_NAT": 0.0,  # cross-entropy on clean images [O]
+    "LAMBDA_IMG": 0.0,  # image features towards the teacher's [O]
+    "LAMBDA_TXT": 0.0,  # text features towards the teacher's [O]
+    "TAU": 1.0,  # temperature of the distillation [O]
+    "BETA": 0.0,  # the student's feedback to an online teacher [O]
+    "TEACHER": {
+        "MODE": "online",  # online, offline, frozen or checkpoint
+        "BACKBONE": "",  # another CLIP than the student's
+        "PATH": "",  # MODE checkpoint: the folder of an IVLP run
+    },
+}
+
+_KEYS = {
+    "DATASET": {
+        "SUBSAMPLE_CLASSES": "all",  # all, base or new
+        "FOLDER": {"DIR": ""},  # of the dataset Folder, below DATASET.ROOT
+    },
+    "AT": {
+        # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
+        "TRAIN": {**_ATTACK, "STEPS": 2, "AT_LOSS_TYPE": "adv_full"},
+        # LAST_ITERATE: count the last iterate, as the papers do, not the worst one
+        "TEST": {**_ATTACK, "STEPS": 100, "LAST_ITERATE": False},
+    },
+    "TRAINER": {
+        "PROMPT": {
+            # classes per text pass, recomputed in the backward pass; 0: all at once
+            "TEXT_CHUNK": 0,
+        },
+        "COOP": _COOP,  # CoOp and APT
+        "VPT": _VPT,
+        "IVLP": _IVLP,
+        "MAPLE": _MAPLE,
+        "AdvVPT": _VPT,
+        "AdvIVLP": _IVLP,
+        "AdvMaPLe": _MAPLE,
+        "APD": _APD,
+    },
+}
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add the keys of these trainers to a Dassl config, in place; keys it has keep their values."""
+    _add(cfg, _KEYS)
+
+
+def _add(node: CfgNode, keys: dict) -> None:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            _add(node.setdefault(key, CfgNode()), value)
+        else:
+            node.setdefault(key, value)
+
+
+# Keys that cannot change a result.
+_HARMLESS = {
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+}
+
+
+def differences(config: dict, other: dict) -> list[str]:
+    """What in ``other`` could give another result than ``config``, as "KEY: value, was other"."""
+    ours, theirs = dict(_flat(config)), dict(_flat(other))
+    return [
+        f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in _HARMLESS and ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:  # YAML and JSON have no tuples
+            yield prefix + key, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,226 @@
+"""Train or evaluate one method on one dataset, with CoOp's command line.
+
+    python train.py --root DATA --seed 1 --trainer APD \\
+        --dataset-config-file configs/datasets/caltech101.yaml \\
+        --config-file configs/trainers/APD/vit_b32.yaml \\
+        --output-dir output/caltech101/APD/vit_b32_16shots/seed1 DATASET.NUM_SHOTS 16
+
+Exit codes: 0 done (or done before), 1 the loss is not finite, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+import apd
+from apd.config import differences
+from apd.errors import NonFiniteLoss, UserError
+from apd.host import (
+    DATASET_REGISTRY,
+    HOST,
+    HOST_VERSION,
+    TRAINER_REGISTRY,
+    build_trainer,
+    collect_env_info,
+    get_cfg_default,
+    set_random_seed,
+    setup_logger,
+)
+from apd.results import is_complete, read_results
+
+CONFIGS = Path(apd.__path__[-1]) / "configs"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """CoOp's flags; everything after them is KEY VALUE pairs of the config."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", default="", help="folder that holds the datasets")
+    add("--output-dir", default="", help="folder for this run")
+    add("--resume", default="", help="folder of a run to continue (default: --output-dir)")
+    add("--seed", type=int, default=-1, help="0 or more fixes it")
+    add("--source-domains", nargs="+", help="source domains, for domain generalisation")
+    add("--target-domains", nargs="+", help="target domains")
+    add("--transforms", nargs="+", help="data augmentations")
+    add("--config-file", default="", help="config of the method")
+    add("--dataset-config-file", default="", help="config of the dataset")
+    add("--trainer", default="", help="method, by its trainer name")
+    add("--backbone", default="", help="CLIP: an OpenAI name, a local file, or mini")
+    add("--head", default="", help="not used by prompt learning")
+    add("--eval-only", action="store_true", help="evaluate the prompts in --model-dir")
+    add("--model-dir", default="", help="folder of the run to evaluate")
+    add("--load-epoch", type=int, help="its epoch (default: the best, or else the last)")
+    add("--no-train", action="store_true", help="build everything, train nothing")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set")
+    return parser.parse_args(argv)
+
+
+def setup_cfg(args: argparse.Namespace):
+    """The run's config: defaults, dataset file, method file, flags, KEY VALUE pairs, in this order.
+
+    Raises:
+        UserError: missing file, unknown key or value of the wrong type.
+    """
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+    for path in filter(None, (args.dataset_config_file, args.config_file)):
+        try:
+            cfg.merge_from_file(_find_config(path))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: {_message(error)}") from error
+    flags = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    options = [item for key, value in flags.items() if value for item in (key, value)]
+    if args.seed >= 0:
+        options += ["SEED", args.seed]
+    try:
+        cfg.merge_from_list(options + _floats_where_due(cfg, args.opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"command line: {_message(error)}") from error
+    cfg.freeze()
+    _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
+    _check_name("dataset", cfg.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY)
+    return cfg
+
+
+def _find_config(path: str) -> str:
+    """``path``, or the file that the package ships under that name (configs/...)."""
+    shipped = CONFIGS.parent / path
+    if Path(path).is_file():
+        return path
+    if shipped.is_file() and CONFIGS in shipped.resolve().parents:
+        return str(shipped)
+    raise UserError(f"no config file {path}")
+
+
+def _floats_where_due(cfg, opts: list[str]) -> list[str]:
+    """yacs takes no 1 for 1.0."""
+    opts = list(opts)
+    for i in range(0, len(opts) - 1, 2):
+        node = cfg
+        for part in opts[i].split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, float) and opts[i + 1].lstrip("+-").isdigit():
+            opts[i + 1] += ".0"
+    return opts
+
+
+def _check_name(kind: str, name: str, where: str, registry) -> None:
+    names = registry.registered_names()
+    if name not in names:
+        lower = {known.lower(): known for known in names}
+        near = [lower[n] for n in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
+        raise UserError(
+            f'unknown {kind} "{name}" ({where}); '
+            f"{'did you mean' if near else 'there are'} {', '.join(near or sorted(names))}?"
+        )
+
+
+def _message(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+class _Tee(io.StringIO):
+    """Keeps what is printed before the log file exists, and shows it."""
+
+    def write(self, text: str) -> int:
+        sys.__stdout__.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        sys.__stdout__.flush()
+
+
+def finished(cfg, prompts_from: dict | None) -> bool:
+    """Whether OUTPUT_DIR holds the results of this very run.
+
+    Raises:
+        UserError: it holds those of another one.
+    """
+    if not is_complete(cfg.OUTPUT_DIR):
+        return False
+    results = read_results(cfg.OUTPUT_DIR)
+    changed = differences(yaml.safe_load(cfg.dump()), results["config"])
+    if results["prompts_from"] != prompts_from:
+        changed.append(f"prompts from {prompts_from}, was {results['prompts_from']}")
+    if changed:
+        raise UserError(
+            f"{cfg.OUTPUT_DIR} holds the results of another run ({'; '.join(changed)}): "
+            "choose another --output-dir"
+        )
+    return True
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = setup_cfg(args)
+    prompts_from = None
+    if args.eval_only:
+        prompts_from = {"model_dir": args.model_dir, "epoch": args.load_epoch}
+    # an evaluation without a folder of its own is only printed
+    keep = bool(args.output_dir) or not args.eval_only
+    if keep and finished(cfg, prompts_from):
+        print(f"{cfg.OUTPUT_DIR} is finished: kept as it is")
+        return
+    # Everything that can be wrong is found before the output folder is touched.
+    with contextlib.redirect_stdout(_Tee()) as early:
+        if cfg.SEED >= 0:
+            print(f"Setting fixed seed: {cfg.SEED}")
+            set_random_seed(cfg.SEED)
+        print(cfg)
+        print(collect_env_info())
+        print(f"host: {HOST} {HOST_VERSION}")
+        trainer = build_trainer(cfg)
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        elif not args.no_train:
+            trainer.resume_model_if_exist(cfg.RESUME or cfg.OUTPUT_DIR)
+    if args.no_train and not args.eval_only:
+        return
+    trainer.keep_results, trainer.prompts_from = keep, prompts_from
+    if keep:
+        setup_logger(cfg.OUTPUT_DIR)
+        sys.stdout.file.write(early.getvalue())
+    if args.eval_only:
+        trainer.test()
+    else:
+        trainer.train()
+
+
+def main(argv: list[str] | None = None) -> int:
+    apd.register()
+    try:
+        run(parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues this run", file=sys.stderr)
+        return 130
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

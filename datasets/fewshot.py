@@ -1,0 +1,154 @@
+"""The few-shot draw and the base/new split that every data set shares."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+from apd.errors import UserError
+from apd.host import DatasetBase, Datum
+
+
+class FewShotDataset(DatasetBase):
+    """Whole splits in, one run's splits out.
+
+    ``cfg.DATASET.NUM_SHOTS`` images a class are drawn from ``train`` and then ``min(shots, 4)``
+    from ``val``, all of them below 1; then ``cfg.DATASET.SUBSAMPLE_CLASSES`` keeps all classes,
+    the base or the new ones. Both as Dassl and CoOp (Zhou et al. 2022) do: the same images for
+    the same ``cfg.SEED``.
+
+    Args:
+        cfg: the run's config.
+        train, val, test: lists of ``Datum``. Labels run from 0 to C-1 and each has images in
+            ``train``; ``val`` may be empty.
+
+    Raises:
+        UserError: labels with gaps, a label with two names, classes in val or test that training
+            lacks, no training or test images left.
+    """
+
+    def __init__(
+        self, cfg, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]
+    ) -> None:
+        source, shots = type(self).__name__, cfg.DATASET.NUM_SHOTS
+        _check(source, train, val, test)
+        if shots >= 1:
+            _warn_of_shortage(source, train, shots)
+            # CoOp draws right after it has seeded everything. A state of our own gives the same
+            # draw whatever ran before, and leaves the others' state alone.
+            with _seeded(cfg.SEED):
+                train = self.generate_fewshot_dataset(train, num_shots=shots)
+                val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
+        train, val, test = subsample_classes(
+            train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES
+        )
+        if not train or not test:
+            raise UserError(
+                f"{source}: DATASET.SUBSAMPLE_CLASSES {cfg.DATASET.SUBSAMPLE_CLASSES} leaves no "
+                "training or no test images: use all"
+            )
+        super().__init__(train_x=train, val=val, test=test)
+
+
+def data_root(cfg, must_exist: bool = True) -> Path:
+    """Return the absolute path of ``cfg.DATASET.ROOT``, or raise UserError if it is missing."""
+    if not cfg.DATASET.ROOT:
+        raise UserError(f"{cfg.DATASET.NAME}: no data root: give it with --root DATA")
+    root = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
+    if must_exist and not root.is_dir():
+        raise UserError(
+            f"{cfg.DATASET.NAME}: there is no folder {root}: point --root at your data root"
+        )
+    return root
+
+
+def subsample_classes(*splits: Sequence[Datum], subsample: str) -> Sequence[Sequence[Datum]]:
+    """Keep "all" classes of the first split, its "base" half (rounded up) or the "new" one.
+
+    Classes that are kept are numbered from 0 again.
+    """
+    if subsample not in ("all", "base", "new"):
+        raise UserError(
+            f"DATASET.SUBSAMPLE_CLASSES is '{subsample}': it must be all, base or new"
+        )
+    if subsample == "all":
+        return splits
+    labels = sorted({item.label for item in splits[0]})
+    half = (len(labels) + 1) // 2
+    kept = labels[:half] if subsample == "base" else labels[half:]
+    renumbered = {label: i for i, label in enumerate(kept)}
+    return [
+        [
+            Datum(item.impath, renumbered[item.label], item.domain, item.classname)
+            for item in split
+            if item.label in renumbered
+        ]
+        for split in splits
+    ]
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Join names for a message of one line; beyond ``most`` of them, say how many more."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Run the body on a ``random`` seeded afresh (its present state for a negative seed)."""
+    if seed < 0:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _check(
+    source: str, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]
+) -> None:
+    if not train or not test:
+        raise UserError(f"{source}: no images for {'training' if not train else 'the test'}")
+    names: dict[int, str] = {}
+    for item in train:
+        if names.setdefault(item.label, item.classname) != item.classname:
+            raise UserError(
+                f"{source}: label {item.label} has two class names, '{names[item.label]}' and "
+                f"'{item.classname}': give each class a label of its own"
+            )
+    amiss = sorted(names.keys() ^ set(range(len(names))))
+    if amiss:
+        raise UserError(
+            f"{source}: labels must run from 0 to {len(names) - 1} for {len(names)} classes with "
+            f"training images; look at label {listed(map(str, amiss))}"
+        )
+    unknown = {
+        item.classname for item in chain(val, test) if names.get(item.label) != item.classname
+    }
+    if unknown:
+        raise UserError(
+            f"{source}: val or test has classes that training lacks, or under another label: "
+            f"{listed(sorted(unknown))}"
+        )
+    # No error: ImageNet as published names two pairs of classes alike. As a prompt reads them.
+    read = Counter(name.replace("_", " ").lower() for name in names.values())
+    alike = sorted(name for name, count in read.items() if count > 1)
+    if alike:
+        print(f"warning: {source}: several classes are called {listed(alike)}: same prompt for all")
+
+
+def _warn_of_shortage(source: str, train: Sequence[Datum], shots: int) -> None:
+    counts = Counter(item.classname for item in train)
+    short = [f"{name} ({count})" for name, count in counts.items() if count < shots]
+    if short:
+        print(f"warning: {source}: fewer than {shots} training images, all are used: "
+              f"{listed(short)}")

@@ -1,0 +1,97 @@
+"""Any images, sorted into one folder a class."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+from apd.datasets.fewshot import FewShotDataset, data_root, listed
+from apd.errors import UserError
+from apd.host import DATASET_REGISTRY, Datum, register
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
+TRAIN, VAL = 0.5, 0.2  # of a class in a tree without a split, as CoOp has it for such trees
+SPLIT_SEED = 0  # not cfg.SEED: every run has the same test set
+LAYOUTS = "expected train/<class>/* and test/<class>/* (val/ optional), or <class>/*"
+
+
+@register(DATASET_REGISTRY)
+class Folder(FewShotDataset):
+    """Images under ``ROOT/DATASET.FOLDER.DIR``, one folder a class, which names the class.
+
+    Either ``train/<class>/*``, ``test/<class>/*`` and, if there is one, ``val/<class>/*``; or one
+    tree ``<class>/*``, which is split 50/20/30 within each class: its file names are sorted,
+    shuffled by ``random.Random(0)``, and the first round(0.5 n) are for training, the next
+    round(0.2 n) for validation, the others for the test. Classes are numbered in sorted order.
+
+    Raises:
+        UserError: no such folder, a class without images, too few images to split, a class in
+            val or test that training lacks.
+    """
+
+    def __init__(self, cfg) -> None:
+        folder = data_root(cfg) / cfg.DATASET.FOLDER.DIR
+        if (folder / "train").is_dir() or (folder / "test").is_dir():
+            train, test = _images(folder / "train"), _images(folder / "test")
+            val = _images(folder / "val") if (folder / "val").is_dir() else {}
+        else:
+            train, val, test = _split(_images(folder))
+        unknown = sorted((val.keys() | test.keys()) - train.keys())
+        if unknown:
+            raise UserError(
+                f"Folder: classes in val or test that {folder / 'train'} lacks: {listed(unknown)}"
+            )
+        labels = {name: label for label, name in enumerate(train)}
+        super().__init__(cfg, *(
+            [
+                Datum(impath=path, label=labels[name], classname=name)
+                for name, paths in split.items()
+                for path in paths
+            ]
+            for split in (train, val, test)
+        ))
+
+
+def _images(folder: Path) -> dict[str, list[str]]:
+    """Return the image paths of each class, both sorted: a file system has an order of its own."""
+    if not folder.is_dir():
+        raise UserError(f"Folder: there is no folder {folder}: {LAYOUTS}")
+    classes = {
+        name: sorted(
+            file.path
+            for file in os.scandir(folder / name)
+            if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+        )
+        for name in sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+    }
+    if not classes:
+        raise UserError(f"Folder: no class folders in {folder}: {LAYOUTS}")
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise UserError(
+            f"Folder: class folders without images in {folder}: {listed(empty)}; add images "
+            f"({', '.join(SUFFIXES)}) or remove them"
+        )
+    return classes
+
+
+def _split(classes: dict[str, list[str]]) -> tuple[dict[str, list[str]], ...]:
+    few = [f"{name} ({len(paths)})" for name, paths in classes.items() if len(paths) < 4]
+    if few:
+        raise UserError(
+            f"Folder: a class needs 4 images to be split into train, val and test: {listed(few)}"
+        )
+    train, val, test = {}, {}, {}
+    for name, paths in classes.items():
+        shuffled = list(paths)
+        random.Random(SPLIT_SEED).shuffle(shuffled)
+        first, second = round(TRAIN * len(paths)), round(VAL * len(paths))
+        train[name] = shuffled[:first]
+        val[name] = shuffled[first:first + second]
+        test[name] = shuffled[first + second:]
+    return train, val, test

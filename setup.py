@@ -1,0 +1,55 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "apd/__init__.py").read_text()).group(1)
+
+setup(
+    name="apd-clip",
+    version=VERSION,
+    description="Adversarially robust prompt learning of CLIP: a plugin for Dassl / CoOp",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    # Everything importable lives under one name, so that an installation never collides with a
+    # CoOp checkout's own trainers/ and datasets/, nor with Hugging Face's datasets.
+    package_dir={
+        "apd": "apd",
+        "apd.trainers": "trainers",
+        "apd.datasets": "datasets",
+        "apd.configs": "configs",
+    },
+    packages=[
+        *find_packages(include=["apd", "apd.*"]),
+        "apd.trainers",
+        "apd.datasets",
+        "apd.configs",
+    ],
+    package_data={"apd": ["assets/*"], "apd.configs": ["**/*.yaml"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "openai-clip>=1.0.1",
+        "setuptools<82",  # openai-clip imports pkg_resources, which setuptools 82 dropped
+        "ftfy",
+        "regex",
+        "yacs>=0.1.8",
+        "tabulate>=0.9",
+        "tqdm>=4.60",
+        "numpy>=1.23",
+        "pillow>=9.1",
+        "scikit-learn>=1.2",
+        "torchattacks>=3.5",
+        "matplotlib>=3.6",
+    ],
+    extras_require={"test": ["pytest>=7", "hypothesis>=6"]},
+    entry_points={
+        "console_scripts": [
+            "apd-train = apd.train:main",
+            "apd-table = apd.results.table:main",
+        ]
+    },
+)

@@ -1,0 +1,44 @@
+"""The adversarial training loop, once for all methods."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apd.attacks import pgd
+
+
+class AdversarialTraining:
+    """Mixin before a ``PromptTrainer``: the same prompts, trained on attacked images.
+
+    Madry 2018: minimise CE(z(x'), y) with x' from PGD on the current prompts. Which images of a
+    batch are attacked is AT.TRAIN.AT_LOSS_TYPE, as in MAPT: all (adv_full), the second half
+    (adv_half), none (clean).
+    """
+
+    adversarial = True
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        text = self.model.text_features()
+        attacked = {"adv_full": 0, "adv_half": len(images) // 2, "clean": len(images)}
+        first = attacked[self.cfg.AT.TRAIN.AT_LOSS_TYPE]
+        adversarial = self.attack(images[first:], labels[first:], text)
+        images = torch.cat([images[:first], adversarial])
+        logits = self.model.logits(self.model.image_features(images), text)
+        return {"loss": F.cross_entropy(logits, labels)}
+
+    def attack(
+        self, images: Tensor, labels: Tensor, text: Tensor, reference: Tensor | None = None
+    ) -> Tensor:
+        """PGD in float32 on the current prompts; ``text`` features are computed once for it.
+
+        ``reference``: logits that a "kl" attack moves away from.
+        """
+        text = text.detach().float()
+
+        def logits(images: Tensor) -> Tensor:
+            return self.model.logits(self.model.image_features(images), text)
+
+        with torch.autocast(self.device.type, enabled=False):
+            return pgd(logits, images, labels, self.train_threat, reference=reference)

@@ -1,0 +1,136 @@
+"""APD: Adversarial Prompt Distillation (Luo 2024, arXiv 2411.15244).
+
+A student learns text and visual prompts on attacked images, and distils from a clean, non-robust
+teacher CLIP that sees the clean images only. Online, the teacher carries bimodal prompts of its
+own, trained in the same loop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apd.clip import PromptedCLIP
+from apd.distill import feature_alignment, kl_distillation
+from apd.errors import UserError
+from apd.host import TRAINER_REGISTRY, register, set_random_seed
+from apd.trainers.adversarial import AdversarialTraining
+from apd.trainers.ivlp import IVLP
+
+MODES = ("online", "offline", "frozen", "checkpoint")
+
+
+@register(TRAINER_REGISTRY)
+class APD(AdversarialTraining, IVLP):
+    """Bimodal adversarial prompts, distilled from a clean teacher."""
+
+    section = "APD"
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        o, student, teacher = self.options, self.model, self.teacher
+
+        # the teacher, on clean images
+        with torch.set_grad_enabled(o.TEACHER.MODE == "online"):
+            teacher_text = teacher.text_features()
+            teacher_image = teacher.image_features(self.for_teacher(images))
+            teacher_logits = teacher.logits(teacher_image, teacher_text)
+
+        # 1. attack the student
+        text = student.text_features()
+        adversarial = self.attack(images, labels, text, reference=teacher_logits.detach())
+        image = student.image_features(adversarial)
+        logits = student.logits(image, text)
+
+        # 2. the teacher's loss
+        teacher_loss = teacher_logits.new_zeros(())
+        if o.TEACHER.MODE == "online":
+            teacher_loss = F.cross_entropy(teacher_logits, labels)
+            if o.BETA:
+                teacher_loss = teacher_loss + o.BETA * kl_distillation(teacher_logits, logits, o.TAU)
+
+        # 3. the student's loss; terms of weight 0 cost nothing
+        loss = o.LAMBDA_CE * F.cross_entropy(logits, labels)
+        loss = loss + o.LAMBDA_KD * kl_distillation(logits, teacher_logits, o.TAU)
+        if o.LAMBDA_NAT:
+            clean = student.logits(student.image_features(images), text)
+            loss = loss + o.LAMBDA_NAT * F.cross_entropy(clean, labels)
+        if o.LAMBDA_IMG:
+            loss = loss + o.LAMBDA_IMG * feature_alignment(image, teacher_image)
+        if o.LAMBDA_TXT:
+            loss = loss + o.LAMBDA_TXT * feature_alignment(text, teacher_text)
+
+        # 4. each loss reaches its own prompts only, so one backward pass serves both optimisers
+        return {"loss": loss + teacher_loss, "student": loss, "teacher": teacher_loss}
+
+    def prompts(self) -> dict:
+        prompts = super().prompts()
+        if self.options.COUPLED:
+            prompts = {k: v for k, v in prompts.items() if "visual" not in k} | {"coupled": True}
+        return prompts
+
+    def build_model(self) -> None:
+        super().build_model()
+        options = self.options
+        self.teacher = self.build_teacher(options.TEACHER)
+        width, teacher_width = (
+            model.clip.text_projection.shape[1] for model in (self.model, self.teacher)
+        )
+        if (options.LAMBDA_IMG or options.LAMBDA_TXT) and width != teacher_width:
+            raise UserError(
+                f"TRAINER.APD.LAMBDA_IMG and LAMBDA_TXT compare features of equal width, student "
+                f"has {width}, teacher {teacher_width}: set both to 0 or choose another teacher"
+            )
+
+    def build_teacher(self, options) -> PromptedCLIP:
+        """The clean teacher, of TEACHER.MODE; its own backbone where TEACHER.BACKBONE names one."""
+        if options.MODE not in MODES:
+            raise UserError(f"TRAINER.APD.TEACHER.MODE is {options.MODE}: use {', '.join(MODES)}")
+        clip_model = self.load_clip(options.BACKBONE) if options.BACKBONE else self.clip_model
+        if options.MODE == "frozen":
+            return self.build_prompted_clip(clip_model)
+        teacher = self.build_prompted_clip(clip_model, **super().prompts())
+        if options.MODE == "online":
+            self.add_model("teacher", teacher.prompt_learner)
+        else:
+            teacher.requires_grad_(False)
+        if options.MODE == "checkpoint":
+            self.load_teacher(teacher, options.PATH)
+        return teacher
+
+    def load_teacher(self, teacher: PromptedCLIP, folder: str) -> None:
+        self.load_prompts(teacher.prompt_learner, Path(folder) / "prompt_learner", method="IVLP")
+
+    def before_train(self) -> None:
+        if self.options.TEACHER.MODE == "offline":
+            self.load_teacher(self.teacher, self.tune_teacher())
+        super().before_train()
+
+    def tune_teacher(self) -> str:
+        """TEACHER.MODE offline: tune the teacher's prompts on clean images first, as IVLP does.
+
+        Returns the folder with them. It is a run of its own, and resumes as one.
+        """
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        for key in cfg.TRAINER.IVLP:
+            cfg.TRAINER.IVLP[key] = self.options[key]
+        cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
+        cfg.INPUT.SIZE = (self.teacher.clip.visual.input_resolution,) * 2
+        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "teacher")
+        cfg.TEST.NO_TEST = True
+        cfg.freeze()
+        IVLP(cfg).train()
+        if cfg.SEED >= 0:  # so that a resumed run, which finds its teacher ready, draws the same
+            set_random_seed(cfg.SEED)
+        return cfg.OUTPUT_DIR
+
+    def for_teacher(self, images: Tensor) -> Tensor:
+        """The images at the teacher's resolution."""
+        size = self.teacher.clip.visual.input_resolution
+        if images.shape[-1] == size:
+            return images
+        resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+        return resized.clamp(0, 1)

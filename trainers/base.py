@@ -1,0 +1,234 @@
+"""What all prompt-learning methods share: a frozen CLIP, one training step, one evaluation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apd.attacks import ThreatModel
+from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
+from apd.datasets.templates import template
+from apd.errors import NonFiniteLoss, UserError
+from apd.evaluate import evaluate
+from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
+from apd.results import write_results
+from apd.trainers.resumable import ResumableTrainer
+
+
+class PromptTrainer(ResumableTrainer):
+    """Learns prompts for a frozen CLIP by cross-entropy on clean images.
+
+    A method says which prompts it has (``section``, ``prompts``) and what it minimises
+    (``losses``); everything else is here.
+    """
+
+    section: str  # of cfg.TRAINER
+    adversarial = False  # whether training attacks images
+    keep_results = True  # False: only print the evaluation
+    prompts_from: dict | None = None  # where evaluated prompts were loaded from
+
+    def prompts(self) -> dict:
+        """This method's prompts, as arguments of ``build_prompted_clip``."""
+        raise NotImplementedError
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What to minimise, as "loss", and what else to log; images (B, 3, R, R) in [0, 1]."""
+        return {"loss": F.cross_entropy(self.model(images), labels)}
+
+    # -- building ------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.options = cfg.TRAINER[self.section]
+        self.class_specific = self.options.get("CSC", False)
+        if self.options.PREC not in ("fp32", "amp", "fp16"):
+            raise UserError(f"TRAINER.{self.section}.PREC is {self.options.PREC}: use fp32 or amp")
+        # without a radius there is the clean evaluation only
+        self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
+        if self.adversarial:
+            self.train_threat = threat_model(cfg.AT.TRAIN)
+            identity = not any(cfg.INPUT.PIXEL_MEAN) and {*cfg.INPUT.PIXEL_STD} == {1.0}
+            if "normalize" in cfg.INPUT.TRANSFORMS and not identity:
+                raise UserError(
+                    "INPUT.TRANSFORMS has normalize, but attacks need images in [0, 1], and the "
+                    "model normalises: take it out"
+                )
+
+    def build_data_loader(self) -> None:
+        if "normalize" in self.cfg.INPUT.TRANSFORMS:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.TRANSFORMS = [t for t in cfg.INPUT.TRANSFORMS if t != "normalize"]
+            cfg.freeze()
+            self.cfg = cfg
+            print("normalize is taken out of INPUT.TRANSFORMS: the model normalises")
+        super().build_data_loader()
+
+    def build_model(self) -> None:
+        self.clip_model = self.load_clip(self.cfg.MODEL.BACKBONE.NAME)
+        size = (self.clip_model.visual.input_resolution,) * 2
+        if tuple(self.cfg.INPUT.SIZE) != size:
+            raise UserError(
+                f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}, but the backbone "
+                f"{self.cfg.MODEL.BACKBONE.NAME} reads {size}: set INPUT.SIZE to that"
+            )
+        self.model = self.build_prompted_clip(self.clip_model, **self.prompts())
+        self.add_model("prompt_learner", self.model.prompt_learner)
+        half = self.options.PREC != "fp32" and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+
+    def load_clip(self, name: str) -> nn.Module:
+        print(f"Loading CLIP (backbone: {name}, host: {HOST})")
+        return load_clip(name).to(self.device)
+
+    def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
+        return build_prompted_clip(
+            clip_model,
+            self.dm.dataset.classnames,
+            text_chunk=self.cfg.TRAINER.PROMPT.TEXT_CHUNK,
+            **{"template": template(self.cfg.DATASET.NAME), **prompts},
+        )
+
+    def add_model(self, name: str, learner: nn.Module) -> None:
+        """Register prompts to be trained, with an optimiser and a schedule of their own."""
+        optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.register_model(name, learner, optim, build_lr_scheduler(optim, self.cfg.OPTIM))
+
+    # -- training ------------------------------------------------------------------------------
+
+    def before_train(self) -> None:
+        super().before_train()
+        batches = len(self.train_loader_x)
+        self.progress = tqdm(
+            desc=f"{type(self).__name__} training",
+            total=self.max_epoch * batches,
+            initial=self.start_epoch * batches,
+            unit="batch",
+            disable=None,  # where nobody watches
+        )
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        images, labels = self.parse_batch_train(batch)
+        with torch.autocast(self.device.type, enabled=self.scaler.is_enabled()):
+            losses = self.losses(images, labels)
+        self.detect_anomaly(losses["loss"])
+        self.model_zero_grad()
+        self.scaler.scale(losses["loss"]).backward()
+        for optim in self._optims.values():
+            self.scaler.step(optim)
+        self.scaler.update()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        self.progress.set_postfix(epoch=self.epoch + 1, refresh=False)
+        self.progress.update()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            likely = (
+                f"half precision overflows (TRAINER.{self.section}.PREC fp32)"
+                if self.scaler.is_enabled()
+                else "the learning rate is too high (OPTIM.LR)"
+            )
+            raise NonFiniteLoss(
+                f"the loss is {loss.item()} at epoch {self.epoch + 1}, batch "
+                f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
+                f"{self.get_current_lr():.3g}; likely {likely}. The checkpoint of epoch "
+                f"{self.epoch} is kept in {self.output_dir}"
+            )
+
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def after_train(self) -> None:
+        self.progress.close()
+        super().after_train()
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Clean accuracy, and accuracy under the white-box attack of AT.TEST.
+
+        The final evaluation (no ``split``) ends with results.json. TEST.FINAL_MODEL best_val
+        chooses on split "val" under AT.TRAIN's cheaper attack where training is adversarial
+        (our choice).
+
+        Returns:
+            Clean accuracy in percent; on "val" what the model is chosen by.
+        """
+        final = split is None
+        if final:
+            split, threat = self.cfg.TEST.SPLIT, self.test_threat
+        else:
+            threat = self.train_threat if self.adversarial else None
+        loader = self.val_loader if split == "val" else None
+        split, loader = (split, loader) if loader is not None else ("test", self.test_loader)
+        print(f"Evaluate on the *{split}* set")
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        text = self.model.text_features()
+        records = evaluate(
+            lambda images: self.model.logits(self.model.image_features(images), text),
+            loader,
+            threat,
+            parse_batch=self.parse_batch_test,
+            last_iterate=self.cfg.AT.TEST.LAST_ITERATE,
+            seed=max(self.cfg.SEED, 0),
+            desc=f"{type(self).__name__} on {split}",
+            on_clean=self.evaluator.process,
+        )
+        for name, value in self.evaluator.evaluate().items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        for record in records[1:]:
+            self.write_scalar(f"{split}/{record['attack']}", record["accuracy"], self.epoch)
+            threat = record["threat_model"]
+            print(
+                f"=> {record['attack']} ({threat['norm']}, eps {threat['eps']}/255)\n"
+                f"* robust correct: {record['correct']:,}\n"
+                f"* robust accuracy: {record['accuracy']:.1f}%"
+            )
+        if final:
+            self.finish(records)
+        return records[0 if final else -1]["accuracy"]
+
+    def finish(self, evaluations: list[dict]) -> None:
+        """Write results.json, the sign that this run is complete."""
+        if not self.keep_results:
+            return
+        cfg = self.cfg
+        parameters = (p for model in self._models.values() for p in model.parameters())
+        seconds = sum(record["seconds"] for record in evaluations)
+        write_results(
+            self.output_dir,
+            {
+                "method": type(self).__name__,
+                "modality": self.model.modality,
+                "trainable_parameters": sum(p.numel() for p in parameters),
+                "dataset": cfg.DATASET.NAME,
+                "classes": self.num_classes,
+                "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
+                "shots": cfg.DATASET.NUM_SHOTS,
+                "seed": cfg.SEED,
+                "backbone": cfg.MODEL.BACKBONE.NAME,
+                "host": f"{HOST} {HOST_VERSION}",
+                "prompts_from": self.prompts_from,
+                "evaluations": evaluations,
+                "train_seconds": self.train_seconds,
+                "seconds": self.train_seconds + seconds,
+                "config": self.config,
+            },
+        )
+
+
+def threat_model(part) -> ThreatModel:
+    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST."""
+    for key in ("EPS", "ALPHA"):
+        if part[key] is None:
+            raise UserError(f"AT.TRAIN.{key} or AT.TEST.{key} is not set (unit: 1/255)")
+    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, part.RESTARTS)

@@ -1,0 +1,196 @@
+"""A Dassl trainer whose runs can be killed at any moment and continue to the same bits."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from apd.config import differences
+from apd.errors import UserError
+from apd.files import atomic_write
+from apd.host import TrainerX, load_checkpoint, save_checkpoint
+
+RESUME_NAME = "resume.pth.tar"
+
+
+class ResumableTrainer(TrainerX):
+    """``TrainerX`` with sound checkpoints, on the embedded host and on upstream Dassl alike.
+
+    Two kinds: Dassl's own layout (``<name>/model.pth.tar-N``, as often as TRAIN.CHECKPOINT_FREQ
+    says), for evaluation; and ``resume.pth.tar``, rewritten atomically after every epoch, with
+    all that the next epoch depends on: prompts, optimisers, schedulers, random states. Dassl's
+    own resume forgets the random state and freezes the learning rate after warm-up.
+    """
+
+    class_specific = False  # whether the prompts belong to the classes they were trained on
+    train_seconds = 0.0
+
+    def check_cfg(self, cfg) -> None:
+        self.config = yaml.safe_load(cfg.dump())  # plain data, as the user gave it
+
+    # -- Dassl's layout ------------------------------------------------------------------------
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        for name in self.get_model_names():
+            save_checkpoint(
+                {
+                    "state_dict": self._models[name].state_dict(),
+                    "epoch": epoch + 1,
+                    "optimizer": _state(self._optims[name]),
+                    "scheduler": _state(self._scheds[name]),
+                    "val_result": val_result,
+                    **self.identity(),
+                },
+                str(Path(directory) / name),
+                is_best=is_best,
+                model_name=model_name,
+            )
+
+    def identity(self) -> dict:
+        """What a checkpoint belongs to, so that a mix-up is noticed."""
+        return {"method": type(self).__name__, "classnames": list(self.dm.dataset.classnames)}
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load prompts from ``directory``: of ``epoch``, or else the best, or else the last ones.
+
+        Prompts with one context for all classes may be put before other class names than they
+        were trained with (base-to-new, cross-dataset); class-specific ones may not.
+
+        Raises:
+            UserError: no such checkpoint, a damaged one, or one of another method, prompt length
+                or (class-specific prompts) class list.
+        """
+        if not directory:
+            print("load_model() is skipped: no folder to load from is given")
+            return
+        for name in self.get_model_names():
+            if self._optims[name] is not None:
+                self.load_prompts(self._models[name], Path(directory) / name, epoch)
+
+    def load_prompts(
+        self, learner: nn.Module, folder: Path, epoch: int | None = None, method: str = ""
+    ) -> None:
+        """Load into ``learner`` what ``method`` (default: this one) saved in ``folder``."""
+        method = method or type(self).__name__
+        path = checkpoint_path(folder, epoch)
+        checkpoint = load_checkpoint(str(path))
+        trained_by = checkpoint.get("method", method)
+        if trained_by != method:
+            raise UserError(f"{path} holds prompts of {trained_by}, not of {method}")
+        classnames = list(self.dm.dataset.classnames)
+        other_classes = checkpoint.get("classnames", classnames) != classnames
+        if other_classes and self.class_specific:
+            raise UserError(f"{path} holds class-specific prompts of another class list")
+        try:
+            learner.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path} does not fit this configuration's prompts (length, depth, kind or "
+                f"backbone): {reason}"
+            ) from error
+        note = ", trained on other classes" if other_classes else ""
+        print(f"Loaded {path} (epoch {checkpoint['epoch']}{note})")
+
+    # -- resuming ------------------------------------------------------------------------------
+
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        self.epoch_start = time.time()
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        self.train_seconds += time.time() - self.epoch_start
+        names = self.get_model_names()
+        state = {
+            "epoch": self.epoch + 1,
+            "models": {name: self._models[name].state_dict() for name in names},
+            "optimizers": {name: _state(self._optims[name]) for name in names},
+            "schedulers": {name: _state(self._scheds[name]) for name in names},
+            "scaler": self.scaler.state_dict(),
+            "best_result": float(self.best_result),
+            "train_seconds": self.train_seconds,
+            "random": _random_state(),
+            "config": self.config,
+            **self.identity(),
+        }
+        with atomic_write(Path(self.output_dir) / RESUME_NAME) as temporary:
+            torch.save(state, temporary)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Continue a killed run. Returns the number of epochs it has behind it.
+
+        Raises:
+            UserError: the folder holds another configuration's run.
+        """
+        path = Path(directory) / RESUME_NAME
+        if not path.exists():
+            print("No checkpoint found, train from scratch")
+            return 0
+        state = load_checkpoint(str(path))
+        changed = differences(self.config, state["config"])
+        changed += [key for key, value in self.identity().items() if state[key] != value]
+        if changed:
+            raise UserError(
+                f"{path} is a run of another configuration ({'; '.join(changed)}): "
+                "choose another --output-dir"
+            )
+        for name in self.get_model_names():
+            self._models[name].load_state_dict(state["models"][name])
+            if self._optims[name] is not None:
+                self._optims[name].load_state_dict(state["optimizers"][name])
+                self._scheds[name].load_state_dict(state["schedulers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best_result = state["best_result"]
+        self.train_seconds = state["train_seconds"]
+        _set_random_state(state["random"])
+        print(f"Resuming {path} after epoch {state['epoch']}")
+        return state["epoch"]
+
+
+def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
+    """The checkpoint of ``epoch`` in Dassl's layout; without it the best one, or else the last.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = folder / ("model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
+    last = folder / "checkpoint"
+    if epoch is None and not path.exists() and last.exists():
+        path = folder / last.read_text().strip()
+    if not path.exists():
+        found = sorted(p.name for p in folder.glob("model*")) if folder.exists() else []
+        there = f"there are {', '.join(found)}" if found else "the folder has no checkpoints"
+        raise UserError(f"no checkpoint {path}: {there}; check --model-dir and --load-epoch")
+    return path
+
+
+def _state(part) -> dict | None:
+    return None if part is None else part.state_dict()
+
+
+def _random_state() -> dict:
+    """The state of every generator that training draws from, as plain data and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    # load_checkpoint may have put these on the GPU; generators take them from the CPU only
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
