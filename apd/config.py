@@ -14,7 +14,6 @@ _ATTACK = {
     "EPS": None,  # radius of the ball
     "ALPHA": None,  # step size
     "NORM": "linf",  # or l2
-    "RESTARTS": 1,
 }
 
 # CoOp's, MaPLe's and MAPT's keys keep their names, so that users' configs work.
@@ -51,7 +50,7 @@ _KEYS = {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
         "TRAIN": {**_ATTACK, "STEPS": 2, "AT_LOSS_TYPE": "adv_full"},
         # LAST_ITERATE: count the last iterate, as the papers do, not the worst one
-        "TEST": {**_ATTACK, "STEPS": 100, "LAST_ITERATE": False},
+        "TEST": {**_ATTACK, "STEPS": 100, "RESTARTS": 1, "LAST_ITERATE": False},
     },
     "TRAINER": {
         "PROMPT": {

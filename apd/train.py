@@ -17,6 +17,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 import yaml
 
 import apd
@@ -179,6 +180,7 @@ def run(args: argparse.Namespace) -> None:
     if keep and finished(cfg, prompts_from):
         print(f"{cfg.OUTPUT_DIR} is finished: kept as it is")
         return
+    torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
     # Everything that can be wrong is found before the output folder is touched.
     with contextlib.redirect_stdout(_Tee()) as early:
         if cfg.SEED >= 0:

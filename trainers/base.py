@@ -231,4 +231,4 @@ def threat_model(part) -> ThreatModel:
     for key in ("EPS", "ALPHA"):
         if part[key] is None:
             raise UserError(f"AT.TRAIN.{key} or AT.TEST.{key} is not set (unit: 1/255)")
-    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, part.RESTARTS)
+    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, part.get("RESTARTS", 1))

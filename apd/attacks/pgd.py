@@ -33,7 +33,8 @@ def pgd(
     """Attack every image to the end and return the last iterate, (B, 3, H, W) in [0, 1].
 
     Gradients are taken for the images only: no parameter's ``.grad`` changes. Works under
-    ``torch.no_grad()`` too. Where a gradient is not finite, the result is NaN, and so is the loss on it.
+    ``torch.no_grad()`` too. Where a gradient is not finite, the result is NaN, and so is the
+    loss on it.
 
     Args:
         logits_fn: images (B, 3, H, W) to logits (B, C).
@@ -84,7 +85,8 @@ def surviving(
         clean_logits: (B, C) logits of ``images``, if known; a "kl" attack moves away from them.
 
     Raises:
-        NonFiniteLoss: a logit or gradient is NaN or infinite: that image is neither right nor wrong.
+        NonFiniteLoss: a logit or gradient is NaN or infinite: that image is neither right nor
+            wrong.
         UserError: a "kl" attack that starts at the image, where its gradient is zero.
     """
     if threat.loss == "kl" and not threat.random_start:

@@ -1,0 +1,19 @@
+"""results.json of a run, and tables and plots of many."""
+
+from apd.results.schema import (
+    RESULTS_NAME,
+    SCHEMA_VERSION,
+    environment,
+    is_complete,
+    read_results,
+    write_results,
+)
+
+__all__ = [
+    "RESULTS_NAME",
+    "SCHEMA_VERSION",
+    "environment",
+    "is_complete",
+    "read_results",
+    "write_results",
+]

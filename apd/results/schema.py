@@ -1,0 +1,123 @@
+"""results.json: what one run found, and under which conditions.
+
+Fields (schema 1):
+    schema: version of this list.
+    complete: true; the file is written last, so a run is complete when it says so.
+    method: trainer name.
+    modality: of the prompts: "none", "text", "visual" or "text + visual".
+    trainable_parameters: how many numbers the method learns.
+    dataset, classes, subsample, shots, seed, backbone: what the run was made on; ``classes`` is
+        how many, ``subsample`` is all, base or new.
+    host: the toolbox and its version.
+    evaluations: list of records of ``apd.evaluate.evaluate``: attack, threat_model, correct,
+        total, accuracy (%), seconds.
+    train_seconds, seconds: training alone, and training with evaluation.
+    config: the whole config, as a dict.
+    versions: of Python and of the packages that decide a result; None where not installed.
+    git_commit: of the clone that the package ran from, "-dirty" after it if files had changed;
+        None outside a clone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import apd
+from apd.errors import UserError
+from apd.files import write_json
+
+SCHEMA_VERSION = 1
+RESULTS_NAME = "results.json"
+
+_GIVEN = {  # by the run; the other fields are filled in here
+    *("method", "modality", "trainable_parameters", "dataset", "classes", "subsample", "shots"),
+    *("seed", "backbone", "host", "evaluations", "train_seconds", "seconds", "config"),
+}
+_EVALUATION = {"attack", "threat_model", "correct", "total", "accuracy", "seconds"}
+_CLIP_PACKAGES = ("openai-clip", "clip-anytorch", "clip")  # all of them are ``import clip``
+
+
+def write_results(run_dir: str | Path, results: dict) -> None:
+    """Write ``results`` (see the module's docstring) to ``run_dir``, atomically.
+
+    schema, complete, versions and git_commit are added; further fields are kept.
+
+    Raises:
+        ValueError: a field is missing.
+    """
+    if missing := _GIVEN - results.keys():
+        raise ValueError(f"results lack {', '.join(sorted(missing))}")
+    record = {"schema": SCHEMA_VERSION, "complete": True, **results, **environment()}
+    write_json(Path(run_dir) / RESULTS_NAME, record)
+
+
+def read_results(run_dir: str | Path) -> dict:
+    """The results of a run.
+
+    Raises:
+        UserError: there is no results.json, or it is damaged, of another program or version.
+    """
+    path = Path(run_dir) / RESULTS_NAME
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run again") from error
+    if not isinstance(results, dict) or "schema" not in results:
+        raise UserError(f"{path} is not a result of this program: move it away")
+    if results["schema"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema {results['schema']}, this version reads {SCHEMA_VERSION}: run again"
+        )
+    missing = (_GIVEN | {"complete", "versions", "git_commit"}) - results.keys()
+    if not missing:
+        missing = {key for record in results["evaluations"] for key in _EVALUATION - record.keys()}
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and run again")
+    return results
+
+
+def is_complete(run_dir: str | Path) -> bool:
+    """Whether the run has finished: its results.json says so, not that its folder exists.
+
+    Raises:
+        UserError: its results.json is not one.
+    """
+    return (Path(run_dir) / RESULTS_NAME).exists() and read_results(run_dir)["complete"] is True
+
+
+def environment() -> dict:
+    """The fields versions and git_commit."""
+    clip = next((name for name in _CLIP_PACKAGES if _version(name)), None)
+    versions = {
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "clip": clip and f"{clip} {_version(clip)}",
+        "dassl": _version("dassl"),
+        "apd": apd.__version__,
+    }
+    return {"versions": versions, "git_commit": _git_commit()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    clone = Path(apd.__file__).resolve().parent.parent
+    if not (clone / ".git").exists():  # an installation, perhaps inside somebody else's clone
+        return None
+    command = ["git", "-C", clone, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,180 @@
+"""One table of many runs.
+
+    python -m apd.results.table RUN [RUN...] [--markdown FILE] [--csv FILE] [--plot FILE]
+
+RUN is a run's folder, or a folder above several. Runs of one method that differ in the seed make
+one row: mean and sample standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from tabulate import tabulate
+
+from apd.errors import UserError
+from apd.files import atomic_write
+from apd.results.schema import RESULTS_NAME, is_complete, read_results
+
+_ORDER = (
+    *("ZeroshotCLIP", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT", "AdvIVLP"),
+    *("AdvMaPLe", "FAP", "APD"),
+)
+_SAME = ("dataset", "subsample", "backbone")  # must agree within a table
+_FIXED = {"method", "prompts", "parameters", "runs"}  # columns that are not measured
+
+
+def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
+    """The results of all complete runs in or below ``folders``, by run folder.
+
+    Raises:
+        UserError: a folder holds none, or a results.json cannot be read.
+    """
+    runs = {}
+    for folder in folders:
+        paths = {path.resolve().parent for path in Path(folder).rglob(RESULTS_NAME)}
+        found = {run: read_results(run) for run in sorted(paths) if is_complete(run)}
+        if not found:
+            raise UserError(f"no finished run ({RESULTS_NAME}) in {folder}")
+        runs.update(found)
+    return runs
+
+
+def build_table(runs: dict[Path, dict]) -> list[dict]:
+    """One row a method, baselines first, APD last; all rows have the same columns.
+
+    A measured column holds the list of its values, one a run (empty: not evaluated), and the
+    others one value.
+
+    Raises:
+        UserError: the runs cannot be compared: another dataset, classes, backbone or number of
+            shots, another threat model under the same attack's name, or one seed twice.
+    """
+    _check_comparable(runs)
+    attacks = {e["attack"]: _header(e) for run in runs.values() for e in run["evaluations"]}
+    rows = []
+    for method in sorted({run["method"] for run in runs.values()}, key=_rank):
+        same = sorted((r for r in runs.values() if r["method"] == method), key=lambda r: r["seed"])
+        row = {
+            "method": method,
+            "prompts": same[0]["modality"],
+            "parameters": same[0]["trainable_parameters"],
+            "runs": len(same),
+        }
+        for attack, header in attacks.items():
+            row[header] = [
+                e["accuracy"] for run in same for e in run["evaluations"] if e["attack"] == attack
+            ]
+        row["seconds"] = [run["seconds"] for run in same]
+        rows.append(row)
+    return rows
+
+
+def _check_comparable(runs: dict[Path, dict]) -> None:
+    first: dict = {}  # what must be equal -> the folder that said so first, and what it said
+
+    def check(what: str, value, folder: Path) -> None:
+        where, expected = first.setdefault(what, (folder, value))
+        if value != expected:
+            if isinstance(value, dict):  # say what differs only
+                keys = [k for k in {**expected, **value} if expected.get(k) != value.get(k)]
+                expected, value = ({k: d.get(k) for k in keys} for d in (expected, value))
+            raise UserError(
+                f"one table cannot hold two values of {what}: {expected} in {where}, "
+                f"{value} in {folder}"
+            )
+
+    for folder, run in runs.items():
+        for field in _SAME:
+            check(field, run[field], folder)
+        if run["trainable_parameters"]:  # zero-shot has no use for shots
+            check("shots", run["shots"], folder)
+        where, _ = first.setdefault(("run", run["method"], run["seed"]), (folder, None))
+        if where != folder:
+            raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}")
+        for evaluation in run["evaluations"]:
+            threat = dict(evaluation["threat_model"] or {})
+            threat.pop("seed", None)
+            check(f"the threat model of {evaluation['attack']}", threat, folder)
+            check(f"the number of images of {evaluation['attack']}", evaluation["total"], folder)
+
+
+def _header(evaluation: dict) -> str:
+    threat = evaluation["threat_model"]
+    if threat is None:
+        return f"{evaluation['attack']} (%)"
+    norm = "" if threat["norm"] == "linf" else f" {threat['norm'].upper()}"
+    last = ", last iterate" if threat["last_iterate"] else ""
+    return f"{evaluation['attack'].upper()}{norm} eps={threat['eps']:g}/255{last} (%)"
+
+
+def _rank(method: str) -> tuple:
+    return (_ORDER.index(method), "") if method in _ORDER else (len(_ORDER), method)
+
+
+def format_table(rows: list[dict], tablefmt: str = "simple") -> str:
+    """The table as text, in any of tabulate's formats."""
+    several = any(row["runs"] > 1 for row in rows)
+    headers = [h for h in rows[0] if h != "runs" or several]
+    body = [[_format(h, row[h]) for h in headers] for row in rows]
+    align = ["left" if h in ("method", "prompts") else "right" for h in headers]
+    return tabulate(body, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
+
+
+def _format(header: str, value) -> str:
+    if header in _FIXED:
+        return f"{value:,}" if isinstance(value, int) else value
+    digits = 0 if header == "seconds" else 1
+    if not value:
+        return "-"
+    spread = f" ± {stdev(value):.{digits}f}" if len(value) > 1 else ""
+    return f"{mean(value):.{digits}f}{spread}"
+
+
+def write_csv(rows: list[dict], path: str | Path) -> None:
+    """The table as numbers: a measured column, then its standard deviation (empty for one run)."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        flat = [h for h in rows[0] for h in ([h] if h in _FIXED else [h, f"{h}, std"])]
+        writer = csv.DictWriter(f, flat)
+        writer.writeheader()
+        for row in rows:
+            cells = dict(row)
+            for header in row.keys() - _FIXED:
+                cells[header] = mean(row[header]) if row[header] else ""
+                cells[f"{header}, std"] = stdev(row[header]) if len(row[header]) > 1 else ""
+            writer.writerow(cells)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
+    parser.add_argument("--plot", metavar="FILE", help="plot clean against robust (.png)")
+    args = parser.parse_args(argv)
+    try:
+        rows = build_table(load_runs(args.runs))
+        print(format_table(rows))
+        if args.markdown:
+            with atomic_write(args.markdown) as temporary:
+                temporary.write_text(format_table(rows, "pipe") + "\n", encoding="utf-8")
+        if args.csv:
+            write_csv(rows, args.csv)
+        if args.plot:
+            from apd.results.plot import plot  # matplotlib is slow to import
+
+            plot(rows, args.plot)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
