@@ -1,0 +1,174 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from apd.datasets.digits import Digits
+from apd.datasets.fewshot import FewShotDataset, listed, subsample_classes
+from apd.errors import UserError
+from apd.host import Datum
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    path.touch()  # Datum wants a file, and these tests read none
+    return str(path)
+
+
+@pytest.fixture
+def items(image):
+    """Return a function: pairs (label, class name) to Datum, told apart by their domain."""
+    return lambda *pairs: [
+        Datum(impath=image, label=label, domain=i, classname=name)
+        for i, (label, name) in enumerate(pairs)
+    ]
+
+
+def ids(data):
+    return [item.domain for item in data]
+
+
+CATS_DOGS = [(0, "cat"), (1, "dog")]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+def test_draw_is_random_sample_by_label_train_before_val(make_cfg, items, seed, shots):
+    # labels appear in the order 2, 0, 1: the draw follows it
+    names = {0: "cat", 1: "dog", 2: "hen"}
+    order = [2, 0, 1, 1, 0, 2, 0, 2, 1, 0] * 7
+    train = items(*((label, names[label]) for label in order))
+    val = items(*((label, names[label]) for label in reversed(order)))
+
+    rng, expected = random.Random(seed), []
+    for data, k in ((train, shots), (val, min(shots, 4))):
+        drawn = []
+        for label in dict.fromkeys(item.label for item in data):
+            drawn += rng.sample([item for item in data if item.label == label], k)
+        expected.append(ids(drawn))
+
+    cfg = make_cfg("Toy", "SEED", seed, "DATASET.NUM_SHOTS", shots)
+    dataset = FewShotDataset(cfg, train, val, train)
+    assert [ids(dataset.train_x), ids(dataset.val)] == expected
+    assert dataset.test == train
+
+
+def test_draw_equals_upstream(make_cfg):
+    """Figures from Dassl c61a1b5's own generate_fewshot_dataset, after its seeding with 1."""
+    dataset = Digits(make_cfg("Digits", "DATASET.NUM_SHOTS", 1))
+    index = [int(item.impath[-8:-4]) for item in dataset.train_x]
+    assert index == [166, 726, 77, 318, 154, 633, 582, 610, 509, 275]
+    index = [int(item.impath[-8:-4]) for item in dataset.val]
+    assert index == [832, 956, 799, 919, 930, 984, 803, 943, 895, 855]
+
+
+def test_draw_neither_depends_on_nor_disturbs_the_random_state(make_cfg, items):
+    data = items(*CATS_DOGS * 20)
+    cfg = make_cfg("Toy", "DATASET.NUM_SHOTS", 4)
+    draws = []
+    for state in (5, 6):
+        random.seed(state), np.random.seed(state), torch.manual_seed(state)
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        draws.append(ids(FewShotDataset(cfg, data, data, data).train_x))
+        assert random.getstate() == before[0]
+        assert np.random.get_state()[1].tolist() == before[1]
+        assert torch.equal(torch.get_rng_state(), before[2])
+    assert draws[0] == draws[1]
+
+
+def test_without_a_seed_the_present_state_draws(make_cfg, items):
+    data = items(*CATS_DOGS * 50)
+    cfg = make_cfg("Toy", "DATASET.NUM_SHOTS", 8, "SEED", -1)
+    random.seed(5)
+    first, second = (ids(FewShotDataset(cfg, data, [], data).train_x) for _ in range(2))
+    assert first != second
+    random.seed(5)
+    assert ids(FewShotDataset(cfg, data, [], data).train_x) == first
+
+
+def test_no_shots_means_everything(make_cfg, items):
+    data = items(*CATS_DOGS * 3)
+    dataset = FewShotDataset(make_cfg("Toy"), data, [], data)
+    assert dataset.train_x == data and not dataset.val
+    assert dataset.classnames == ["cat", "dog"] and dataset.num_classes == 2
+
+
+def test_too_many_shots_warns_and_uses_what_there_is(make_cfg, items, capsys):
+    data = items((0, "cat"), (0, "cat"), (1, "dog"), *[(2, "hen")] * 9)
+    dataset = FewShotDataset(make_cfg("Toy", "DATASET.NUM_SHOTS", 8), data, [], data)
+    assert [item.label for item in dataset.train_x] == [0] * 2 + [1] + [2] * 8
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and "fewer than 8" in warnings[0]
+    assert warnings[0].endswith("cat (2), dog (1)")
+
+
+@pytest.mark.parametrize(
+    "subsample, classes", [("base", ["c0", "c1", "c2"]), ("new", ["c3", "c4"])]
+)
+def test_base_is_the_first_half_rounded_up_and_both_count_from_0(
+    make_cfg, items, subsample, classes
+):
+    data = items(*((label, f"c{label}") for label in range(5)), (4, "c4"))
+    cfg = make_cfg("Toy", "DATASET.SUBSAMPLE_CLASSES", subsample)
+    dataset = FewShotDataset(cfg, data, data, data)
+    assert dataset.classnames == classes
+    for split in (dataset.train_x, dataset.val, dataset.test):
+        assert ids(split) == [item.domain for item in data if item.classname in classes]
+        assert all(classes[item.label] == item.classname for item in split)
+
+
+def test_base_classes_have_the_images_of_the_draw_over_all_classes(make_cfg):
+    def draw(subsample):
+        cfg = make_cfg("Digits", "DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", subsample)
+        return [item.impath for item in Digits(cfg).train_x]
+
+    assert sorted(draw("base") + draw("new")) == sorted(draw("all"))
+
+
+def test_subsample_follows_the_labels_of_the_first_split(items):
+    train, test = items((0, "a"), (1, "b"), (2, "c")), items((2, "c"), (0, "a"))
+    _, new = subsample_classes(train, test, subsample="new")
+    assert [(item.label, item.classname) for item in new] == [(0, "c")]
+
+
+@pytest.mark.parametrize("train, test, message", [
+    ([], [(0, "cat")], "no images for training"),
+    ([(0, "cat")], [], "no images for the test"),
+    ([(0, "cat"), (2, "dog")], [(0, "cat")], "labels must run from 0 to 1 .* label 1, 2"),
+    ([(1, "cat")], [(1, "cat")], "labels must run from 0 to 0 .* label 0, 1"),
+    ([(0, "cat"), (0, "dog")], [(0, "cat")], "two class names, 'cat' and 'dog'"),
+    (CATS_DOGS, [(2, "hen")], "training lacks.*hen"),
+    (CATS_DOGS, [(1, "cat")], "under another label: cat"),
+])
+def test_faulty_labels_are_told_in_one_line(make_cfg, items, train, test, message):
+    with pytest.raises(UserError, match=message) as error:
+        FewShotDataset(make_cfg("Toy"), items(*train), [], items(*test))
+    assert "\n" not in str(error.value)
+
+
+def test_val_labels_are_checked_too(make_cfg, items):
+    data = items(*CATS_DOGS)
+    with pytest.raises(UserError, match="hen"):
+        FewShotDataset(make_cfg("Toy"), data, items((2, "hen")), data)
+
+
+def test_classes_with_one_prompt_are_warned_of(make_cfg, items, capsys):
+    # no error: ImageNet's published class names have such pairs
+    data = items((0, "hot_dog"), (1, "Hot dog"), (2, "cat"))
+    FewShotDataset(make_cfg("Toy"), data, [], data)
+    assert "several classes are called hot dog" in capsys.readouterr().out
+
+
+def test_unknown_or_empty_half_is_an_error(make_cfg, items):
+    data = items((0, "cat"))
+    with pytest.raises(UserError, match="all, base or new"):
+        FewShotDataset(make_cfg("Toy", "DATASET.SUBSAMPLE_CLASSES", "old"), data, [], data)
+    with pytest.raises(UserError, match="SUBSAMPLE_CLASSES new leaves no"):
+        FewShotDataset(make_cfg("Toy", "DATASET.SUBSAMPLE_CLASSES", "new"), data, [], data)
+
+
+def test_long_lists_are_cut():
+    assert listed("abc", most=3) == "a, b, c"
+    assert listed("abcd", most=3) == "a, b, c and 1 more"
