@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 
 import clip
 import torch
+from clip import clip as clip_module
 from clip.model import build_model
 from torch import nn
 
 from apd.errors import UserError
 
+CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini_clip.pt"
 
 
@@ -21,7 +24,7 @@ def load_clip(name: str) -> nn.Module:
 
     Args:
         name: ``mini`` (the small CLIP that comes with this package), an OpenAI name such as
-            ``ViT-B/32`` (``clip`` downloads it to its own cache), or a local file: OpenAI's JIT
+            ``ViT-B/32`` (downloaded to the clip package's cache), or a local file: OpenAI's JIT
             archive or a state dict.
 
     Raises:
@@ -33,7 +36,7 @@ def load_clip(name: str) -> nn.Module:
         model = _from_file(name)
     elif name in clip.available_models():
         try:
-            model, _ = clip.load(name, device="cpu")
+            model = _from_file(clip_module._download(clip_module._MODELS[name], CACHE))
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CLIP {name} could not be downloaded ({error}): give MODEL.BACKBONE.NAME the "
@@ -61,6 +64,14 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
                 "fetch it again"
             ) from not_a_state_dict
     try:
-        return build_model(dict(weights.get("state_dict", weights)))
+        return _build(dict(weights.get("state_dict", weights)))
     except (KeyError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} does not hold the weights of a CLIP: {error}") from error
+
+
+def _build(weights: dict) -> nn.Module:
+    if "design_details" not in signature(build_model).parameters:
+        return build_model(weights)
+    # a MaPLe checkout's clip/model.py, which shadows the package: ask it for the plain model
+    plain = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
+    return build_model(weights, {"trainer": "CoOp", **plain})

@@ -1,0 +1,101 @@
+"""Checkpoints in Dassl's layout, written whole or not at all, read as plain data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apd.errors import UserError
+from apd.files import atomic_write
+
+BEST = "model-best.pth.tar"
+
+
+def save_checkpoint(
+    state: dict,
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Write ``state`` to ``save_dir`` and its file name to ``save_dir/checkpoint``.
+
+    Args:
+        state: has ``state_dict`` and ``epoch``; all of it tensors and plain data.
+        is_best: write it as ``model-best.pth.tar`` too.
+        remove_module_from_keys: take DataParallel's prefix off the names of the weights.
+        model_name: file name (default: ``model.pth.tar-<epoch>``).
+    """
+    if remove_module_from_keys:
+        state = {**state, "state_dict": _without_module(state["state_dict"])}
+    path = Path(save_dir) / (model_name or f"model.pth.tar-{state['epoch']}")
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+    with atomic_write(path.parent / "checkpoint") as temporary:
+        temporary.write_text(f"{path.name}\n")
+    print(f"Saved {path}")
+    if is_best:
+        with atomic_write(path.parent / BEST) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def load_checkpoint(fpath: str | os.PathLike) -> dict:
+    """Read a checkpoint, with its tensors on the CPU.
+
+    Raises:
+        UserError: no such file, a truncated or damaged one, or one with pickled objects.
+    """
+    path = Path(fpath)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: check the folder and the epoch")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can raise anything
+        raise UserError(
+            f"cannot read checkpoint {path}: it is truncated or damaged, or holds more than "
+            "tensors and plain data; choose another epoch or train again"
+        ) from error
+
+
+def resume_from_checkpoint(
+    fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None
+) -> int:
+    """Load the checkpoint that ``fdir/checkpoint`` names. Returns the epochs it has behind it.
+
+    Raises:
+        UserError: no checkpoint, or one that cannot be read.
+    """
+    pointer = Path(fdir) / "checkpoint"
+    if not pointer.is_file():
+        raise UserError(f"no checkpoint to resume in {fdir}")
+    path = pointer.parent / pointer.read_text().strip()
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    for key, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if part is not None and checkpoint.get(key) is not None:
+            part.load_state_dict(checkpoint[key])
+    print(f"Resumed {path} after epoch {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
+    """Load the weights in a file whose name and shape ``model`` has too; the others are named."""
+    checkpoint = load_checkpoint(weight_path)
+    given = _without_module(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict({**own, **fitting})
+    if not fitting:
+        warnings.warn(f"no weight in {weight_path} fits this model by name and shape")
+    print(f"Loaded {len(fitting)} of {len(given)} weights from {weight_path}")
+    if unused := [key for key in given if key not in fitting]:
+        print(f"Not used: {', '.join(unused)}")
+
+
+def _without_module(state_dict: dict) -> dict:
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
