@@ -23,18 +23,23 @@ import yaml
 import apd
 from apd.config import differences
 from apd.errors import NonFiniteLoss, UserError
-from apd.host import (
-    DATASET_REGISTRY,
-    HOST,
-    HOST_VERSION,
-    TRAINER_REGISTRY,
-    build_trainer,
-    collect_env_info,
-    get_cfg_default,
-    set_random_seed,
-    setup_logger,
-)
 from apd.results import is_complete, read_results
+
+try:
+    from apd.host import (
+        DATASET_REGISTRY,
+        HOST,
+        HOST_VERSION,
+        TRAINER_REGISTRY,
+        build_trainer,
+        collect_env_info,
+        get_cfg_default,
+        set_random_seed,
+        setup_logger,
+    )
+except UserError as error:  # APD_HOST asks for a host that is not there
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 CONFIGS = Path(apd.__path__[-1]) / "configs"
 
@@ -76,7 +81,7 @@ def setup_cfg(args: argparse.Namespace):
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         try:
             cfg.merge_from_file(_find_config(path))
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: {_message(error)}") from error
     flags = {
         "DATASET.ROOT": args.root,
@@ -94,7 +99,7 @@ def setup_cfg(args: argparse.Namespace):
         options += ["SEED", args.seed]
     try:
         cfg.merge_from_list(options + _floats_where_due(cfg, args.opts))
-    except (AssertionError, KeyError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"command line: {_message(error)}") from error
     cfg.freeze()
     _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
@@ -136,7 +141,8 @@ def _check_name(kind: str, name: str, where: str, registry) -> None:
 
 
 def _message(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
 
 
 class _Tee(io.StringIO):

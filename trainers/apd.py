@@ -7,6 +7,7 @@ own, trained in the same loop.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,6 +66,12 @@ class APD(AdversarialTraining, IVLP):
         # 4. each loss reaches its own prompts only, so one backward pass serves both optimisers
         return {"loss": loss + teacher_loss, "student": loss, "teacher": teacher_loss}
 
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        if self.options.TAU <= 0:
+            raise UserError(f"TRAINER.APD.TAU is {self.options.TAU}: it must be above 0")
+        self.train_threat = replace(self.train_threat, loss=self.options.ATTACK_LOSS)
+
     def prompts(self) -> dict:
         prompts = super().prompts()
         if self.options.COUPLED:
@@ -97,6 +104,11 @@ class APD(AdversarialTraining, IVLP):
         else:
             teacher.requires_grad_(False)
         if options.MODE == "checkpoint":
+            if not (Path(options.PATH) / "prompt_learner").is_dir():
+                raise UserError(
+                    f"TRAINER.APD.TEACHER.PATH is '{options.PATH}': it must be the folder of an "
+                    "IVLP run"
+                )
             self.load_teacher(teacher, options.PATH)
         return teacher
 
@@ -119,7 +131,7 @@ class APD(AdversarialTraining, IVLP):
             cfg.TRAINER.IVLP[key] = self.options[key]
         cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
         cfg.INPUT.SIZE = (self.teacher.clip.visual.input_resolution,) * 2
-        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "teacher")
+        cfg.OUTPUT_DIR, cfg.RESUME = str(Path(cfg.OUTPUT_DIR) / "teacher"), ""
         cfg.TEST.NO_TEST = True
         cfg.freeze()
         IVLP(cfg).train()

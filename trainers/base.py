@@ -46,9 +46,21 @@ class PromptTrainer(ResumableTrainer):
         if self.options.PREC not in ("fp32", "amp", "fp16"):
             raise UserError(f"TRAINER.{self.section}.PREC is {self.options.PREC}: use fp32 or amp")
         # without a radius there is the clean evaluation only
+        for key, value in self.options.items():
+            if key.startswith("N_CTX") and value < 1:
+                raise UserError(f"TRAINER.{self.section}.{key} is {value}: use 1 or more")
+        if cfg.TEST.FINAL_MODEL not in ("last_step", "best_val"):
+            raise UserError(
+                f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: use last_step or best_val"
+            )
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if self.adversarial:
             self.train_threat = threat_model(cfg.AT.TRAIN)
+            if cfg.AT.TRAIN.AT_LOSS_TYPE not in ("adv_full", "adv_half", "clean"):
+                raise UserError(
+                    f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}: use adv_full, "
+                    "adv_half or clean"
+                )
             identity = not any(cfg.INPUT.PIXEL_MEAN) and {*cfg.INPUT.PIXEL_STD} == {1.0}
             if "normalize" in cfg.INPUT.TRANSFORMS and not identity:
                 raise UserError(
@@ -65,6 +77,11 @@ class PromptTrainer(ResumableTrainer):
             self.cfg = cfg
             print("normalize is taken out of INPUT.TRANSFORMS: the model normalises")
         super().build_data_loader()
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise UserError(
+                "TEST.FINAL_MODEL is best_val, but there are no validation images (and test "
+                "images must not choose the model): use last_step"
+            )
 
     def build_model(self) -> None:
         self.clip_model = self.load_clip(self.cfg.MODEL.BACKBONE.NAME)
@@ -132,11 +149,13 @@ class PromptTrainer(ResumableTrainer):
                 if self.scaler.is_enabled()
                 else "the learning rate is too high (OPTIM.LR)"
             )
+            kept = ""
+            if self.epoch:
+                kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
-                f"{self.get_current_lr():.3g}; likely {likely}. The checkpoint of epoch "
-                f"{self.epoch} is kept in {self.output_dir}"
+                f"{self.get_current_lr():.3g}; likely {likely}{kept}"
             )
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,8 @@ class ResumableTrainer(TrainerX):
         method = method or type(self).__name__
         path = checkpoint_path(folder, epoch)
         checkpoint = load_checkpoint(str(path))
+        if not isinstance(checkpoint, dict):
+            raise UserError(f"{path} is not a checkpoint of prompts")
         trained_by = checkpoint.get("method", method)
         if trained_by != method:
             raise UserError(f"{path} holds prompts of {trained_by}, not of {method}")
@@ -131,9 +133,13 @@ class ResumableTrainer(TrainerX):
         """
         path = Path(directory) / RESUME_NAME
         if not path.exists():
+            if self.cfg.RESUME:
+                raise UserError(f"--resume {self.cfg.RESUME}: there is no {path}")
             print("No checkpoint found, train from scratch")
             return 0
         state = load_checkpoint(str(path))
+        if not isinstance(state, dict) or "config" not in state:
+            raise UserError(f"{path} is not a file to resume from: move it away")
         changed = differences(self.config, state["config"])
         changed += [key for key, value in self.identity().items() if state[key] != value]
         if changed:

@@ -1,5 +1,11 @@
 """Frozen CLIP with prompts, on the unmodified ``clip`` package (no fork of ``clip/model.py``)."""
 
+import warnings
+
+with warnings.catch_warnings():  # its pkg_resources, which setup.py provides for
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    import clip  # noqa: F401
+
 from apd.clip.load import load_clip
 from apd.clip.prompted import PromptedCLIP, build_prompted_clip
 from apd.clip.prompts import CoupledPrompts, IndependentPrompts

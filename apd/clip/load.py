@@ -49,7 +49,7 @@ def load_clip(name: str) -> nn.Module:
             f'no CLIP named "{name}" and no such file; '
             f"MODEL.BACKBONE.NAME is a path or one of {', '.join(near or names)}"
         )
-    return model.float().eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _from_file(path: str | os.PathLike) -> nn.Module:
@@ -65,13 +65,18 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
             ) from not_a_state_dict
     try:
         return _build(dict(weights.get("state_dict", weights)))
-    except (KeyError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} does not hold the weights of a CLIP: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} does not hold the weights of a CLIP: {reason}") from error
 
 
 def _build(weights: dict) -> nn.Module:
-    if "design_details" not in signature(build_model).parameters:
-        return build_model(weights)
-    # a MaPLe checkout's clip/model.py, which shadows the package: ask it for the plain model
-    plain = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
-    return build_model(weights, {"trainer": "CoOp", **plain})
+    options = {}
+    if "design_details" in signature(build_model).parameters:
+        # a MaPLe checkout's clip/model.py, which shadows the package: ask it for the plain model
+        depths = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
+        options["design_details"] = {"trainer": "CoOp", **depths}
+    model = build_model(dict(weights), **options).float()
+    # build_model rounds to float16 on the way
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model

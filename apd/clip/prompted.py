@@ -45,7 +45,7 @@ class PromptedCLIP(nn.Module):
         text_chunk: int = 0,
     ):
         super().__init__()
-        self.clip = clip_model.requires_grad_(False)
+        self.clip = clip_model.requires_grad_(False).eval()
         self.class_prompts = class_prompts
         self.prompt_learner = prompt_learner
         self.text_chunk = text_chunk
@@ -60,8 +60,11 @@ class PromptedCLIP(nn.Module):
         contexts = self.prompt_learner.text_contexts()
         if contexts:
             return self._encode_text(contexts)
-        if self._fixed_text is None or self._fixed_text.device != self.mean.device:
-            with torch.no_grad():  # hand-written prompts never change
+        fixed = self._fixed_text  # hand-written prompts never change
+        if fixed is None or (fixed.device, fixed.dtype) != (self.mean.device, self.mean.dtype):
+            # kept in full precision and fit for training, whoever asks first
+            plain = torch.autocast(self.mean.device.type, enabled=False)
+            with torch.inference_mode(False), torch.no_grad(), plain:
                 self._fixed_text = self._encode_text(())
         return self._fixed_text
 

@@ -75,7 +75,8 @@ class ClassPrompts(nn.Module):
             tokens = encode(f"{words} {name}{ending}")
             context, rest = tokens[:n_ctx], tokens[n_ctx:]
             before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-            cut = 0 if position == "end" else len(encode(name))
+            # the full stop may join the name's own punctuation
+            cut = 0 if position == "end" else min(len(encode(name)), len(rest))
             sequences.append(
                 [start, *context[:before], *rest[:cut], *context[before:], *rest[cut:], end]
             )
@@ -118,15 +119,17 @@ class ClassPrompts(nn.Module):
             Pairs of class indices and the number of positions that these classes need.
         """
         key = (chunk, self.eot.device)
-        if key not in self._groups:  # asked for at every step, and each look waits for the GPU
-            eot = self.eot.tolist()
-            groups: list[list[int]] = [[]]
-            for c in sorted(range(len(eot)), key=eot.__getitem__):
-                group = groups[-1]
-                longer = group and eot[c] > eot[group[-1]]
-                if (longer and len(group) >= _MIN_GROUP) or (chunk and len(group) == chunk):
-                    groups.append(group := [])
-                group.append(c)
+        if key in self._groups:  # asked for at every step, and each look waits for the GPU
+            return self._groups[key]
+        eot = self.eot.tolist()
+        groups: list[list[int]] = [[]]
+        for c in sorted(range(len(eot)), key=eot.__getitem__):
+            group = groups[-1]
+            longer = group and eot[c] > eot[group[-1]]
+            if (longer and len(group) >= _MIN_GROUP) or (chunk and len(group) == chunk):
+                groups.append(group := [])
+            group.append(c)
+        with torch.inference_mode(False):  # kept for training, whoever asks first
             self._groups[key] = [
                 (torch.tensor(group, device=self.eot.device), eot[group[-1]] + 1)
                 for group in groups

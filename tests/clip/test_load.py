@@ -1,0 +1,185 @@
+"""Loading CLIP: which files and names, and what the user hears about the others."""
+
+import copy
+import os
+from urllib.error import URLError
+
+import clip
+import pytest
+import torch
+from clip.model import convert_weights
+
+from apd.clip import build_prompted_clip, load_clip
+from apd.clip.load import MINI
+from apd.errors import UserError
+
+
+def half(model):
+    model = copy.deepcopy(model)
+    convert_weights(model)
+    return model
+
+
+def assert_ready(model):
+    """Frozen, in eval mode and float32."""
+    assert not model.training
+    assert not any(weight.requires_grad for weight in model.parameters())
+    tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
+    assert {t.dtype for t in tensors} == {torch.float32}
+
+
+def assert_weights(model, want):
+    got = model.state_dict()
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert torch.equal(got[name], value.float() if value.is_floating_point() else value), name
+
+
+@pytest.fixture(params=["vit", "resnet"])
+def backbone(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "state_dict"])
+def test_a_half_precision_state_dict(backbone, tmp_path, wrapped):
+    want = half(backbone).state_dict()
+    torch.save({"state_dict": want, "epoch": 3} if wrapped else want, tmp_path / "clip.pt")
+    model = load_clip(str(tmp_path / "clip.pt"))
+    assert_ready(model)
+    assert_weights(model, want)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "state_dict"])
+def test_a_float32_state_dict_is_not_rounded(backbone, tmp_path, wrapped):
+    want = backbone.state_dict()
+    torch.save({"state_dict": want} if wrapped else want, tmp_path / "clip.pt")
+    model = load_clip(str(tmp_path / "clip.pt"))
+    assert_ready(model)
+    assert_weights(model, want)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates torch.jit, but OpenAI's files are made so
+def test_a_jit_archive(vit, tmp_path):
+    want = half(vit).state_dict()
+    archived = half(vit).float()
+    # OpenAI's archives hold these too
+    for name, value in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
+        archived.__dict__.pop(name, None)
+        archived.register_buffer(name, torch.tensor(value))
+    inputs = torch.zeros(1, 3, 32, 32), clip.tokenize("a")
+    torch.jit.trace(archived, inputs, check_trace=False).save(tmp_path / "clip.pt")
+    model = load_clip(str(tmp_path / "clip.pt"))
+    assert_ready(model)
+    assert_weights(model, want)
+
+
+def test_mini_comes_with_the_package():
+    assert MINI.stat().st_size <= 10e6
+    model = load_clip("mini")
+    assert_ready(model)
+    assert model.visual.input_resolution == 32
+    digits = build_prompted_clip(model, ["zero", "one"], n_ctx_text=2, n_ctx_visual=2)
+    assert digits(torch.rand(3, 3, 32, 32)).shape == (3, 2)
+
+
+def test_an_openai_name_is_downloaded_to_clips_own_cache(vit, tmp_path, monkeypatch):
+    want = half(vit).state_dict()
+    calls = []
+
+    def download(url, root):
+        calls.append((url.rsplit("/")[-1], root))
+        torch.save(want, tmp_path / "ViT-B-32.pt")
+        return str(tmp_path / "ViT-B-32.pt")
+
+    monkeypatch.setattr(clip.clip, "_download", download)
+    model = load_clip("ViT-B/32")
+    assert_ready(model)
+    assert_weights(model, want)
+    assert calls == [("ViT-B-32.pt", os.path.expanduser("~/.cache/clip"))]
+
+
+@pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("bad checksum")])
+def test_a_failed_download_says_what_to_do(monkeypatch, error):
+    def download(url, root):
+        raise error
+
+    monkeypatch.setattr(clip.clip, "_download", download)
+    with pytest.raises(UserError, match="ViT-B/16 could not be downloaded.*local .pt file"):
+        load_clip("ViT-B/16")
+
+
+def test_a_maple_checkouts_clip_is_asked_for_the_plain_model(vit, tmp_path, monkeypatch):
+    asked = []
+
+    def build_model(state_dict, design_details):  # as in its clip/model.py
+        asked.append(design_details)
+        return clip.model.build_model(state_dict)
+
+    monkeypatch.setattr("apd.clip.load.build_model", build_model)
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    assert_ready(load_clip(str(tmp_path / "clip.pt")))
+    (details,) = asked
+    assert details.pop("trainer") == "CoOp"
+    assert set(details.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("ViT-B32", "ViT-B/32"), ("ViT-B/8", "ViT-B/16"), ("minni", "mini"), ("RN-50", "RN50")],
+)
+def test_an_unknown_name_lists_the_nearest(name, near):
+    with pytest.raises(UserError, match="no CLIP named") as error:
+        load_clip(name)
+    assert name in str(error.value)
+    named = str(error.value).split("one of ")[1].split(", ")
+    assert near in named
+    assert len(named) <= 3
+
+
+def test_a_name_like_no_other_lists_them_all():
+    with pytest.raises(UserError) as error:
+        load_clip("/no/such/folder/0123456789.pt")
+    assert all(name in str(error.value) for name in ["mini", *clip.available_models()])
+
+
+def test_a_truncated_file_says_so(vit, tmp_path):
+    path = tmp_path / "clip.pt"
+    torch.save(half(vit).state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="clip.pt .*damaged"):
+        load_clip(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all"], ids=["empty", "text"])
+def test_a_file_that_is_no_archive_says_so(tmp_path, content):
+    path = tmp_path / "clip.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="clip.pt is neither"):
+        load_clip(str(path))
+
+
+def without(weights, name):
+    return {key: value for key, value in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "other-network": lambda clip: {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)},
+        "empty": lambda clip: {},
+        "no-dict": lambda clip: [torch.zeros(3)],
+        "tensor": lambda clip: torch.zeros(3),
+        "inner-list": lambda clip: {"state_dict": [torch.zeros(3)]},
+        "missing": lambda clip: without(clip, "ln_final.bias"),
+        "extra": lambda clip: {**clip, "head.weight": torch.zeros(3)},
+        "prefixed": lambda clip: {f"module.{name}": weight for name, weight in clip.items()},
+        "wrong-shape": lambda clip: {**clip, "text_projection": torch.zeros(3)},
+        "narrow": lambda clip: {**clip, "ln_final.weight": torch.zeros(32)},
+    }.items(),
+    ids=lambda change: change[0],
+)
+def test_weights_of_something_else_are_refused(vit, tmp_path, change):
+    path = tmp_path / "clip.pt"
+    torch.save(change[1](half(vit).state_dict()), path)
+    with pytest.raises(UserError, match="clip.pt does not hold the weights of a CLIP"):
+        load_clip(str(path))

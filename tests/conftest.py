@@ -1,0 +1,171 @@
+"""A tiny CLIP, a handful of images, and the command line called in this process."""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+CONFIG = """\
+DATASET: {NAME: Folder, FOLDER: {DIR: shapes}, NUM_SHOTS: 2}
+DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}, TEST: {BATCH_SIZE: 8}, NUM_WORKERS: 0}
+INPUT: {SIZE: [32, 32], INTERPOLATION: bicubic, TRANSFORMS: [random_flip]}
+OPTIM: {NAME: sgd, LR: 0.02, MAX_EPOCH: 2, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1,
+  WARMUP_TYPE: constant, WARMUP_CONS_LR: 0.001}
+USE_CUDA: False
+VERBOSE: False
+TRAINER:
+  COOP: {N_CTX: 4}
+  VPT: {PROMPT_DEPTH_VISION: 2}
+  IVLP: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
+  MAPLE: {PROMPT_DEPTH: 2}
+  AdvVPT: {PROMPT_DEPTH_VISION: 2}
+  AdvIVLP: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
+  AdvMaPLe: {PROMPT_DEPTH: 2}
+  APD: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
+AT:
+  TRAIN: {EPS: 1.0, ALPHA: 0.7, STEPS: 2}
+  TEST: {EPS: 1.0, ALPHA: 0.5, STEPS: 3}
+"""
+CLASSES = {  # and the colour of their images
+    "circle": (200, 60, 60), "square": (60, 200, 60), "star": (180, 180, 60),
+    "triangle": (60, 60, 200),
+}  # fmt: skip
+SPLITS = {"train": 6, "val": 2, "test": 5}  # images a class
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models this small only wait for further threads, and sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """What a run of seconds needs: ``clip``, ``wide`` (64 px, another embedding width), ``resnet``
+    (backbones), ``root`` (with data set ``shapes``: 4 classes of 6 + 2 + 5 images), ``config``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    vit = {"vision_layers": 2, "vision_width": 128}
+    _save_clip(folder / "clip.pt", 1, embed_dim=32, image_resolution=32, vision_patch_size=8, **vit)
+    _save_clip(folder / "wide.pt", 2, embed_dim=48, image_resolution=64, vision_patch_size=16, **vit)
+    _save_clip(
+        folder / "resnet.pt", 3, embed_dim=32, image_resolution=32, vision_layers=(1, 1, 1, 1),
+        vision_width=4, vision_patch_size=None,
+    )  # fmt: skip
+    _save_images(folder / "data" / "shapes")
+    (folder / "method.yaml").write_text(CONFIG)
+    return SimpleNamespace(
+        clip=str(folder / "clip.pt"), wide=str(folder / "wide.pt"),
+        resnet=str(folder / "resnet.pt"), root=str(folder / "data"),
+        config=str(folder / "method.yaml"),
+    )  # fmt: skip
+
+
+def _save_clip(path, seed, **geometry):
+    from clip.model import CLIP
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIP(
+            context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
+            transformer_layers=2, **geometry,
+        )  # fmt: skip
+        with torch.no_grad():  # CLIP's own start makes all images and all names nearly alike
+            for name, weight in model.named_parameters():
+                if "bias" in name or "embedding" in name:
+                    weight.normal_(std=0.3)
+                elif "conv1" in name or "in_proj" in name:
+                    weight.normal_(std=1.5 * weight[0].numel() ** -0.5)
+            model.logit_scale.fill_(3.0)
+    torch.save(model.state_dict(), path)
+
+
+def _save_images(folder):
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for name, colour in CLASSES.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.array(colour) + draw.normal(0, 60, (32, 32, 3))
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(folder / split / name / f"{i}.png")
+
+
+@pytest.fixture(scope="session")
+def command(tiny):
+    """Function: the arguments of ``train.py`` for a run on ``tiny``. Later options win."""
+
+    def arguments(trainer, out=None, *options, flags=()):
+        args = ["--root", tiny.root, "--seed", "1", "--config-file", tiny.config]
+        args += ["--backbone", tiny.clip, *flags, "--trainer", trainer]
+        args += ["--output-dir", str(out)] if out else []
+        return [*args, *map(str, options)]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def run(command):
+    """Function: ``train.py`` in this process, arguments as ``command``.
+
+    Returns code, out and err (what is printed), and trainer, if it came to one.
+    """
+    import apd.train
+
+    def run(*args, **more):
+        return call(command(*args, **more))
+
+    def call(arguments):
+        made, stdout = [], sys.stdout
+        out, err = io.StringIO(), io.StringIO()
+
+        def build_trainer(cfg):
+            made.append(apd.host.build_trainer(cfg))
+            return made[-1]
+
+        with pytest.MonkeyPatch.context() as patch, redirect_stderr(err):
+            patch.setattr(apd.train, "build_trainer", build_trainer)
+            patch.setattr(sys, "__stdout__", out)
+            sys.stdout = out
+            try:
+                code = apd.train.main(arguments)
+            finally:
+                # setup_logger puts a Logger in its place (and upstream's closes it in the end)
+                logger, sys.stdout = sys.stdout, stdout
+                printed = out.getvalue()
+                if logger is not out:
+                    logger.file.close()
+        return SimpleNamespace(
+            code=code, out=printed, err=err.getvalue(), trainer=made[-1] if made else None
+        )
+
+    run.call = call
+    return run
+
+
+@pytest.fixture(scope="session")
+def build(command):
+    """Function: the trainer of a command, built but not run; arguments as ``command``."""
+    import apd.train
+
+    def build(*args, **more):
+        apd.register()
+        cfg = apd.train.setup_cfg(apd.train.parse_args(command(*args, **more)))
+        apd.host.set_random_seed(cfg.SEED)
+        return apd.host.build_trainer(cfg)
+
+    return build
+
+
+def pytest_report_header(config):
+    from apd.host import HOST, HOST_VERSION
+
+    return f"apd.host: {HOST} {HOST_VERSION}"

@@ -1,0 +1,353 @@
+"""The user's mistakes: one line, exit code 2, and nothing is written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+OUT = "out"
+
+
+@pytest.fixture
+def refused(run, tmp_path, monkeypatch, contents):
+    """Function: run a command that must be refused, and return its one line. Relative paths are
+    below a folder of its own, which it must leave as it was."""
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*args, **more):
+        before = contents(tmp_path)
+        result = run(*args, **more)
+        assert result.code == 2
+        lines = result.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+        assert contents(tmp_path) == before
+        return lines[0].removeprefix("error: ")
+
+    return refused
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, near", [("AVP", "APD"), ("adv_ivlp", "AdvIVLP"), ("Coop", "CoOp"), ("APDD", "APD")]
+)
+def test_unknown_trainer(refused, name, near):
+    line = refused(name, OUT)
+    assert line.startswith(f'unknown trainer "{name}" (--trainer)')
+    assert near in line.split(";")[1]
+
+
+def test_unknown_trainer_like_no_other(refused):
+    line = refused("qqqqq", OUT)
+    for name in ("ZeroshotCLIP", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvVPT", "APD"):
+        assert name in line
+
+
+def test_no_trainer(refused):
+    assert 'unknown trainer ""' in refused("", OUT)
+
+
+def test_unknown_dataset(refused):
+    line = refused("APD", OUT, "DATASET.NAME", "Didgits")
+    assert line == 'unknown dataset "Didgits" (DATASET.NAME); did you mean Digits?'
+
+
+@pytest.mark.parametrize("name", ["ViT-B/31", "nowhere.pt"])
+def test_unknown_backbone(refused, name):
+    line = refused("APD", OUT, flags=("--backbone", name))
+    assert f'"{name}"' in line and "MODEL.BACKBONE.NAME" in line
+    assert "ViT-B/32" in line or name == "nowhere.pt"
+
+
+def test_backbone_that_is_no_clip(refused, tmp_path):
+    (tmp_path / "text.pt").write_text("no weights")
+    assert "text.pt" in refused("APD", OUT, flags=("--backbone", "text.pt"))
+
+
+# -- files and keys ------------------------------------------------------------------------------
+
+
+def test_missing_data_root(refused):
+    assert "there is no folder" in refused("APD", OUT, flags=("--root", "nowhere"))
+
+
+def test_no_data_root(refused):
+    assert "--root" in refused("APD", OUT, flags=("--root", ""))
+
+
+def test_missing_folder_of_images(refused):
+    assert "there is no folder" in refused("APD", OUT, "DATASET.FOLDER.DIR", "nowhere")
+
+
+@pytest.mark.parametrize("flag", ["--config-file", "--dataset-config-file"])
+def test_missing_config_file(refused, flag):
+    line = refused("APD", OUT, flags=(flag, "configs/nowhere.yaml"))
+    assert line == "no config file configs/nowhere.yaml"
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("TRAINER: {APD: {NO_SUCH: 1}}", "NO_SUCH"),
+        ("OPTIM: {LR: high}", "OPTIM.LR"),
+        ("OPTIM: [LR, 1", "mine.yaml"),
+        ("just words", "mine.yaml"),
+        ("OPTIM: 3", "OPTIM"),
+    ],
+    ids=["unknown key", "wrong type", "no YAML", "no mapping", "no section"],
+)
+def test_bad_config_file(refused, tmp_path, text, part):
+    (tmp_path / "mine.yaml").write_text(text)
+    line = refused("APD", OUT, flags=("--config-file", "mine.yaml"))
+    assert line.startswith("mine.yaml: ") and part in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("TRAINER.APD.NO_SUCH", 1),
+        ("TRAINER.NOBODY.N_CTX", 1),
+        ("DATASET.NUM_SHOTS.MORE", 1),
+        ("DATASET.NUM_SHOTS", "many"),
+        ("DATASET.NUM_SHOTS", 1.5),
+        ("OPTIM.LR", "[1]"),
+        ("TRAINER.APD", 3),
+        ("OPTIM.LR",),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_bad_option_on_the_command_line(refused, options):
+    line = refused("APD", OUT, *options)
+    assert line.startswith("command line: ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("OPTIM.NAME", "sdg"),
+        ("OPTIM.LR_SCHEDULER", "cosin"),
+        ("OPTIM.WARMUP_TYPE", "slow"),
+        ("INPUT.INTERPOLATION", "cubic"),
+        ("INPUT.TRANSFORMS", "('random_flop',)"),
+        ("DATASET.SUBSAMPLE_CLASSES", "bass"),
+        ("TRAINER.COOP.CLASS_TOKEN_POSITION", "top"),
+        ("TRAINER.COOP.N_CTX", 0),
+        ("TRAINER.COOP.N_CTX", -1),
+        ("TEST.FINAL_MODEL", "best_vall"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_unknown_choice(refused, options):
+    refused("CoOp", OUT, *options)
+
+
+def renamed(tiny, root, name):
+    """Put the images below ``root``, squares under another class name."""
+    shutil.copytree(Path(tiny.root) / "shapes", root / "shapes")
+    for split in ("train", "val", "test"):
+        folder = root / "shapes" / split
+        (folder / "square").rename(folder / name)
+
+
+# -- what does not fit ---------------------------------------------------------------------------
+
+
+def test_image_size_that_does_not_fit_the_backbone(refused):
+    line = refused("APD", OUT, "INPUT.SIZE", "(64, 64)")
+    assert line.startswith("INPUT.SIZE is (64, 64), but the backbone ") and "(32, 32)" in line
+
+
+@pytest.mark.parametrize("method", ["VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "APD"])
+def test_visual_prompts_on_a_resnet(refused, tiny, method):
+    line = refused(method, OUT, flags=("--backbone", tiny.resnet))
+    assert "visual prompts need a ViT" in line
+
+
+@pytest.mark.parametrize("key", ["PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"])
+def test_prompts_deeper_than_the_encoder(refused, key):
+    line = refused("APD", OUT, f"TRAINER.APD.{key}", 9)
+    assert "depth 9 does not fit an encoder of 2 layers" in line
+
+
+def test_prompt_and_class_name_over_77_tokens(refused, tmp_path, tiny):
+    renamed(tiny, tmp_path, "square_with_four_corners")
+    options = ("TRAINER.COOP.N_CTX", 71)  # 71 + 4 + full stop + start + end = 78
+    line = refused("CoOp", OUT, *options, flags=("--root", str(tmp_path)))
+    assert 'class "square with four corners" has 78 tokens, CLIP reads 77' in line
+
+
+# -- checkpoints ---------------------------------------------------------------------------------
+
+
+def of(folder):
+    return ("--eval-only", "--model-dir", str(folder))
+
+
+def test_class_specific_prompts_of_another_class_list(refused, runs):
+    options = ("TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES", "new")
+    line = refused("CoOp", OUT, *options, flags=of(runs.csc))
+    assert "class-specific prompts of another class list" in line
+
+
+def test_class_specific_prompts_of_another_class_list_of_equal_length(refused, runs, tmp_path, tiny):
+    renamed(tiny, tmp_path, "rhombus")
+    options = ("TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES", "base")
+    flags = (*of(runs.csc), "--root", str(tmp_path))
+    assert "another class list" in refused("CoOp", OUT, *options, flags=flags)
+
+
+@pytest.mark.parametrize(
+    "method, other", [("AdvMaPLe", "maple"), ("IVLP", "maple"), ("APT", "coop"), ("CoOp", "maple")]
+)
+def test_prompts_of_another_method(refused, runs, method, other):
+    line = refused(method, OUT, flags=of(getattr(runs, other)))
+    trained = {"maple": "MaPLe", "coop": "CoOp"}[other]
+    assert line.endswith(f"holds prompts of {trained}, not of {method}")
+
+
+@pytest.mark.parametrize(
+    "method, options, other",
+    [
+        ("CoOp", ("TRAINER.COOP.N_CTX", 5), "coop"),
+        ("CoOp", ("TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES", "base"), "coop"),
+        ("MaPLe", ("TRAINER.MAPLE.PROMPT_DEPTH", 1), "maple"),
+    ],
+    ids=["length", "kind", "depth"],
+)
+def test_prompts_of_another_shape(refused, runs, method, options, other):
+    line = refused(method, OUT, *options, flags=of(getattr(runs, other)))
+    assert "does not fit this configuration's prompts" in line
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000])
+def test_truncated_checkpoint(refused, runs, copy_of, keep):
+    folder = copy_of(runs.maple)
+    path = folder / "prompt_learner" / "model.pth.tar-2"
+    path.write_bytes(path.read_bytes()[:keep])
+    line = refused("MaPLe", OUT, flags=of(folder))
+    assert str(path) in line and "truncated" in line
+
+
+def test_checkpoint_that_is_something_else(refused, runs, copy_of):
+    folder = copy_of(runs.maple)
+    torch.save([1, 2], folder / "prompt_learner" / "model.pth.tar-2")
+    assert "model.pth.tar-2" in refused("MaPLe", OUT, flags=of(folder))
+
+
+def test_missing_epoch_lists_those_there_are(refused, runs):
+    line = refused("APD", OUT, flags=(*of(runs.apd), "--load-epoch", "7"))
+    assert "model.pth.tar-7" in line
+    assert "there are model.pth.tar-1, model.pth.tar-2" in line
+
+
+def test_missing_model_folder(refused):
+    assert "no checkpoint" in refused("APD", OUT, flags=of("nowhere"))
+
+
+# -- folders of other runs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(runs, copy_of):
+    """A folder with a run of MaPLe that was killed before its end."""
+    folder = copy_of(runs.maple)
+    (folder / "results.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000])
+def test_truncated_resume_file(refused, unfinished, keep):
+    path = unfinished / "resume.pth.tar"
+    path.write_bytes(path.read_bytes()[:keep])
+    line = refused("MaPLe", unfinished)
+    assert "resume.pth.tar" in line and "truncated" in line
+
+
+def test_resume_file_of_something_else(refused, unfinished):
+    torch.save({"epoch": 3}, unfinished / "resume.pth.tar")
+    assert "resume.pth.tar" in refused("MaPLe", unfinished)
+
+
+@pytest.mark.parametrize(
+    "method, options, part",
+    [
+        ("MaPLe", ("OPTIM.LR", 0.5), "OPTIM.LR: 0.5, was 0.02"),
+        ("MaPLe", ("SEED", 2), "SEED: 2, was 1"),
+        ("AdvMaPLe", (), "TRAINER.NAME: 'AdvMaPLe', was 'MaPLe'"),
+        ("MaPLe", ("DATASET.SUBSAMPLE_CLASSES", "new"), "DATASET.SUBSAMPLE_CLASSES"),
+    ],
+    ids=["rate", "seed", "method", "classes"],
+)
+def test_resuming_another_configuration(refused, unfinished, method, options, part):
+    line = refused(method, unfinished, *options)
+    assert "another configuration" in line and part in line
+
+
+def test_resuming_with_other_classes_in_the_same_configuration(refused, unfinished, tmp_path, tiny):
+    renamed(tiny, tmp_path, "rhombus")
+    line = refused("MaPLe", unfinished, flags=("--root", str(tmp_path)))
+    assert "classnames" in line
+
+
+def test_resume_flag_names_another_configuration(refused, unfinished):
+    line = refused("MaPLe", OUT, "OPTIM.LR", 0.5, flags=("--resume", str(unfinished)))
+    assert "OPTIM.LR" in line
+
+
+def test_resume_flag_names_no_run(refused):
+    assert "nowhere" in refused("MaPLe", OUT, flags=("--resume", "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "method, options, part",
+    [
+        ("MaPLe", ("OPTIM.LR", 0.5), "OPTIM.LR: 0.5, was 0.02"),
+        ("MaPLe", ("AT.TEST.STEPS", 5), "AT.TEST.STEPS: 5, was 3"),
+        ("AdvMaPLe", (), "TRAINER.NAME"),
+    ],
+    ids=["rate", "attack", "method"],
+)
+def test_folder_with_the_results_of_another_configuration(
+    refused, runs, copy_of, method, options, part
+):
+    line = refused(method, copy_of(runs.maple), *options)  # byte for byte: see refused
+    assert "holds the results of another run" in line and part in line
+    assert "choose another --output-dir" in line
+
+
+def test_folder_with_the_results_of_training_is_not_evaluated_into(refused, runs, copy_of):
+    folder = copy_of(runs.maple)
+    line = refused("MaPLe", folder, flags=of(folder))
+    assert "another run" in line and "prompts from" in line
+
+
+def test_folder_with_an_evaluation_of_other_prompts(run, refused, runs, tmp_path):
+    out = tmp_path / OUT
+    assert run("APD", out, "TRAIN.CHECKPOINT_FREQ", 1, flags=of(runs.apd)).code == 0
+    line = refused("APD", out, "TRAIN.CHECKPOINT_FREQ", 1,
+                   flags=(*of(runs.apd), "--load-epoch", "1"))  # fmt: skip
+    assert "prompts from" in line
+
+
+def test_damaged_results(refused, runs, copy_of):
+    folder = copy_of(runs.maple)
+    path = folder / "results.json"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "results.json is damaged" in refused("MaPLe", folder)
+
+
+def test_the_real_command_prints_nothing_else(tmp_path):
+    """Not even the warnings of what it imports."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "train.py"), "--trainer", "APDD", "--output-dir", "out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [root, *sys.path]))}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: unknown trainer "APDD" (--trainer); did you mean APD')
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

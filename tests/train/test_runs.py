@@ -1,0 +1,249 @@
+"""Runs as a user starts them: kept when finished, evaluated again, evaluated elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from apd.results import read_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def counts(folder):
+    return [(e["attack"], e["correct"], e["total"]) for e in read_results(folder)["evaluations"]]
+
+
+def of(folder, *more):
+    return ("--eval-only", "--model-dir", str(folder), *more)
+
+
+# -- a finished run --------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_kept(run, runs, contents, monkeypatch):
+    before = contents(runs.maple)
+    result = run("MaPLe", runs.maple)
+    assert (result.code, result.err, result.trainer) == (0, "", None)  # not even built
+    assert "is finished: kept as it is" in result.out
+    assert contents(runs.maple) == before
+
+
+def test_a_finished_run_is_kept_when_only_harmless_keys_differ(run, runs, contents):
+    before = contents(runs.maple)
+    result = run("MaPLe", runs.maple, "TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_FREQ", 1)
+    assert (result.code, result.trainer) == (0, None)
+    assert contents(runs.maple) == before
+
+
+def test_the_same_command_gives_the_same_run(run, runs, tmp_path):
+    assert run("MaPLe", tmp_path).code == 0
+    first, second = (
+        torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
+        for folder in (runs.maple, tmp_path)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert counts(runs.maple) == counts(tmp_path)
+
+
+def test_another_seed_gives_another_run(run, runs, tmp_path):
+    assert run("MaPLe", tmp_path, flags=("--seed", "2")).code == 0
+    first, second = (
+        torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
+        for folder in (runs.maple, tmp_path)
+    )
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- evaluation only -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, method, options", [
+    ("maple", "MaPLe", ()),
+    ("coop", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base")),
+    ("csc", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.COOP.CSC", True)),
+    ("apd", "APD", ()),
+])  # fmt: skip
+def test_eval_only_reproduces_the_run(run, runs, tmp_path, name, method, options):
+    folder = getattr(runs, name)
+    result = run(method, tmp_path, *options, flags=of(folder))
+    assert (result.code, result.err) == (0, "")
+    assert counts(tmp_path) == counts(folder)
+    results = read_results(tmp_path)
+    assert results["prompts_from"] == {"model_dir": str(folder), "epoch": None}
+    assert results["train_seconds"] == 0
+    original = read_results(folder)
+    for key in ("method", "modality", "trainable_parameters", "classes", "shots"):
+        assert results[key] == original[key]
+
+
+def test_eval_only_of_an_earlier_epoch(run, runs, tmp_path):
+    result = run("APD", tmp_path, flags=of(runs.apd, "--load-epoch", "1"))
+    assert result.code == 0
+    assert read_results(tmp_path)["prompts_from"]["epoch"] == 1
+    first = torch.load(runs.apd / "prompt_learner" / "model.pth.tar-1", weights_only=True)
+    loaded = result.trainer.model.prompt_learner.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in first["state_dict"].items())
+
+
+def test_eval_only_under_another_attack(run, runs, tmp_path):
+    result = run("MaPLe", tmp_path, "AT.TEST.STEPS", 1, "AT.TEST.EPS", 0.5, flags=of(runs.maple))
+    assert (result.code, result.err) == (0, "")
+    clean, robust = read_results(tmp_path)["evaluations"]
+    assert clean["correct"] == read_results(runs.maple)["evaluations"][0]["correct"]
+    assert (robust["attack"], robust["threat_model"]["eps"]) == ("pgd-1", 0.5)
+
+
+def test_eval_only_without_a_folder_writes_nothing(run, runs, tmp_path, contents, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = contents(runs.root)
+    result = run("MaPLe", None, flags=of(runs.maple))
+    assert (result.code, result.err) == (0, "")
+    assert "* accuracy:" in result.out and "* robust accuracy:" in result.out
+    assert list(tmp_path.iterdir()) == []
+    assert contents(runs.root) == before
+
+
+def test_a_finished_evaluation_is_kept(run, runs, tmp_path, contents):
+    run("MaPLe", tmp_path, flags=of(runs.maple))
+    before = contents(tmp_path)
+    result = run("MaPLe", tmp_path, flags=of(runs.maple))
+    assert (result.code, result.trainer) == (0, None)
+    assert contents(tmp_path) == before
+
+
+def test_base_trained_prompts_are_evaluated_on_new_classes(run, runs, tmp_path):
+    new = ("DATASET.SUBSAMPLE_CLASSES", "new")
+    result = run("CoOp", tmp_path, *new, flags=of(runs.coop))
+    assert (result.code, result.err) == (0, "")
+    assert "trained on other classes" in result.out
+    results = read_results(tmp_path)
+    assert (results["classes"], results["subsample"]) == (2, "new")
+    assert [e["total"] for e in results["evaluations"]] == [10, 10]
+    assert read_results(runs.coop)["classes"] == 2
+    base, new = (
+        torch.load(runs.coop / "prompt_learner" / "model.pth.tar-2", weights_only=True),
+        result.trainer.model.prompt_learner.state_dict(),
+    )
+    assert all(torch.equal(new[name], value) for name, value in base["state_dict"].items())
+
+
+def test_zero_shot_is_evaluated_without_a_run(run, tmp_path):
+    """As CoOp's zeroshot.sh does it."""
+    result = run("ZeroshotCLIP", tmp_path / "eval", flags=("--eval-only",))
+    assert (result.code, result.err) == (0, "")
+    assert run("ZeroshotCLIP", tmp_path / "run").code == 0
+    assert counts(tmp_path / "eval") == counts(tmp_path / "run")
+
+
+def test_no_train_builds_and_writes_nothing(run, tmp_path):
+    result = run("APD", tmp_path / "out", flags=("--no-train",))
+    assert (result.code, result.err) == (0, "")
+    assert result.trainer is not None and not (tmp_path / "out").exists()
+
+
+# -- shots -----------------------------------------------------------------------------------------
+
+
+def test_more_shots_than_there_are_images(run, tmp_path):
+    result = run("CoOp", tmp_path, "DATASET.NUM_SHOTS", 16, "OPTIM.MAX_EPOCH", 1)
+    assert (result.code, result.err) == (0, "")
+    warning = "fewer than 16 training images, all are used: circle (6), square (6), star (6), triangle (6)"
+    assert warning in result.out
+    assert warning in (tmp_path / "log.txt").read_text()
+    assert len(result.trainer.train_loader_x.dataset) == 24
+    assert read_results(tmp_path)["shots"] == 16
+
+
+# -- a loss that is not finite ---------------------------------------------------------------------
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_epoch(run, tmp_path):
+    from apd.host import load_checkpoint
+
+    result = run("MaPLe", tmp_path, "OPTIM.LR", 1e30, "OPTIM.MAX_EPOCH", 3)
+    assert result.code == 1
+    (line,) = result.err.splitlines()
+    for part in ("error: the loss is nan at epoch 2, batch 2 of 2", "learning rate 1e+30",
+                 "likely", "OPTIM.LR", "The checkpoint of epoch 1 is kept", str(tmp_path)):  # fmt: skip
+        assert part in line
+    state = load_checkpoint(tmp_path / "resume.pth.tar")
+    assert state["epoch"] == 1
+    for model in state["models"].values():
+        assert all(torch.isfinite(value).all() for value in model.values())
+    assert not (tmp_path / "results.json").exists()
+    # and the run goes on from there, to the same end
+    again = run("MaPLe", tmp_path, "OPTIM.LR", 1e30, "OPTIM.MAX_EPOCH", 3)
+    assert again.code == 1 and "epoch 2, batch 2" in again.err
+
+
+@pytest.mark.parametrize("method", ["APT", "APD"])
+def test_a_non_finite_attack_is_not_taken_for_an_image(run, tmp_path, method, monkeypatch):
+    """A poisoned weight shows in the loss, though the attack clamps its images."""
+    from apd.trainers.base import PromptTrainer
+
+    build = PromptTrainer.build_model
+
+    def poisoned(self):
+        build(self)
+        with torch.no_grad():
+            self.model.prompt_learner.text[0][0, 0] = float("nan")
+
+    monkeypatch.setattr(PromptTrainer, "build_model", poisoned)
+    result = run(method, tmp_path)
+    assert result.code == 1
+    (line,) = result.err.splitlines()
+    assert "the loss is nan at epoch 1, batch 1 of 2" in line
+    assert "epoch 0 is kept" not in line  # there is none
+
+
+def test_a_non_finite_evaluation_is_no_result(run, runs, copy_of, tmp_path):
+    folder = copy_of(runs.maple)
+    path = folder / "prompt_learner" / "model.pth.tar-2"
+    checkpoint = torch.load(path, weights_only=True)
+    next(iter(checkpoint["state_dict"].values()))[0, 0] = float("nan")
+    torch.save(checkpoint, path)
+    result = run("MaPLe", tmp_path / "out", flags=of(folder))
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert "NaN" in result.err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+# -- interrupted, and from elsewhere ---------------------------------------------------------------
+
+
+def test_interrupting_says_how_to_continue(run, tmp_path, monkeypatch):
+    from apd.trainers.base import PromptTrainer
+
+    def interrupted(self, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptTrainer, "forward_backward", interrupted)
+    result = run("CoOp", tmp_path)
+    assert result.code == 130
+    assert result.err == "interrupted: the same command continues this run\n"
+
+
+def test_from_another_folder_with_the_shipped_config_names(tmp_path):
+    """The whole command as a process: mini CLIP, digits, one epoch of APD."""
+    command = [
+        sys.executable, "-m", "apd.train", "--root", "data", "--seed", "1", "--trainer", "APD",
+        "--dataset-config-file", "configs/datasets/digits.yaml",
+        "--config-file", "configs/trainers/APD/mini.yaml", "--output-dir", "out",
+        "DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "1", "AT.TEST.STEPS", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *sys.path]))}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["method"], results["dataset"], results["backbone"]) == ("APD", "Digits", "mini")
+    clean, robust = results["evaluations"]
+    assert clean["total"] == robust["total"] == 800
+    assert clean["correct"] > robust["correct"] > 0
+    assert clean["accuracy"] > 30  # mini CLIP knows digits
+    assert (tmp_path / "data" / "digits").is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]

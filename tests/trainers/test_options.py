@@ -1,0 +1,213 @@
+"""Options that every method shares: precision, model selection, attacks, normalisation."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from apd.results import read_results
+
+MEAN = ("INPUT.PIXEL_MEAN", "[0.48, 0.46, 0.41]", "INPUT.PIXEL_STD", "[0.27, 0.26, 0.28]")
+IDENTITY = ("INPUT.PIXEL_MEAN", "[0.0, 0.0, 0.0]", "INPUT.PIXEL_STD", "[1.0, 1.0, 1.0]")
+
+
+def state(folder, name="prompt_learner", file="model.pth.tar-2"):
+    return torch.load(folder / name / file, weights_only=True)["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method, section", [("CoOp", "COOP"), ("AdvIVLP",) * 2, ("APD",) * 2])
+def test_half_precision_on_a_cpu_is_float32_bit_for_bit(run, tmp_path, method, section):
+    counts = []
+    for prec in ("fp32", "amp", "fp16"):
+        result = run(method, tmp_path / prec, f"TRAINER.{section}.PREC", prec)
+        assert (result.code, result.err) == (0, "")
+        counts.append([e["correct"] for e in read_results(tmp_path / prec)["evaluations"]])
+    assert same(state(tmp_path / "fp32"), state(tmp_path / "amp"))
+    assert same(state(tmp_path / "fp32"), state(tmp_path / "fp16"))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_unknown_precision_is_refused(run, tmp_path):
+    result = run("APD", tmp_path / "out", "TRAINER.APD.PREC", "bf16")
+    assert (result.code, result.err) == (2, "error: TRAINER.APD.PREC is bf16: use fp32 or amp\n")
+    assert not (tmp_path / "out").exists()
+
+
+# -- model selection -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["IVLP", "APD"])
+def test_best_val_deploys_the_best_epoch(run, tmp_path, monkeypatch, method):
+    from apd.trainers.base import PromptTrainer
+
+    figures = iter([1.0, 3.0, 2.0])
+    test = PromptTrainer.test
+    monkeypatch.setattr(
+        PromptTrainer, "test",
+        lambda self, split=None: next(figures) if split == "val" else test(self, split),
+    )  # fmt: skip
+    result = run(method, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3,
+                 "TRAIN.CHECKPOINT_FREQ", 1)  # fmt: skip
+    assert (result.code, result.err) == (0, "")
+    for name, model in result.trainer._models.items():
+        best = state(tmp_path, name, "model-best.pth.tar")
+        assert same(best, state(tmp_path, name, "model.pth.tar-2"))
+        assert not same(best, state(tmp_path, name, "model.pth.tar-3"))
+        assert same(best, model.state_dict())
+
+
+@pytest.mark.parametrize("method, attacked", [("IVLP", False), ("AdvIVLP", True)])
+def test_best_val_chooses_on_validation_images_and_under_the_training_attack(
+    run, tmp_path, monkeypatch, method, attacked
+):
+    import apd.trainers.base as base
+
+    calls, evaluate = [], base.evaluate
+
+    def recorded(logits, loader, threat, **more):
+        calls.append((len(loader.dataset), threat))
+        return evaluate(logits, loader, threat, **more)
+
+    monkeypatch.setattr(base, "evaluate", recorded)
+    result = run(method, tmp_path, "TEST.FINAL_MODEL", "best_val")
+    assert (result.code, result.err) == (0, "")
+    train = base.ThreatModel("linf", 1.0, 0.7, 2) if attacked else None
+    test = base.ThreatModel("linf", 1.0, 0.5, 3)
+    assert calls == [(8, train), (8, train), (20, test)]  # 2 of 2 a class, after either epoch
+    best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
+    assert best["val_result"] in [100 * n / 8 for n in range(9)]
+
+
+def test_best_val_never_chooses_on_test_images(run, tmp_path, tiny):
+    shutil.copytree(Path(tiny.root) / "shapes", tmp_path / "shapes")
+    shutil.rmtree(tmp_path / "shapes" / "val")
+    root = ("--root", str(tmp_path))
+    result = run("CoOp", tmp_path / "out", "TEST.FINAL_MODEL", "best_val", flags=root)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "validation images" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_val_evaluates_again_what_it_deployed(run, tmp_path):
+    out = tmp_path / "out"
+    run("AdvIVLP", out, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
+    again = run("AdvIVLP", tmp_path / "eval", flags=("--eval-only", "--model-dir", str(out)))
+    assert again.code == 0 and "model-best.pth.tar" in again.out
+    first, second = (read_results(folder)["evaluations"] for folder in (out, tmp_path / "eval"))
+    assert [e["correct"] for e in first] == [e["correct"] for e in second]
+
+
+# -- attacks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["CoOp", "APD"])
+def test_without_a_radius_only_clean_images_are_evaluated(run, tmp_path, method):
+    result = run(method, tmp_path, "AT.TEST.EPS", None)
+    assert (result.code, result.err) == (0, "")
+    (clean,) = read_results(tmp_path)["evaluations"]
+    assert clean["attack"] == "clean" and "robust" not in result.out
+
+
+@pytest.mark.parametrize("method", ["APT", "AdvMaPLe", "APD"])
+@pytest.mark.parametrize("key", ["EPS", "ALPHA"])
+def test_adversarial_training_needs_its_threat_model(run, tmp_path, method, key):
+    result = run(method, tmp_path / "out", f"AT.TRAIN.{key}", None)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"AT.TRAIN.{key}" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_clean_training_needs_no_threat_model(run, tmp_path):
+    assert run("MaPLe", tmp_path, "AT.TRAIN.EPS", None, "AT.TRAIN.ALPHA", None).code == 0
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("AT.TEST.ALPHA", None),
+        ("AT.TEST.EPS", "far"),
+        ("AT.TEST.EPS", -1),
+        ("AT.TEST.NORM", "l1"),
+        ("AT.TRAIN.NORM", "l1"),
+        ("AT.TRAIN.STEPS", -1),
+        # what could be noticed in the first step only
+        ("AT.TRAIN.AT_LOSS_TYPE", "adv_most"),
+        ("TRAINER.APD.ATTACK_LOSS", "mse"),
+        ("TRAINER.APD.TAU", 0),
+    ],
+)
+def test_bad_attacks_and_losses_are_refused_before_anything_is_written(
+    run, tmp_path, option, value
+):
+    method = "AdvIVLP" if "LOSS_TYPE" in option else "APD"
+    result = run(method, tmp_path / "out", option, value)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_count_is_recorded(run, tmp_path):
+    run("CoOp", tmp_path, "AT.TEST.LAST_ITERATE", True)
+    robust = read_results(tmp_path)["evaluations"][1]
+    assert robust["threat_model"]["last_iterate"] is True
+
+
+def test_the_whole_threat_model_is_configurable(run, tmp_path):
+    result = run("CoOp", tmp_path, "AT.TEST.NORM", "l2", "AT.TEST.EPS", 128, "AT.TEST.ALPHA", 30,
+                 "AT.TEST.STEPS", 2, "AT.TEST.RESTARTS", 2)  # fmt: skip
+    assert (result.code, result.err) == (0, "")
+    threat = read_results(tmp_path)["evaluations"][1]["threat_model"]
+    keys = ("norm", "eps", "alpha", "steps", "restarts")
+    assert [threat[key] for key in keys] == ["l2", 128, 30, 2, 2]
+
+
+# -- normalisation -------------------------------------------------------------------------------
+
+
+def test_coops_normalize_is_left_to_the_model(run, tmp_path, monkeypatch):
+    import apd.trainers.base as base
+
+    ranges, losses = [], base.PromptTrainer.losses
+
+    def recorded(self, images, labels):
+        ranges.append((images.min().item(), images.max().item()))
+        return losses(self, images, labels)
+
+    monkeypatch.setattr(base.PromptTrainer, "losses", recorded)
+    flags = ("--transforms", "random_flip", "normalize")
+    result = run("CoOp", tmp_path / "with", *MEAN, flags=flags)
+    assert (result.code, result.err) == (0, "")
+    assert all(0 <= low < 0.2 and 0.8 < high <= 1 for low, high in ranges)
+    assert run("CoOp", tmp_path / "without").code == 0
+    assert same(state(tmp_path / "with"), state(tmp_path / "without"))
+    with_, without = (read_results(tmp_path / name) for name in ("with", "without"))
+    assert [e["correct"] for e in with_["evaluations"]] == [
+        e["correct"] for e in without["evaluations"]
+    ]
+    # the config is kept as it was given, so that the same command finds its own run
+    assert with_["config"]["INPUT"]["TRANSFORMS"] == ["random_flip", "normalize"]
+    again = run("CoOp", tmp_path / "with", *MEAN, flags=flags)
+    assert again.code == 0 and "kept as it is" in again.out
+
+
+@pytest.mark.parametrize("method", ["APT", "APD"])
+def test_normalize_in_an_adversarial_run_is_refused(run, tmp_path, method):
+    result = run(method, tmp_path / "out", *MEAN, flags=("--transforms", "normalize"))
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "INPUT.TRANSFORMS has normalize" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mapts_identity_normalize_changes_nothing(run, tmp_path):
+    flags = ("--transforms", "random_flip", "normalize")
+    result = run("AdvIVLP", tmp_path / "with", *IDENTITY, flags=flags)
+    assert (result.code, result.err) == (0, "")
+    assert run("AdvIVLP", tmp_path / "without").code == 0
+    assert same(state(tmp_path / "with"), state(tmp_path / "without"))

@@ -1,0 +1,89 @@
+"""Beside another toolbox's trainers and keys, ours give way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from yacs.config import CfgNode
+
+import apd
+from apd.host import TRAINER_REGISTRY, get_cfg_default
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_names_that_the_toolbox_has_stay_its_own():
+    printed = python("""
+from apd.host import TRAINER_REGISTRY, DATASET_REGISTRY
+@TRAINER_REGISTRY.register()
+class CoOp: pass
+@DATASET_REGISTRY.register()
+class Folder: pass
+import apd
+apd.register()
+apd.register()
+print(TRAINER_REGISTRY.get("CoOp") is CoOp, DATASET_REGISTRY.get("Folder") is Folder)
+import apd.trainers.coop
+print(issubclass(TRAINER_REGISTRY.get("APT"), apd.trainers.coop.CoOp), end=" ")
+print(not issubclass(TRAINER_REGISTRY.get("APT"), CoOp))
+""")
+    assert printed.split() == ["True"] * 4
+
+
+def test_every_method_is_registered():
+    apd.register()
+    assert {
+        "ZeroshotCLIP", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvVPT", "AdvIVLP", "AdvMaPLe",
+        "APD",
+    } <= set(TRAINER_REGISTRY.registered_names())  # fmt: skip
+
+
+def test_keys_that_are_there_keep_their_values():
+    cfg = get_cfg_default()
+    cfg.TRAINER.COOP = CfgNode({"N_CTX": 4, "PREC": "fp16", "ITS_OWN": 7})
+    cfg.DATASET.SUBSAMPLE_CLASSES = "base"
+    cfg.AT = CfgNode({"TRAIN": {"EPS": 4, "AT_LOSS_TYPE": "adv_half"}})  # as MAPT's train.py
+    apd.extend_cfg(cfg)
+    assert (cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.PREC, cfg.TRAINER.COOP.ITS_OWN) == (4, "fp16", 7)
+    assert cfg.TRAINER.COOP.CSC is False
+    assert cfg.DATASET.SUBSAMPLE_CLASSES == "base"
+    assert (cfg.AT.TRAIN.EPS, cfg.AT.TRAIN.AT_LOSS_TYPE) == (4, "adv_half")
+    assert cfg.AT.TRAIN.STEPS == 2 and cfg.AT.TRAIN.ALPHA is None
+    assert cfg.TRAINER.APD.TEACHER.MODE == "online"
+
+
+def test_extending_twice_changes_nothing():
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+    before = cfg.clone()
+    apd.extend_cfg(cfg)
+    assert cfg == before
+
+
+def test_configs_are_independent():
+    first, second = get_cfg_default(), get_cfg_default()
+    for cfg in (first, second):
+        apd.extend_cfg(cfg)
+    first.TRAINER.APD.TEACHER.MODE = "frozen"
+    first.TRAINER.VPT.PROMPT_DEPTH_VISION = 1
+    assert second.TRAINER.APD.TEACHER.MODE == "online"
+    assert second.TRAINER.AdvVPT.PROMPT_DEPTH_VISION == 9
+
+
+@pytest.mark.parametrize("section", ["APD", "AdvIVLP", "IVLP"])
+def test_mapts_keys_are_known(section):
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+    assert {"N_CTX_VISION", "N_CTX_TEXT", "CTX_INIT", "PREC", "PROMPT_DEPTH_VISION",
+            "PROMPT_DEPTH_TEXT"} <= set(cfg.TRAINER[section])  # fmt: skip
