@@ -12,7 +12,8 @@ SHOTS=16
 
 for METHOD in $METHODS; do
     DIR=$OUTPUT/digits/$METHOD/mini_${SHOTS}shots/seed$SEED
-    # stdout goes to $DIR/log.txt as well; the terminal shows the progress bars
+    echo "== $METHOD ($DIR/log.txt)"
+    # the terminal shows the progress bars, log.txt has the rest
     python train.py \
         --root data \
         --seed "$SEED" \
