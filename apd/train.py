@@ -79,9 +79,10 @@ def setup_cfg(args: argparse.Namespace):
     cfg = get_cfg_default()
     apd.extend_cfg(cfg)
     for path in filter(None, (args.dataset_config_file, args.config_file)):
+        found = _find_config(path)
         try:
-            cfg.merge_from_file(_find_config(path))
-        except (AttributeError, KeyError, ValueError, yaml.YAMLError) as error:
+            cfg.merge_from_file(found)
+        except Exception as error:  # yacs and YAML raise of every kind, Exception itself too
             raise UserError(f"{path}: {_message(error)}") from error
     flags = {
         "DATASET.ROOT": args.root,
@@ -197,6 +198,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"host: {HOST} {HOST_VERSION}")
         trainer = build_trainer(cfg)
         if args.eval_only:
+            if not args.model_dir and trainer.learns:
+                raise UserError("--eval-only needs the folder of a run: give it with --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         elif not args.no_train:
             trainer.resume_model_if_exist(cfg.RESUME or cfg.OUTPUT_DIR)

@@ -51,8 +51,10 @@ def tiny(tmp_path_factory):
     (backbones), ``root`` (with data set ``shapes``: 4 classes of 6 + 2 + 5 images), ``config``."""
     folder = tmp_path_factory.mktemp("tiny")
     vit = {"vision_layers": 2, "vision_width": 128}
-    _save_clip(folder / "clip.pt", 1, embed_dim=32, image_resolution=32, vision_patch_size=8, **vit)
-    _save_clip(folder / "wide.pt", 2, embed_dim=48, image_resolution=64, vision_patch_size=16, **vit)
+    small = {"embed_dim": 32, "image_resolution": 32, "vision_patch_size": 8}
+    wide = {"embed_dim": 48, "image_resolution": 64, "vision_patch_size": 16}
+    _save_clip(folder / "clip.pt", 1, **small, **vit)
+    _save_clip(folder / "wide.pt", 2, **wide, **vit)
     _save_clip(
         folder / "resnet.pt", 3, embed_dim=32, image_resolution=32, vision_layers=(1, 1, 1, 1),
         vision_width=4, vision_patch_size=None,

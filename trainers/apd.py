@@ -17,7 +17,7 @@ from torch import Tensor
 from apd.clip import PromptedCLIP
 from apd.distill import feature_alignment, kl_distillation
 from apd.errors import UserError
-from apd.host import TRAINER_REGISTRY, register, set_random_seed
+from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
 
@@ -70,6 +70,11 @@ class APD(AdversarialTraining, IVLP):
         super().check_cfg(cfg)
         if self.options.TAU <= 0:
             raise UserError(f"TRAINER.APD.TAU is {self.options.TAU}: it must be above 0")
+        if cfg.AT.TRAIN.AT_LOSS_TYPE != "adv_full":
+            raise UserError(
+                f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}, but APD attacks every "
+                "image (clean ones weigh in by TRAINER.APD.LAMBDA_NAT): use adv_full"
+            )
         self.train_threat = replace(self.train_threat, loss=self.options.ATTACK_LOSS)
 
     def prompts(self) -> dict:
@@ -123,7 +128,8 @@ class APD(AdversarialTraining, IVLP):
     def tune_teacher(self) -> str:
         """TEACHER.MODE offline: tune the teacher's prompts on clean images first, as IVLP does.
 
-        Returns the folder with them. It is a run of its own, and resumes as one.
+        Returns the folder with them. It is a run of its own, and resumes as one, random state
+        included, so that the student draws the same whether its teacher was ready or not.
         """
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -135,8 +141,6 @@ class APD(AdversarialTraining, IVLP):
         cfg.TEST.NO_TEST = True
         cfg.freeze()
         IVLP(cfg).train()
-        if cfg.SEED >= 0:  # so that a resumed run, which finds its teacher ready, draws the same
-            set_random_seed(cfg.SEED)
         return cfg.OUTPUT_DIR
 
     def for_teacher(self, images: Tensor) -> Tensor:

@@ -45,7 +45,6 @@ class PromptTrainer(ResumableTrainer):
         self.class_specific = self.options.get("CSC", False)
         if self.options.PREC not in ("fp32", "amp", "fp16"):
             raise UserError(f"TRAINER.{self.section}.PREC is {self.options.PREC}: use fp32 or amp")
-        # without a radius there is the clean evaluation only
         for key, value in self.options.items():
             if key.startswith("N_CTX") and value < 1:
                 raise UserError(f"TRAINER.{self.section}.{key} is {value}: use 1 or more")
@@ -53,6 +52,7 @@ class PromptTrainer(ResumableTrainer):
             raise UserError(
                 f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: use last_step or best_val"
             )
+        # without a radius there is the clean evaluation only
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if self.adversarial:
             self.train_threat = threat_model(cfg.AT.TRAIN)

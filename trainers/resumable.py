@@ -56,6 +56,11 @@ class ResumableTrainer(TrainerX):
         """What a checkpoint belongs to, so that a mix-up is noticed."""
         return {"method": type(self).__name__, "classnames": list(self.dm.dataset.classnames)}
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return any(optim is not None for optim in self._optims.values())
+
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load prompts from ``directory``: of ``epoch``, or else the best, or else the last ones.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -57,7 +58,9 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as not_a_state_dict:  # torch names no common type for a file it cannot read
         try:
-            weights = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings():  # OpenAI's files are what they are
+                warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
+                weights = torch.jit.load(str(path), map_location="cpu").state_dict()
         except Exception:
             raise UserError(
                 f"{path} is neither a state dict nor a JIT archive of CLIP, or it is damaged: "

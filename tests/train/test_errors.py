@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from apd.host import HOST
+
 OUT = "out"
 
 
@@ -54,7 +56,7 @@ def test_no_trainer(refused):
 
 def test_unknown_dataset(refused):
     line = refused("APD", OUT, "DATASET.NAME", "Didgits")
-    assert line == 'unknown dataset "Didgits" (DATASET.NAME); did you mean Digits?'
+    assert line.startswith('unknown dataset "Didgits" (DATASET.NAME); did you mean Digits')
 
 
 @pytest.mark.parametrize("name", ["ViT-B/31", "nowhere.pt"])
@@ -98,13 +100,20 @@ def test_missing_config_file(refused, flag):
         ("OPTIM: [LR, 1", "mine.yaml"),
         ("just words", "mine.yaml"),
         ("OPTIM: 3", "OPTIM"),
+        ("OPTIM: {LR: 2020-01-01}", "OPTIM.LR"),
+        ("OPTIM: {1: 2}", "mine.yaml"),
     ],
-    ids=["unknown key", "wrong type", "no YAML", "no mapping", "no section"],
+    ids=["unknown key", "wrong type", "no YAML", "no mapping", "no section", "date", "number"],
 )
 def test_bad_config_file(refused, tmp_path, text, part):
     (tmp_path / "mine.yaml").write_text(text)
     line = refused("APD", OUT, flags=("--config-file", "mine.yaml"))
     assert line.startswith("mine.yaml: ") and part in line
+
+
+def test_config_file_of_another_kind(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("OPTIM: {LR: 1.0}")
+    assert refused("APD", OUT, flags=("--config-file", "mine.txt")).startswith("mine.txt: ")
 
 
 @pytest.mark.parametrize(
@@ -129,11 +138,8 @@ def test_bad_option_on_the_command_line(refused, options):
 @pytest.mark.parametrize(
     "options",
     [
-        ("OPTIM.NAME", "sdg"),
         ("OPTIM.LR_SCHEDULER", "cosin"),
         ("OPTIM.WARMUP_TYPE", "slow"),
-        ("INPUT.INTERPOLATION", "cubic"),
-        ("INPUT.TRANSFORMS", "('random_flop',)"),
         ("DATASET.SUBSAMPLE_CLASSES", "bass"),
         ("TRAINER.COOP.CLASS_TOKEN_POSITION", "top"),
         ("TRAINER.COOP.N_CTX", 0),
@@ -143,6 +149,20 @@ def test_bad_option_on_the_command_line(refused, options):
     ids=lambda options: " ".join(map(str, options)),
 )
 def test_unknown_choice(refused, options):
+    refused("CoOp", OUT, *options)
+
+
+@pytest.mark.skipif(HOST == "dassl", reason="Dassl checks these, and raises errors of its own")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("OPTIM.NAME", "sdg"),
+        ("INPUT.INTERPOLATION", "cubic"),
+        ("INPUT.TRANSFORMS", "('random_flop',)"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_unknown_choice_that_the_toolbox_checks(refused, options):
     refused("CoOp", OUT, *options)
 
 
@@ -194,7 +214,7 @@ def test_class_specific_prompts_of_another_class_list(refused, runs):
     assert "class-specific prompts of another class list" in line
 
 
-def test_class_specific_prompts_of_another_class_list_of_equal_length(refused, runs, tmp_path, tiny):
+def test_class_specific_prompts_of_as_many_other_classes(refused, runs, tmp_path, tiny):
     renamed(tiny, tmp_path, "rhombus")
     options = ("TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES", "base")
     flags = (*of(runs.csc), "--root", str(tmp_path))
@@ -243,6 +263,10 @@ def test_missing_epoch_lists_those_there_are(refused, runs):
     line = refused("APD", OUT, flags=(*of(runs.apd), "--load-epoch", "7"))
     assert "model.pth.tar-7" in line
     assert "there are model.pth.tar-1, model.pth.tar-2" in line
+
+
+def test_nothing_to_evaluate(refused):
+    assert "--model-dir" in refused("APD", OUT, flags=("--eval-only",))
 
 
 def test_missing_model_folder(refused):

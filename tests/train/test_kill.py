@@ -127,6 +127,10 @@ def epochs_behind(folder):
     return torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
 
 
+def written(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 # -- kills -----------------------------------------------------------------------------------------
 
 
@@ -156,10 +160,10 @@ def test_killed_from_outside_at_random_moments(start, whole, tmp_path, method):
     draw = random.Random(method)  # seeded
     path, kills = tmp_path / "resume.pth.tar", 0
     for _ in range(8):
-        before = path.stat().st_mtime_ns if path.exists() else None
+        before = written(path)
         process = start(tmp_path, method)
         if draw.random() < 0.7:  # soon after the state of one more epoch is there
-            while process.is_alive() and (path.stat().st_mtime_ns if path.exists() else None) == before:
+            while process.is_alive() and written(path) == before:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.05))
         else:

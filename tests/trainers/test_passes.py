@@ -11,11 +11,12 @@ BATCHES, STEPS = 2, 2  # an epoch of tests/conftest.py, its attack
 
 @pytest.fixture
 def passes(build, tmp_path, monkeypatch):
-    """Function: passes of each encoder in one training step of a method, averaged over an epoch,
-    and how many of the text passes were in an attack."""
+    """Function: passes of each encoder in one training step of a method, averaged over an epoch;
+    no text pass may be in an attack."""
 
     def passes(method, *options):
-        trainer = build(method, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, *options)
+        short = ("OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+        trainer = build(method, tmp_path / "out", *short, *options)
         count = SimpleNamespace(text=0, image=0, text_in_attack=0)
         attacking = False
 

@@ -16,9 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 def python(code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,8 +54,8 @@ def test_keys_that_are_there_keep_their_values():
     cfg.DATASET.SUBSAMPLE_CLASSES = "base"
     cfg.AT = CfgNode({"TRAIN": {"EPS": 4, "AT_LOSS_TYPE": "adv_half"}})  # as MAPT's train.py
     apd.extend_cfg(cfg)
-    assert (cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.PREC, cfg.TRAINER.COOP.ITS_OWN) == (4, "fp16", 7)
-    assert cfg.TRAINER.COOP.CSC is False
+    coop = cfg.TRAINER.COOP
+    assert (coop.N_CTX, coop.PREC, coop.ITS_OWN, coop.CSC) == (4, "fp16", 7, False)
     assert cfg.DATASET.SUBSAMPLE_CLASSES == "base"
     assert (cfg.AT.TRAIN.EPS, cfg.AT.TRAIN.AT_LOSS_TYPE) == (4, "adv_half")
     assert cfg.AT.TRAIN.STEPS == 2 and cfg.AT.TRAIN.ALPHA is None

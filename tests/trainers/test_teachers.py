@@ -50,7 +50,8 @@ def test_frozen_is_clip_with_the_hand_written_template(run, tmp_path):
     assert list(teacher.prompt_learner.parameters()) == []
     assert not (tmp_path / "teacher").exists()
     assert read_results(tmp_path)["trainable_parameters"] == BIMODAL
-    words = clip.tokenize([f"a photo of a {name}." for name in ("circle", "square", "star", "triangle")])
+    names = ("circle", "square", "star", "triangle")
+    words = clip.tokenize([f"a photo of a {name}." for name in names])
     with torch.no_grad():
         want = torch.nn.functional.normalize(teacher.clip.encode_text(words), dim=-1)
     torch.testing.assert_close(teacher.text_features(), want, rtol=0, atol=1e-6)
@@ -162,7 +163,8 @@ def test_resized_images_are_the_same_picture(build, tmp_path, tiny):
     trainer = build("APD", tmp_path, f"{TEACHER}.BACKBONE", tiny.wide)
     ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
     large = trainer.for_teacher(ramp)
-    torch.testing.assert_close(large, torch.linspace(0, 1, 64).expand(1, 3, 64, 64), rtol=0, atol=0.02)
+    wanted = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    torch.testing.assert_close(large, wanted, rtol=0, atol=0.02)
     assert large.min() >= 0 and large.max() <= 1
     same = build("APD", tmp_path)
     assert same.for_teacher(ramp) is ramp
