@@ -50,7 +50,8 @@ class APD(AdversarialTraining, IVLP):
         if o.TEACHER.MODE == "online":
             teacher_loss = F.cross_entropy(teacher_logits, labels)
             if o.BETA:
-                teacher_loss = teacher_loss + o.BETA * kl_distillation(teacher_logits, logits, o.TAU)
+                feedback = kl_distillation(teacher_logits, logits, o.TAU)
+                teacher_loss = teacher_loss + o.BETA * feedback
 
         # 3. the student's loss; terms of weight 0 cost nothing
         loss = o.LAMBDA_CE * F.cross_entropy(logits, labels)

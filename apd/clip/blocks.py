@@ -17,8 +17,8 @@ KeysValues = tuple[Tensor, Tensor]
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Layer norm in the precision of its own weights, result in the precision of ``x``."""
-    y = F.layer_norm(x.to(norm.weight.dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return y.to(x.dtype)
+    weight, bias = norm.weight, norm.bias
+    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)
 
 
 def residual_block(
