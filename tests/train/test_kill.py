@@ -159,20 +159,21 @@ def test_killed_at_every_kind_of_moment(start, whole, tmp_path, method):
 def test_killed_from_outside_at_random_moments(start, whole, tmp_path, method):
     draw = random.Random(method)  # seeded
     path, kills = tmp_path / "resume.pth.tar", 0
-    for _ in range(8):
+    for i in range(8):
         before = written(path)
         process = start(tmp_path, method)
-        if draw.random() < 0.7:  # soon after the state of one more epoch is there
+        if i == 0 or draw.random() < 0.7:  # when the state of one more epoch is there
             while process.is_alive() and written(path) == before:
                 time.sleep(0.001)
-            time.sleep(draw.uniform(0, 0.05))
+            time.sleep(draw.uniform(0, 0.05) if i else 0)
         else:
             time.sleep(draw.uniform(0, 0.5))
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         epochs_behind(tmp_path)
-    assert kills >= 2
+    # the first comes with two epochs to go; later ones may find that a fast machine is done
+    assert kills >= 1
     finish(start(tmp_path, method))
     assert_same(tmp_path, whole(method))
 
