@@ -99,7 +99,8 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(fpath, "a", encoding="utf-8")
+            # by the line, so that it can be followed, and a killed run leaves it
+            self.file = open(fpath, "a", buffering=1, encoding="utf-8")
 
     def write(self, msg: str) -> int:
         if self.file is not None:
