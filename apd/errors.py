@@ -10,3 +10,10 @@ class UserError(Exception):
 
 class NonFiniteLoss(Exception):
     """Training met a NaN or infinite loss; checkpoints written before it are kept."""
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error as part of a one-line message."""
+    # str() of a KeyError is its key in quotes
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())

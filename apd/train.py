@@ -22,7 +22,7 @@ import yaml
 
 import apd
 from apd.config import differences
-from apd.errors import NonFiniteLoss, UserError
+from apd.errors import NonFiniteLoss, UserError, one_line
 from apd.results import is_complete, read_results
 
 try:
@@ -83,7 +83,7 @@ def setup_cfg(args: argparse.Namespace):
         try:
             cfg.merge_from_file(found)
         except Exception as error:  # yacs and YAML raise of every kind, Exception itself too
-            raise UserError(f"{path}: {_message(error)}") from error
+            raise UserError(f"{path}: {one_line(error)}") from error
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -101,7 +101,7 @@ def setup_cfg(args: argparse.Namespace):
     try:
         cfg.merge_from_list(options + _floats_where_due(cfg, args.opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"command line: {_message(error)}") from error
+        raise UserError(f"command line: {one_line(error)}") from error
     cfg.freeze()
     _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
     _check_name("dataset", cfg.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY)
@@ -139,11 +139,6 @@ def _check_name(kind: str, name: str, where: str, registry) -> None:
             f'unknown {kind} "{name}" ({where}); '
             f"{'did you mean' if near else 'there are'} {', '.join(near or sorted(names))}?"
         )
-
-
-def _message(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
 
 
 class _Tee(io.StringIO):

@@ -12,9 +12,10 @@ import yaml
 from torch import nn
 
 from apd.config import differences
-from apd.errors import UserError
+from apd.errors import UserError, one_line
 from apd.files import atomic_write
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
+from apd.host.checkpoint import BEST
 
 RESUME_NAME = "resume.pth.tar"
 
@@ -47,7 +48,7 @@ class ResumableTrainer(TrainerX):
                     "val_result": val_result,
                     **self.identity(),
                 },
-                str(Path(directory) / name),
+                Path(directory) / name,
                 is_best=is_best,
                 model_name=model_name,
             )
@@ -84,23 +85,22 @@ class ResumableTrainer(TrainerX):
         """Load into ``learner`` what ``method`` (default: this one) saved in ``folder``."""
         method = method or type(self).__name__
         path = checkpoint_path(folder, epoch)
-        checkpoint = load_checkpoint(str(path))
+        checkpoint = load_checkpoint(path)
         if not isinstance(checkpoint, dict):
             raise UserError(f"{path} is not a checkpoint of prompts")
         trained_by = checkpoint.get("method", method)
         if trained_by != method:
             raise UserError(f"{path} holds prompts of {trained_by}, not of {method}")
-        classnames = list(self.dm.dataset.classnames)
+        classnames = self.identity()["classnames"]
         other_classes = checkpoint.get("classnames", classnames) != classnames
         if other_classes and self.class_specific:
             raise UserError(f"{path} holds class-specific prompts of another class list")
         try:
             learner.load_state_dict(checkpoint["state_dict"])
         except (KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise UserError(
                 f"{path} does not fit this configuration's prompts (length, depth, kind or "
-                f"backbone): {reason}"
+                f"backbone): {one_line(error)}"
             ) from error
         note = ", trained on other classes" if other_classes else ""
         print(f"Loaded {path} (epoch {checkpoint['epoch']}{note})")
@@ -142,7 +142,7 @@ class ResumableTrainer(TrainerX):
                 raise UserError(f"--resume {self.cfg.RESUME}: there is no {path}")
             print("No checkpoint found, train from scratch")
             return 0
-        state = load_checkpoint(str(path))
+        state = load_checkpoint(path)
         if not isinstance(state, dict) or "config" not in state:
             raise UserError(f"{path} is not a file to resume from: move it away")
         changed = differences(self.config, state["config"])
@@ -171,7 +171,7 @@ def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = folder / ("model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
+    path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
     last = folder / "checkpoint"
     if epoch is None and not path.exists() and last.exists():
         path = folder / last.read_text().strip()
@@ -201,7 +201,6 @@ def _set_random_state(state: dict) -> None:
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    # load_checkpoint may have put these on the GPU; generators take them from the CPU only
-    torch.set_rng_state(state["torch"].cpu())
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -14,7 +14,7 @@ from clip import clip as clip_module
 from clip.model import build_model
 from torch import nn
 
-from apd.errors import UserError
+from apd.errors import UserError, one_line
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini_clip.pt"
@@ -69,8 +69,7 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
     try:
         return _build(dict(weights.get("state_dict", weights)))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not hold the weights of a CLIP: {reason}") from error
+        raise UserError(f"{path} does not hold the weights of a CLIP: {one_line(error)}") from error
 
 
 def _build(weights: dict) -> nn.Module:
