@@ -17,11 +17,18 @@ _ATTACK = {
 }
 
 # CoOp's, MaPLe's and MAPT's keys keep their names, so that users' configs work.
-_PREC = {"PREC": "fp32"}  # fp32 or amp (fp16 runs as amp); attacks are in fp32 always
+_PREC = {"PREC": "fp32"}  # of training: fp32, amp (fp16 with a scaler; also read: fp16) or bf16
 _COOP = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "CLASS_TOKEN_POSITION": "end", **_PREC}
 _VPT = {"N_CTX_VISION": 2, "PROMPT_DEPTH_VISION": 9, "CTX_INIT": "a photo of a", **_PREC}
 _IVLP = {**_VPT, "N_CTX_TEXT": 2, "PROMPT_DEPTH_TEXT": 9}
+_ADVPT = {**_COOP, "N_CTX": 32}
 _MAPLE = {"N_CTX": 2, "PROMPT_DEPTH": 9, "CTX_INIT": "a photo of a", **_PREC}
+_FAP = {
+    **_MAPLE,
+    # "": the dataset's template, as FAP's published code does whatever its CTX_INIT is
+    "CTX_INIT": "",
+    "LAMBDA": 1.5,  # weight of the consistency of clean and adversarial images [P]
+}
 
 _APD = {
     **_IVLP,  # prompts as MAPT's, the authors' later work [O]
@@ -37,18 +44,28 @@ _APD = {
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
         "BACKBONE": "",  # another CLIP than the student's
+        "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
         "PATH": "",  # MODE checkpoint: the folder of an IVLP run
     },
 }
 
 _KEYS = {
+    # file with an adversarially fine-tuned image encoder (TeCoA, FARE) for the backbone
+    "MODEL": {"BACKBONE": {"ROBUST": ""}},
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new
         "FOLDER": {"DIR": ""},  # of the dataset Folder, below DATASET.ROOT
     },
     "AT": {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
-        "TRAIN": {**_ATTACK, "STEPS": 2, "AT_LOSS_TYPE": "adv_full"},
+        "TRAIN": {
+            **_ATTACK,
+            "STEPS": 2,
+            "AT_LOSS_TYPE": "adv_full",
+            "PREC": "fp32",  # of the attack, as TRAINER.*.PREC
+            "PROMPT": "onfly",  # what APT attacks: onfly, constant or perturbed prompts
+            "PALPHA": None,  # learning rate of APT's perturbed prompts
+        },
         # LAST_ITERATE: count the last iterate, as the papers do, not the worst one
         "TEST": {**_ATTACK, "STEPS": 100, "RESTARTS": 1, "LAST_ITERATE": False},
     },
@@ -56,14 +73,18 @@ _KEYS = {
         "PROMPT": {
             # classes per text pass, recomputed in the backward pass; 0: all at once
             "TEXT_CHUNK": 0,
+            # hand-written prompts of ZeroshotCLIP in place of the dataset's; several: an ensemble
+            "TEMPLATES": [],
         },
         "COOP": _COOP,  # CoOp and APT
+        "ADV": _ADVPT,  # AdvPT
         "VPT": _VPT,
         "IVLP": _IVLP,
         "MAPLE": _MAPLE,
         "AdvVPT": _VPT,
         "AdvIVLP": _IVLP,
         "AdvMaPLe": _MAPLE,
+        "FAP": _FAP,
         "APD": _APD,
     },
 }

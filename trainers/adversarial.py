@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,14 +33,25 @@ class AdversarialTraining:
     def attack(
         self, images: Tensor, labels: Tensor, text: Tensor, reference: Tensor | None = None
     ) -> Tensor:
-        """PGD in float32 on the current prompts; ``text`` features are computed once for it.
+        """PGD on the current prompts; ``text`` features are computed once for it.
 
         ``reference``: logits that a "kl" attack moves away from.
         """
-        text = text.detach().float()
+        text = text.detach()
+        return self.pgd(
+            lambda images: self.model.logits(self.model.image_features(images), text),
+            images,
+            labels,
+            reference,
+        )
 
-        def logits(images: Tensor) -> Tensor:
-            return self.model.logits(self.model.image_features(images), text)
-
-        with torch.autocast(self.device.type, enabled=False):
-            return pgd(logits, images, labels, self.train_threat, reference=reference)
+    def pgd(
+        self,
+        logits_fn: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """PGD of AT.TRAIN, in its own precision whatever training has."""
+        with self.autocast(self.cfg.AT.TRAIN.PREC):
+            return pgd(logits_fn, images, labels, self.train_threat, reference=reference)

@@ -29,6 +29,7 @@ class APD(AdversarialTraining, IVLP):
     """Bimodal adversarial prompts, distilled from a clean teacher."""
 
     section = "APD"
+    batches = ("adv_full",)  # clean images weigh in by LAMBDA_NAT
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         o, student, teacher = self.options, self.model, self.teacher
@@ -71,17 +72,13 @@ class APD(AdversarialTraining, IVLP):
         super().check_cfg(cfg)
         if self.options.TAU <= 0:
             raise UserError(f"TRAINER.APD.TAU is {self.options.TAU}: it must be above 0")
-        if cfg.AT.TRAIN.AT_LOSS_TYPE != "adv_full":
-            raise UserError(
-                f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}, but APD attacks every "
-                "image (clean ones weigh in by TRAINER.APD.LAMBDA_NAT): use adv_full"
-            )
         self.train_threat = replace(self.train_threat, loss=self.options.ATTACK_LOSS)
 
     def prompts(self) -> dict:
         prompts = super().prompts()
         if self.options.COUPLED:
-            prompts = {k: v for k, v in prompts.items() if "visual" not in k} | {"coupled": True}
+            prompts = {k: v for k, v in prompts.items() if "visual" not in k}
+            prompts["coupled"] = "text-to-visual"
         return prompts
 
     def build_model(self) -> None:
@@ -98,10 +95,17 @@ class APD(AdversarialTraining, IVLP):
             )
 
     def build_teacher(self, options) -> PromptedCLIP:
-        """The clean teacher, of TEACHER.MODE; its own backbone where TEACHER.BACKBONE names one."""
+        """The clean teacher, of TEACHER.MODE.
+
+        It has a CLIP of its own where TEACHER.BACKBONE or TEACHER.ROBUST say so, and where the
+        student's image encoder is robust (TEACHER.ROBUST makes the teacher robust too).
+        """
         if options.MODE not in MODES:
             raise UserError(f"TRAINER.APD.TEACHER.MODE is {options.MODE}: use {', '.join(MODES)}")
-        clip_model = self.load_clip(options.BACKBONE) if options.BACKBONE else self.clip_model
+        own = self.cfg.MODEL.BACKBONE
+        name = options.BACKBONE or own.NAME
+        same = (name, options.ROBUST) == (own.NAME, own.ROBUST)
+        clip_model = self.clip_model if same else self.load_clip(name, options.ROBUST)
         if options.MODE == "frozen":
             return self.build_prompted_clip(clip_model)
         teacher = self.build_prompted_clip(clip_model, **super().prompts())
@@ -137,6 +141,7 @@ class APD(AdversarialTraining, IVLP):
         for key in cfg.TRAINER.IVLP:
             cfg.TRAINER.IVLP[key] = self.options[key]
         cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
+        cfg.MODEL.BACKBONE.ROBUST = self.options.TEACHER.ROBUST
         cfg.INPUT.SIZE = (self.teacher.clip.visual.input_resolution,) * 2
         cfg.OUTPUT_DIR, cfg.RESUME = str(Path(cfg.OUTPUT_DIR) / "teacher"), ""
         cfg.TEST.NO_TEST = True

@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.coop import CoOp
 
+STRATEGIES = ("onfly", "constant", "perturbed")
+
 
 @register(TRAINER_REGISTRY)
 class APT(AdversarialTraining, CoOp):
-    """CoOp's prompts (and its keys, TRAINER.COOP), CE(z(x'), y), attacked "on the fly"."""
+    """CoOp's prompts (and its keys, TRAINER.COOP), CE(z(x'), y).
+
+    AT.TRAIN.PROMPT says which prompts the attack goes through : the current
+    ones (onfly), "a photo of a <class>" (constant), or current ones that go up the loss together
+    with the images (perturbed, with learning rate AT.TRAIN.PALPHA).
+    """
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.strategy = cfg.AT.TRAIN.PROMPT
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"AT.TRAIN.PROMPT is {self.strategy}: use {', '.join(STRATEGIES)}")
+        if self.strategy == "perturbed" and cfg.AT.TRAIN.PALPHA is None:
+            raise UserError("AT.TRAIN.PROMPT is perturbed: set AT.TRAIN.PALPHA, its learning rate")
+
+    def build_model(self) -> None:
+        super().build_model()
+        if self.strategy == "constant":
+            constant = self.build_prompted_clip(self.clip_model, templates=["a photo of a {}"])
+            self.constant_text = constant.text_features()
+
+    def attack(self, images: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+        if self.strategy == "constant":
+            return super().attack(images, labels, self.constant_text)
+        if self.strategy == "perturbed":
+            return self.attack_with_prompts(images, labels)
+        return super().attack(images, labels, text)
+
+    def attack_with_prompts(self, images: Tensor, labels: Tensor) -> Tensor:
+        """PGD that gives a copy of the prompts one step up the mean loss for each of its own."""
+        model = self.model
+        perturbed = copy.deepcopy(model.prompt_learner)
+        contexts = list(perturbed.parameters())
+
+        def logits(images: Tensor) -> Tensor:
+            text = model.text_features(perturbed)
+            image = model.image_features(images)
+            # the image encoder runs once: its features are constant for the prompts' gradient
+            loss = F.cross_entropy(model.logits(image.detach(), text), labels)
+            gradients = torch.autograd.grad(loss, contexts)
+            with torch.no_grad():
+                for context, gradient in zip(contexts, gradients):
+                    context += self.cfg.AT.TRAIN.PALPHA * gradient
+            return model.logits(image, text.detach())
+
+        return self.pgd(logits, images, labels)

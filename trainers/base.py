@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.results import write_results
 from apd.trainers.resumable import ResumableTrainer
 
+HALF = {  # what a precision computes in where autocast allows it
+    "fp32": None,
+    "amp": torch.float16,  # with a gradient scaler
+    "fp16": torch.float16,  # CoOp's and MAPT's name: read as amp, because the weights stay fp32
+    "bf16": torch.bfloat16,
+}
+
 
 class PromptTrainer(ResumableTrainer):
     """Learns prompts for a frozen CLIP by cross-entropy on clean images.
@@ -26,6 +35,7 @@ class PromptTrainer(ResumableTrainer):
 
     section: str  # of cfg.TRAINER
     adversarial = False  # whether training attacks images
+    batches = ("adv_full", "adv_half", "clean")  # what AT.TRAIN.AT_LOSS_TYPE may be
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
 
@@ -43,8 +53,7 @@ class PromptTrainer(ResumableTrainer):
         super().check_cfg(cfg)
         self.options = cfg.TRAINER[self.section]
         self.class_specific = self.options.get("CSC", False)
-        if self.options.PREC not in ("fp32", "amp", "fp16"):
-            raise UserError(f"TRAINER.{self.section}.PREC is {self.options.PREC}: use fp32 or amp")
+        precisions = {f"TRAINER.{self.section}.PREC": self.options.PREC}
         for key, value in self.options.items():
             if key.startswith("N_CTX") and value < 1:
                 raise UserError(f"TRAINER.{self.section}.{key} is {value}: use 1 or more")
@@ -56,10 +65,11 @@ class PromptTrainer(ResumableTrainer):
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if self.adversarial:
             self.train_threat = threat_model(cfg.AT.TRAIN)
-            if cfg.AT.TRAIN.AT_LOSS_TYPE not in ("adv_full", "adv_half", "clean"):
+            precisions["AT.TRAIN.PREC"] = cfg.AT.TRAIN.PREC
+            if cfg.AT.TRAIN.AT_LOSS_TYPE not in self.batches:
                 raise UserError(
-                    f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}: use adv_full, "
-                    "adv_half or clean"
+                    f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}: "
+                    f"{type(self).__name__} has {', '.join(self.batches)}"
                 )
             identity = not any(cfg.INPUT.PIXEL_MEAN) and {*cfg.INPUT.PIXEL_STD} == {1.0}
             if "normalize" in cfg.INPUT.TRANSFORMS and not identity:
@@ -67,6 +77,9 @@ class PromptTrainer(ResumableTrainer):
                     "INPUT.TRANSFORMS has normalize, but attacks need images in [0, 1], and the "
                     "model normalises: take it out"
                 )
+        for key, precision in precisions.items():
+            if precision not in HALF:
+                raise UserError(f"{key} is {precision}: use fp32, amp or bf16")
 
     def build_data_loader(self) -> None:
         if "normalize" in self.cfg.INPUT.TRANSFORMS:
@@ -84,28 +97,29 @@ class PromptTrainer(ResumableTrainer):
             )
 
     def build_model(self) -> None:
-        self.clip_model = self.load_clip(self.cfg.MODEL.BACKBONE.NAME)
+        backbone = self.cfg.MODEL.BACKBONE
+        self.clip_model = self.load_clip(backbone.NAME, backbone.ROBUST)
         size = (self.clip_model.visual.input_resolution,) * 2
         if tuple(self.cfg.INPUT.SIZE) != size:
             raise UserError(
                 f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}, but the backbone "
-                f"{self.cfg.MODEL.BACKBONE.NAME} reads {size}: set INPUT.SIZE to that"
+                f"{backbone.NAME} reads {size}: set INPUT.SIZE to that"
             )
         self.model = self.build_prompted_clip(self.clip_model, **self.prompts())
         self.add_model("prompt_learner", self.model.prompt_learner)
-        half = self.options.PREC != "fp32" and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        fp16 = HALF[self.options.PREC] is torch.float16  # bf16 has the range of fp32
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
-    def load_clip(self, name: str) -> nn.Module:
+    def load_clip(self, name: str, robust: str) -> nn.Module:
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
-        return load_clip(name).to(self.device)
+        return load_clip(name, robust).to(self.device)
 
     def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
         return build_prompted_clip(
             clip_model,
             self.dm.dataset.classnames,
             text_chunk=self.cfg.TRAINER.PROMPT.TEXT_CHUNK,
-            **{"template": template(self.cfg.DATASET.NAME), **prompts},
+            **{"templates": [template(self.cfg.DATASET.NAME)], **prompts},
         )
 
     def add_model(self, name: str, learner: nn.Module) -> None:
@@ -128,32 +142,55 @@ class PromptTrainer(ResumableTrainer):
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
-        with torch.autocast(self.device.type, enabled=self.scaler.is_enabled()):
+        with self.autocast(self.options.PREC):
             losses = self.losses(images, labels)
-        self.detect_anomaly(losses["loss"])
+        self.detect_anomaly(losses["loss"], "loss")
         self.model_zero_grad()
         self.scaler.scale(losses["loss"]).backward()
+        if not self.scaler.is_enabled():
+            self.detect_anomaly(self.gradient_norm(), "gradient")
         for optim in self._optims.values():
             self.scaler.step(optim)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            # overflow skips a step and halves the scale, from 65536: it has long been no accident
+            self.detect_anomaly(self.gradient_norm(), "gradient")
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         self.progress.set_postfix(epoch=self.epoch + 1, refresh=False)
         self.progress.update()
         return {name: loss.item() for name, loss in losses.items()}
 
-    def detect_anomaly(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
+    def autocast(self, precision: str) -> torch.autocast:
+        """fp32 turns an autocast around it off."""
+        dtype = HALF[precision]
+        # no cache: a weight that was cast for an attack has no gradient for training
+        return torch.autocast(
+            self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False
+        )
+
+    def gradient_norm(self) -> Tensor:
+        """Of all prompts together."""
+        parameters = [p for model in self._models.values() for p in model.parameters()]
+        norms = [p.grad.norm() for p in parameters if p.grad is not None]
+        return torch.stack(norms).norm()
+
+    def detect_anomaly(self, value: Tensor, what: str) -> None:
+        """Stop before a loss or gradient that is not finite reaches the prompts."""
+        if not torch.isfinite(value):
+            keys = [f"TRAINER.{self.section}.PREC"] * (HALF[self.options.PREC] is not None)
+            if self.adversarial:
+                keys += ["AT.TRAIN.PREC"] * (HALF[self.cfg.AT.TRAIN.PREC] is not None)
             likely = (
-                f"half precision overflows (TRAINER.{self.section}.PREC fp32)"
-                if self.scaler.is_enabled()
+                f"half precision overflows ({' and '.join(keys)}: use fp32)"
+                if keys
                 else "the learning rate is too high (OPTIM.LR)"
             )
             kept = ""
             if self.epoch:
                 kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
-                f"the loss is {loss.item()} at epoch {self.epoch + 1}, batch "
+                f"the {what} is {value.item()} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
                 f"{self.get_current_lr():.3g}; likely {likely}{kept}"
             )
@@ -234,7 +271,7 @@ class PromptTrainer(ResumableTrainer):
                 "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
                 "shots": cfg.DATASET.NUM_SHOTS,
                 "seed": cfg.SEED,
-                "backbone": cfg.MODEL.BACKBONE.NAME,
+                "backbone": backbone_name(cfg.MODEL.BACKBONE),
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
                 "evaluations": evaluations,
@@ -243,6 +280,11 @@ class PromptTrainer(ResumableTrainer):
                 "config": self.config,
             },
         )
+
+
+def backbone_name(part) -> str:
+    """cfg.MODEL.BACKBONE in a word: the CLIP, and the file of its robust image encoder."""
+    return f"{part.NAME} ({Path(part.ROBUST).name})" if part.ROBUST else part.NAME
 
 
 def threat_model(part) -> ThreatModel:

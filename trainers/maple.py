@@ -18,5 +18,5 @@ class MaPLe(PromptTrainer):
             "n_ctx_text": options.N_CTX,
             "depth_text": options.PROMPT_DEPTH,
             "ctx_init": options.CTX_INIT,
-            "coupled": True,
+            "coupled": "text-to-visual",
         }

@@ -19,5 +19,5 @@ class VPT(PromptTrainer):
             "depth_visual": options.PROMPT_DEPTH_VISION,
         }
         if options.CTX_INIT:  # else the dataset's template
-            prompts["template"] = options.CTX_INIT.replace("_", " ") + " {}."
+            prompts["templates"] = [options.CTX_INIT.replace("_", " ") + " {}."]
         return prompts

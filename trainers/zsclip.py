@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from apd.datasets.templates import template
 from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.base import PromptTrainer
+
+# the seven of OpenAI's ImageNet templates that CoOp takes
+ENSEMBLE = [
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+]
 
 
 @register(TRAINER_REGISTRY)
 class ZeroshotCLIP(PromptTrainer):
-    """The dataset's template, nothing trained: "training" goes straight to the evaluation."""
+    """The dataset's template, nothing trained: "training" goes straight to the evaluation.
+
+    TRAINER.PROMPT.TEMPLATES takes its place; several templates are an ensemble.
+    """
 
     section = "COOP"  # for PREC only
 
     def prompts(self) -> dict:
-        return {}
+        templates = self.cfg.TRAINER.PROMPT.TEMPLATES
+        return {"templates": templates} if templates else {}
 
     def add_model(self, name, learner) -> None:
         self.register_model(name, learner, None, None)
         self.max_epoch = 0
+
+
+@register(TRAINER_REGISTRY)
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """CoOp's ensemble: seven templates and, but for ImageNet, the dataset's own."""
+
+    def prompts(self) -> dict:
+        name = self.cfg.DATASET.NAME
+        return {"templates": ENSEMBLE + [template(name)] * (name != "ImageNet")} | super().prompts()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from apd.clip.prompts import (
     CoupledPrompts,
     IndependentPrompts,
+    ReverseCoupledPrompts,
+    check_depth,
     init_text,
     init_visual,
     visual_width,
@@ -18,6 +20,7 @@ from apd.clip.prompts import (
 )
 from apd.clip.text import ClassPrompts, encode_text
 from apd.clip.visual import encode_image
+from apd.errors import UserError
 
 # OpenAI's preprocessing constants, for images in [0, 1]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -32,7 +35,8 @@ class PromptedCLIP(nn.Module):
 
     Args:
         clip_model: a ``clip.model.CLIP``; frozen here.
-        class_prompts: the classes' token sequences.
+        class_prompts: the classes' token sequences; several of them are an ensemble, whose unit
+            features are averaged (Radford 2021, section 3.1.4).
         prompt_learner: gives ``text_contexts()`` and ``visual_contexts()``.
         text_chunk: see ``encode_text``.
     """
@@ -40,13 +44,13 @@ class PromptedCLIP(nn.Module):
     def __init__(
         self,
         clip_model: nn.Module,
-        class_prompts: ClassPrompts,
-        prompt_learner: IndependentPrompts | CoupledPrompts,
+        class_prompts: Sequence[ClassPrompts],
+        prompt_learner: IndependentPrompts | CoupledPrompts | ReverseCoupledPrompts,
         text_chunk: int = 0,
     ):
         super().__init__()
         self.clip = clip_model.requires_grad_(False).eval()
-        self.class_prompts = class_prompts
+        self.class_prompts = nn.ModuleList(class_prompts)
         self.prompt_learner = prompt_learner
         self.text_chunk = text_chunk
         weight = clip_model.positional_embedding
@@ -55,9 +59,12 @@ class PromptedCLIP(nn.Module):
             self.register_buffer(name, value.view(3, 1, 1), persistent=False)
         self._fixed_text: Tensor | None = None
 
-    def text_features(self) -> Tensor:
-        """(C, embed_dim), unit length. Run it once per step, never inside an attack."""
-        contexts = self.prompt_learner.text_contexts()
+    def text_features(self, prompt_learner: nn.Module | None = None) -> Tensor:
+        """(C, embed_dim), unit length. Run it once per step, never inside an attack.
+
+        ``prompt_learner`` in place of the model's own, for prompts that are not to be kept.
+        """
+        contexts = (prompt_learner or self.prompt_learner).text_contexts()
         if contexts:
             return self._encode_text(contexts)
         fixed = self._fixed_text  # hand-written prompts never change
@@ -69,18 +76,33 @@ class PromptedCLIP(nn.Module):
         return self._fixed_text
 
     def _encode_text(self, contexts: Sequence[Tensor]) -> Tensor:
-        features = encode_text(self.clip, self.class_prompts, contexts, chunk=self.text_chunk)
-        return F.normalize(features, dim=-1)
+        features = [
+            self._unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
+            for prompts in self.class_prompts
+        ]
+        return features[0] if len(features) == 1 else self._unit(sum(features))
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""
+        images = (images - self.mean) / self.std
+        return encode_image(self.clip.visual, images, self.prompt_learner.visual_contexts())
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, embed_dim), unit length, of images (B, 3, R, R) in [0, 1]."""
-        images = (images - self.mean) / self.std
-        contexts = self.prompt_learner.visual_contexts()
-        return F.normalize(encode_image(self.clip.visual, images, contexts), dim=-1)
+        return self._unit(self.image_embeddings(images))
+
+    def _unit(self, features: Tensor) -> Tensor:
+        """Of unit length; in the precision of the weights, whatever computed the features."""
+        return F.normalize(features.to(self.mean.dtype), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """(B, C): cosine similarity times CLIP's temperature."""
-        return self.clip.logit_scale.exp() * image_features @ text_features.t()
+        """(B, C): cosine similarity times CLIP's temperature.
+
+        Under autocast too in the precision of the weights: bfloat16 would round a logit of 20 to
+        steps of 1/8.
+        """
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.clip.logit_scale.exp() * image_features @ text_features.t()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C) logits of images (B, 3, R, R) in [0, 1]."""
@@ -111,21 +133,26 @@ def build_prompted_clip(
     position: str = "end",
     n_ctx_visual: int = 0,
     depth_visual: int = 1,
-    coupled: bool = False,
-    template: str = "a photo of a {}.",
+    coupled: str = "",
+    templates: Sequence[str] = ("a photo of a {}.",),
     text_chunk: int = 0,
 ) -> PromptedCLIP:
     """A frozen CLIP with fresh prompts.
 
     Args:
-        n_ctx_text: context vectors before the class name; 0: the hand-written ``template``.
+        n_ctx_text: context vectors before the class name; 0: the hand-written ``templates``.
         depth_text, depth_visual: how many layers have context vectors of their own.
         ctx_init: words the first layer's text context starts from.
         class_specific: one text context per class (CSC).
         position: of the class name: "end", "middle" or "front".
         n_ctx_visual: context vectors after the patch tokens; 0: none.
-        coupled: the visual context is projected from the text context (n_ctx_text vectors in
-            depth_text layers; n_ctx_visual is then not used).
+        coupled: "text-to-visual": the visual context is projected from the text context (MaPLe);
+            "visual-to-text": the other way round in all layers but the first (FAP). Both have
+            n_ctx_text vectors in depth_text layers on either side. "": independent.
+        templates: with "{}" for the class name; several are an ensemble.
+
+    Raises:
+        UserError: a template without "{}", or what the prompts do not fit.
     """
     if n_ctx_text:
         words = words_of(n_ctx_text, ctx_init)
@@ -134,14 +161,30 @@ def build_prompted_clip(
             class_specific=class_specific,
         )
         classes = len(classnames) if class_specific else 0
-        text = init_text(clip_model, n_ctx_text, depth_text, ctx_init, classes)
+        depth = 1 if coupled == "visual-to-text" else depth_text
+        text = init_text(clip_model, n_ctx_text, depth, ctx_init, classes)
+        class_prompts = [prompts]
     else:
-        before, after = template.split("{}")
-        prompts = ClassPrompts(clip_model, classnames, words=before.strip(), ending=after)
+        class_prompts = [_hand_written(clip_model, classnames, form) for form in templates]
         text = []
     if coupled:
-        learner = CoupledPrompts(text, visual_width(clip_model, depth_text))
+        width = visual_width(clip_model, depth_text)
+    if coupled == "text-to-visual":
+        learner = CoupledPrompts(text, width)
+    elif coupled == "visual-to-text":
+        check_depth("text", depth_text, len(clip_model.transformer.resblocks))
+        visual = init_visual(clip_model, n_ctx_text, depth_text)[1:]
+        learner = ReverseCoupledPrompts(text[0], visual, width)
     else:
         visual = init_visual(clip_model, n_ctx_visual, depth_visual) if n_ctx_visual else []
         learner = IndependentPrompts(text, visual)
-    return PromptedCLIP(clip_model, prompts, learner, text_chunk)
+    return PromptedCLIP(clip_model, class_prompts, learner, text_chunk)
+
+
+def _hand_written(
+    clip_model: nn.Module, classnames: Sequence[str], template: str
+) -> ClassPrompts:
+    if template.count("{}") != 1:
+        raise UserError(f'the template "{template}" needs one {{}} where the class name goes')
+    before, after = template.split("{}")
+    return ClassPrompts(clip_model, classnames, words=before.strip(), ending=after)

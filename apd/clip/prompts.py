@@ -62,6 +62,35 @@ class CoupledPrompts(nn.Module):
         return [project(context) for project, context in zip(self.projections, self.text)]
 
 
+class ReverseCoupledPrompts(nn.Module):
+    """Visual context learned, deep text context a linear projection of it (FAP, Zhou 2024).
+
+    The first layer is the other way round: its text context is learned and projected to the
+    visual one.
+
+    Args:
+        text: (M, D_t), of the first layer.
+        visual: J - 1 tensors (M, D_v), of layers 2 to J.
+        vision_width: D_v (``visual_width``).
+    """
+
+    def __init__(self, text: Tensor, visual: Sequence[Tensor], vision_width: int):
+        super().__init__()
+        self.text = nn.ParameterList([text])
+        self.visual = nn.ParameterList(visual)
+        first = nn.Linear(text.shape[-1], vision_width).to(text.device, text.dtype)
+        deeper = nn.Linear(vision_width, text.shape[-1]).to(text.device, text.dtype)
+        # as in MaPLe, every deeper layer starts from the same projection
+        self.projections = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in visual)])
+
+    def text_contexts(self) -> list[Tensor]:
+        deeper = zip(self.projections[1:], self.visual)
+        return [self.text[0], *(project(context) for project, context in deeper)]
+
+    def visual_contexts(self) -> list[Tensor]:
+        return [self.projections[0](self.text[0]), *self.visual]
+
+
 def words_of(n_ctx: int, ctx_init: str) -> str:
     """The words that stand for the context: ``ctx_init``, or n_ctx placeholders.
 
@@ -79,7 +108,7 @@ def init_text(
     The first layer starts from the embedding of ``ctx_init`` where that has enough tokens, all
     else from N(0, 0.02). With ``classes`` (CSC) the first layer is (classes, n_ctx, D).
     """
-    _check_depth("text", depth, len(clip_model.transformer.resblocks))
+    check_depth("text", depth, len(clip_model.transformer.resblocks))
     embedding = clip_model.token_embedding
     contexts = [_random_like(embedding.weight, n_ctx) for _ in range(depth)]
     tokens = tokenizer().encode(ctx_init.replace("_", " "))
@@ -113,7 +142,7 @@ def visual_width(clip_model: nn.Module, depth: int) -> int:
     visual = clip_model.visual
     if not is_vit(visual):
         raise UserError(NEEDS_VIT)
-    _check_depth("visual", depth, len(visual.transformer.resblocks))
+    check_depth("visual", depth, len(visual.transformer.resblocks))
     return visual.class_embedding.shape[-1]
 
 
@@ -124,7 +153,7 @@ def _random_like(like: Tensor, *shape: int) -> Tensor:
     return draw.to(like.device, like.dtype)
 
 
-def _check_depth(modality: str, depth: int, layers: int) -> None:
+def check_depth(modality: str, depth: int, layers: int) -> None:
     if not 1 <= depth <= layers:
         raise UserError(
             f"{modality} prompt depth {depth} does not fit an encoder of {layers} layers: "

@@ -183,3 +183,91 @@ def test_weights_of_something_else_are_refused(vit, tmp_path, change):
     torch.save(change[1](half(vit).state_dict()), path)
     with pytest.raises(UserError, match="clip.pt does not hold the weights of a CLIP"):
         load_clip(str(path))
+
+
+# -- robust image encoders --------------------------------------------------------------------
+
+
+def fine_tuned(backbone):
+    """Other weights of the same architecture."""
+    draw = torch.Generator().manual_seed(5)
+    return {
+        name: value + torch.randn(value.shape, generator=draw) if value.is_floating_point() else value
+        for name, value in backbone.visual.state_dict().items()
+    }
+
+
+LAYOUTS = {
+    # what finetuning.py of TeCoA saves
+    "tecoa": lambda visual: {
+        "epoch": 10, "state_dict": {}, "add_prompter": {}, "vision_encoder_state_dict": visual,
+        "best_acc1": torch.tensor(40.0), "optimizer": {"state": {}, "param_groups": []},
+    },
+    "fare": dict,
+    "parallel": lambda visual: {f"module.{name}": value for name, value in visual.items()},
+    "open_clip": lambda visual: {
+        "logit_scale": torch.tensor(4.6), "positional_embedding": torch.zeros(77, 64),
+        **{f"visual.{name}": value for name, value in visual.items()},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_robust_image_encoder_replaces_clips_own(backbone, tmp_path, layout, dtype):
+    torch.save(backbone.state_dict(), tmp_path / "clip.pt")
+    visual = {k: v.to(dtype) if v.is_floating_point() else v for k, v in fine_tuned(backbone).items()}
+    torch.save(LAYOUTS[layout](visual), tmp_path / "robust.pt")
+    model = load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+    assert_ready(model)
+    want = backbone.state_dict() | {f"visual.{name}": value for name, value in visual.items()}
+    assert_weights(model, want)
+
+
+def test_old_robust_resnets_count_no_batches(resnet, tmp_path):
+    torch.save(resnet.state_dict(), tmp_path / "clip.pt")
+    visual = {k: v for k, v in fine_tuned(resnet).items() if not k.endswith("num_batches_tracked")}
+    assert len(visual) < len(resnet.visual.state_dict())
+    torch.save({"vision_encoder_state_dict": visual}, tmp_path / "robust.pt")
+    model = load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+    assert torch.equal(model.visual.conv1.weight, visual["conv1.weight"])
+
+
+def test_a_robust_encoder_that_does_not_fit_is_told_in_one_line(vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    visual = fine_tuned(vit)
+    visual["prompt_pos_embedding"] = torch.zeros(2, 128)
+    del visual["ln_pre.bias"], visual["proj"]
+    visual["class_embedding"] = torch.zeros(256)
+    torch.save({"vision_encoder_state_dict": visual}, tmp_path / "robust.pt")
+    with pytest.raises(UserError) as error:
+        load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+    message = str(error.value)
+    assert "\n" not in message and message.startswith(f"{tmp_path / 'robust.pt'} does not fit")
+    assert "missing: ln_pre.bias, proj;" in message
+    assert "unexpected: prompt_pos_embedding;" in message
+    assert "of another shape: class_embedding ((256,), not (128,))" in message
+
+
+def test_a_robust_encoder_of_another_architecture_lists_a_few_keys(vit, resnet, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    torch.save(resnet.visual.state_dict(), tmp_path / "robust.pt")
+    with pytest.raises(UserError, match=r"missing: class_embedding, .* and \d+ more; unexpected"):
+        load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_an_unreadable_robust_encoder_is_named(vit, tmp_path, content):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    if content is not None:
+        (tmp_path / "robust.pt").write_bytes(content)
+    with pytest.raises(UserError, match="robust.pt"):
+        load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.zeros(3)])
+def test_a_file_of_something_else_is_no_robust_encoder(vit, tmp_path, content):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    torch.save(content, tmp_path / "robust.pt")
+    with pytest.raises(UserError, match="does not fit"):
+        load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))

@@ -18,7 +18,7 @@ METHODS = {
     "class-specific": dict(n_ctx_text=2, class_specific=True, position="middle"),
     "visual": dict(n_ctx_visual=2, depth_visual=3),
     "both": dict(n_ctx_text=2, depth_text=3, n_ctx_visual=3, depth_visual=2),
-    "coupled": dict(n_ctx_text=2, depth_text=3, coupled=True),
+    "coupled": dict(n_ctx_text=2, depth_text=3, coupled="text-to-visual"),
 }
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 
@@ -51,7 +51,7 @@ def count_calls(module):
     "template", ["a photo of a {}.", "{} texture.", "a photo of a {}, a type of pet.", "{}", "a {}"]
 )
 def test_hand_written_prompts_give_clips_own_text_features(backbone, template):
-    model = build_prompted_clip(backbone, NAMES, template=template)
+    model = build_prompted_clip(backbone, NAMES, templates=[template])
     sentences = [template.format(name.replace("_", " ")) for name in NAMES]
     want = F.normalize(backbone.encode_text(clip.tokenize(sentences)), dim=-1)
     assert (model.text_features() - want).abs().max() < 1e-6
@@ -65,7 +65,7 @@ def test_without_prompts_images_give_clips_own_features(backbone):
 
 
 def test_without_prompts_logits_are_clips_own(backbone):
-    model = build_prompted_clip(backbone, NAMES, template="{}")
+    model = build_prompted_clip(backbone, NAMES, templates=["{}"])
     images = random_images(backbone)
     want, _ = backbone(normalise(images), clip.tokenize([n.replace("_", " ") for n in NAMES]))
     assert (model(images) - want).abs().max() < 1e-6 * backbone.logit_scale.exp()

@@ -41,7 +41,7 @@ def test_initial_words_start_every_class_when_class_specific(vit):
 
 def test_initial_words_make_the_prompt_of_the_words_themselves(vit):
     prompted = build_prompted_clip(vit, NAMES, n_ctx_text=4, ctx_init="a photo of a")
-    written = build_prompted_clip(vit, NAMES, template="a photo of a {}.")
+    written = build_prompted_clip(vit, NAMES, templates=["a photo of a {}."])
     difference = prompted.text_features() - written.text_features()
     assert difference.abs().max() < 1e-6
 
@@ -76,7 +76,7 @@ def test_random_context_has_standard_deviation_0_02(vit):
         assert abs(weight.mean().item()) < 0.002
 
 
-@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("coupled", ["", "text-to-visual", "visual-to-text"])
 def test_the_same_seed_gives_the_same_prompts(vit, coupled):
     def prompts(seed):
         torch.manual_seed(seed)

@@ -6,7 +6,10 @@ import torch
 from apd.results import read_results
 from apd.trainers.base import PromptTrainer
 
-METHODS = ("CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "APD")
+METHODS = (
+    *("CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP"),
+    "APD",
+)
 
 
 @pytest.fixture

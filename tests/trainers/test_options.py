@@ -1,6 +1,7 @@
 """Options that every method shares: precision, model selection, attacks, normalisation."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,22 +24,137 @@ def same(a, b):
 # -- precision -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, section", [("CoOp", "COOP"), ("AdvIVLP",) * 2, ("APD",) * 2])
-def test_half_precision_on_a_cpu_is_float32_bit_for_bit(run, tmp_path, method, section):
-    counts = []
-    for prec in ("fp32", "amp", "fp16"):
-        result = run(method, tmp_path / prec, f"TRAINER.{section}.PREC", prec)
+SECTIONS = {"CoOp": "COOP", "MaPLe": "MAPLE", "APT": "COOP", "AdvPT": "ADV"}
+METHODS = (
+    *("CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP"),
+    "APD",
+)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("amp", 0.1), ("bf16", 0.4)])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_makes_nearly_the_same_step(
+    build, run, tmp_path, monkeypatch, method, precision, tolerance
+):
+    key = f"TRAINER.{SECTIONS.get(method, method)}.PREC"
+    one = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    # a scale at which the first step is not skipped
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
+    trainer = build(method, tmp_path / "start", *one)
+    start = trainer.model.prompt_learner.state_dict()
+    step = {}
+    for name in ("fp32", precision):
+        result = run(method, tmp_path / name, key, name, *one)
         assert (result.code, result.err) == (0, "")
-        counts.append([e["correct"] for e in read_results(tmp_path / prec)["evaluations"]])
-    assert same(state(tmp_path / "fp32"), state(tmp_path / "amp"))
-    assert same(state(tmp_path / "fp32"), state(tmp_path / "fp16"))
-    assert counts[0] == counts[1] == counts[2]
+        found = state(tmp_path / name, file="model.pth.tar-1")
+        assert {value.dtype for value in found.values()} == {torch.float32}
+        step[name] = torch.cat([(found[k] - start[k]).flatten() for k in start])
+    error = (step[precision] - step["fp32"]).norm() / step["fp32"].norm()
+    assert 0 < error < tolerance
 
 
-def test_unknown_precision_is_refused(run, tmp_path):
-    result = run("APD", tmp_path / "out", "TRAINER.APD.PREC", "bf16")
-    assert (result.code, result.err) == (2, "error: TRAINER.APD.PREC is bf16: use fp32 or amp\n")
+def test_fp16_is_read_as_amp(run, tmp_path):
+    for precision in ("amp", "fp16"):
+        run("AdvIVLP", tmp_path / precision, "TRAINER.AdvIVLP.PREC", precision)
+    assert same(state(tmp_path / "amp"), state(tmp_path / "fp16"))
+
+
+@pytest.mark.parametrize("key", ["TRAINER.APD.PREC", "AT.TRAIN.PREC"])
+def test_unknown_precision_is_refused(run, tmp_path, key):
+    result = run("APD", tmp_path / "out", key, "fp8")
+    assert (result.code, result.err) == (2, f"error: {key} is fp8: use fp32, amp or bf16\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("training", ["fp32", "amp", "bf16"])
+@pytest.mark.parametrize("attack", ["fp32", "amp", "bf16"])
+def test_attacks_have_a_precision_of_their_own(build, tmp_path, monkeypatch, training, attack):
+    import apd.trainers.adversarial as adversarial
+
+    trainer = build("AdvIVLP", tmp_path, "TRAINER.AdvIVLP.PREC", training, "AT.TRAIN.PREC", attack)
+    seen, pgd, embeddings = [], adversarial.pgd, trainer.model.image_embeddings
+    monkeypatch.setattr(
+        trainer.model, "image_embeddings",
+        lambda images: seen.append(embeddings(images)) or seen[-1],
+    )  # fmt: skip
+    inside = []
+
+    def watched(*args, **more):
+        result = pgd(*args, **more)
+        inside.append(len(seen))
+        assert result.dtype == torch.float32
+        return result
+
+    monkeypatch.setattr(adversarial, "pgd", watched)
+    trainer.before_train()
+    batch = next(iter(trainer.train_loader_x))
+    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 2, 0
+    trainer.forward_backward(batch)
+    types = {"fp32": torch.float32, "amp": torch.float16, "bf16": torch.bfloat16}
+    (last,) = inside
+    assert {e.dtype for e in seen[:last]} == {types[attack]} and last == 2
+    assert [e.dtype for e in seen[last:]] == [types[training]]
+
+
+@pytest.fixture
+def overflowing(tiny, tmp_path):
+    """A CLIP whose visual queries and keys fit float32, and no float16."""
+    weights = torch.load(tiny.clip, weights_only=True)
+    weights["visual.transformer.resblocks.0.attn.in_proj_weight"][: 2 * 128] *= 1e5
+    torch.save(weights, tmp_path / "overflowing.pt")
+    return ("--backbone", str(tmp_path / "overflowing.pt"))
+
+
+@pytest.mark.parametrize(
+    "method, key", [("AdvIVLP", "TRAINER.AdvIVLP.PREC"), ("APD", "TRAINER.APD.PREC"),
+                    ("AdvMaPLe", "AT.TRAIN.PREC"), ("FAP", "AT.TRAIN.PREC")]
+)  # fmt: skip
+def test_an_attention_that_overflows_float16_is_told(run, tmp_path, overflowing, method, key):
+    result = run(method, tmp_path / "out", key, "amp", flags=overflowing)
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert "the loss is nan at epoch 1, batch 1" in result.err
+    assert f"half precision overflows ({key}: use fp32)" in result.err
+    assert not (tmp_path / "out" / "results.json").exists()
+    for precision in ("fp32", "bf16"):  # the ranges that hold them
+        result = run(method, tmp_path / precision, key, precision, flags=overflowing)
+        assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no step is taken
+def test_gradients_that_overflow_float16_at_every_scale_are_told(run, tmp_path, monkeypatch):
+    from apd.trainers.base import PromptTrainer
+
+    losses = PromptTrainer.losses
+    monkeypatch.setattr(
+        PromptTrainer, "losses",
+        lambda self, *batch: {k: 1e12 * v for k, v in losses(self, *batch).items()},
+    )  # fmt: skip
+    result = run("IVLP", tmp_path / "out", "TRAINER.IVLP.PREC", "amp", "OPTIM.MAX_EPOCH", 20)
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert "the gradient is" in result.err and "TRAINER.IVLP.PREC: use fp32" in result.err
+    # the scaler has skipped all steps: a scale of 1 is 16 halvings away, 2 steps an epoch
+    assert "at epoch 9, batch 1 of 2" in result.err
+    before = result.trainer.model.prompt_learner.state_dict()
+    assert all(value.isfinite().all() for value in before.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_never_reaches_the_prompts(
+    run, tmp_path, monkeypatch, precision
+):
+    from apd.trainers.base import PromptTrainer
+
+    losses = PromptTrainer.losses
+
+    def flat(self, *batch):  # a finite loss whose gradient is 0 times infinity
+        context = self.model.prompt_learner.text[0]
+        return {"loss": losses(self, *batch)["loss"] + (0 * context).sum().sqrt()}
+
+    monkeypatch.setattr(PromptTrainer, "losses", flat)
+    result = run("CoOp", tmp_path / "out", "TRAINER.COOP.PREC", precision)
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert "the gradient is nan at epoch 1, batch 1" in result.err
+    assert result.trainer.model.prompt_learner.text[0].isfinite().all()
 
 
 # -- model selection -----------------------------------------------------------------------------
@@ -140,6 +256,8 @@ def test_clean_training_needs_no_threat_model(run, tmp_path):
         ("AT.TRAIN.STEPS", -1),
         # what could be noticed in the first step only
         ("AT.TRAIN.AT_LOSS_TYPE", "adv_most"),
+        ("AT.TRAIN.PROMPT", "fixed"),
+        ("AT.TRAIN.PROMPT", "perturbed"),  # without its PALPHA
         ("TRAINER.APD.ATTACK_LOSS", "mse"),
         ("TRAINER.APD.TAU", 0),
     ],
@@ -147,7 +265,7 @@ def test_clean_training_needs_no_threat_model(run, tmp_path):
 def test_bad_attacks_and_losses_are_refused_before_anything_is_written(
     run, tmp_path, option, value
 ):
-    method = "AdvIVLP" if "LOSS_TYPE" in option else "APD"
+    method = {"AT.TRAIN.AT_LOSS_TYPE": "AdvIVLP", "AT.TRAIN.PROMPT": "APT"}.get(option, "APD")
     result = run(method, tmp_path / "out", option, value)
     assert result.code == 2 and result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -43,8 +43,8 @@ print(not issubclass(TRAINER_REGISTRY.get("APT"), CoOp))
 def test_every_method_is_registered():
     apd.register()
     assert {
-        "ZeroshotCLIP", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvVPT", "AdvIVLP", "AdvMaPLe",
-        "APD",
+        "ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT",
+        "AdvIVLP", "AdvMaPLe", "FAP", "APD",
     } <= set(TRAINER_REGISTRY.registered_names())  # fmt: skip
 
 

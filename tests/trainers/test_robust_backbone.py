@@ -1,0 +1,70 @@
+"""MODEL.BACKBONE.ROBUST: any trainer on an adversarially fine-tuned image encoder."""
+
+import pytest
+import torch
+
+from apd.results import read_results
+
+METHODS = (
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT"),
+    *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
+)
+
+
+@pytest.fixture(scope="module")
+def robust(tiny, tmp_path_factory):
+    """Path of another image encoder for the tiny CLIP, in TeCoA's layout, and its weights."""
+    draw = torch.Generator().manual_seed(7)
+    weights = {
+        name.removeprefix("visual."): value + 0.05 * torch.randn(value.shape, generator=draw)
+        for name, value in torch.load(tiny.clip, weights_only=True).items()
+        if name.startswith("visual.")
+    }
+    path = tmp_path_factory.mktemp("robust") / "tecoa_eps1.pth.tar"
+    torch.save({"epoch": 1, "vision_encoder_state_dict": weights}, path)
+    return str(path), weights
+
+
+def encoder_of(model):
+    return model.clip.visual.state_dict()
+
+
+def equal(state, weights):
+    return all(torch.equal(state[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_a_robust_encoder(run, tmp_path, robust, method):
+    path, weights = robust
+    result = run(method, tmp_path, "MODEL.BACKBONE.ROBUST", path)
+    assert (result.code, result.err) == (0, "")
+    assert equal(encoder_of(result.trainer.model), weights)
+    assert read_results(tmp_path)["backbone"].endswith("clip.pt (tecoa_eps1.pth.tar)")
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "frozen"])
+def test_apds_teacher_is_not_robust_unless_asked(run, tmp_path, robust, tiny, mode):
+    path, weights = robust
+    student = ("MODEL.BACKBONE.ROBUST", path, "TRAINER.APD.TEACHER.MODE", mode)
+    clean = run("APD", tmp_path / "clean", *student).trainer
+    assert equal(encoder_of(clean.model), weights)
+    own = torch.load(tiny.clip, weights_only=True)
+    assert equal({f"visual.{k}": v for k, v in encoder_of(clean.teacher).items()},
+                 {k: v for k, v in own.items() if k.startswith("visual.")})  # fmt: skip
+    both = run("APD", tmp_path / "both", *student, "TRAINER.APD.TEACHER.ROBUST", path).trainer
+    assert equal(encoder_of(both.teacher), weights)
+    assert both.teacher.clip is both.model.clip  # one CLIP in memory, not two
+
+
+def test_a_robust_teacher_of_a_student_that_is_not(run, tmp_path, robust):
+    path, weights = robust
+    trainer = run("APD", tmp_path, "TRAINER.APD.TEACHER.ROBUST", path).trainer
+    assert equal(encoder_of(trainer.teacher), weights)
+    assert not equal(encoder_of(trainer.model), weights)
+
+
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(run, tmp_path, tiny):
+    result = run("CoOp", tmp_path / "out", "MODEL.BACKBONE.ROBUST", tiny.wide)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "does not fit the image encoder" in result.err
+    assert not (tmp_path / "out").exists()

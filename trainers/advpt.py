@@ -1,0 +1,76 @@
+"""AdvPT: Adversarial Prompt Tuning on stored embeddings (Zhang, ECCV 2024, arXiv 2311.11261)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from apd.attacks import pgd
+from apd.host import TRAINER_REGISTRY, build_data_loader, build_transform, register
+from apd.trainers.coop import CoOp
+
+
+@register(TRAINER_REGISTRY)
+class AdvPT(CoOp):
+    """CoOp's prompts, cross-entropy over image embeddings of attacked images.
+
+    The images are attacked once, before training, on CLIP's image encoder alone: PGD of AT.TRAIN
+    on KL(softmax(f(x)) || softmax(f(x'))) with f the embedding before its normalisation, as in the
+    published code. Training then never runs the image encoder.
+    """
+
+    section = "ADV"
+    adversarial = True
+    batches = ("adv_full",)
+
+    def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``embeddings`` (B, embed_dim) stand for the images."""
+        logits = self.model.logits(F.normalize(embeddings, dim=-1), self.model.text_features())
+        return {"loss": F.cross_entropy(logits, labels)}
+
+    def before_train(self) -> None:
+        began = time.time()
+        self.train_loader_x = DataLoader(
+            self.adversarial_embeddings(),
+            batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+            shuffle=True,
+        )
+        seconds = time.time() - began
+        super().before_train()
+        self.train_seconds += seconds
+
+    def adversarial_embeddings(self) -> list[dict]:
+        """Embedding and label of each attacked training image, without augmentation.
+
+        The attack has a random source of its own, so that a resumed run makes the same ones.
+        """
+        cfg, embed = self.cfg, self.model.image_embeddings
+        threat = replace(self.train_threat, loss="kl")
+        generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
+        loader = build_data_loader(
+            cfg,
+            sampler_type="SequentialSampler",
+            data_source=self.dm.dataset.train_x,
+            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=build_transform(cfg, is_train=False),
+            is_train=False,
+        )
+        stored = []
+        for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=None):
+            images, labels = self.parse_batch_train(batch)
+            with torch.no_grad(), self.autocast(cfg.AT.TRAIN.PREC):
+                attacked = pgd(
+                    embed, images, labels, threat, reference=embed(images), generator=generator
+                )
+            with torch.no_grad():
+                stored += [
+                    {"img": embedding, "label": label}
+                    for embedding, label in zip(embed(attacked).cpu(), labels.cpu())
+                ]
+        return stored
