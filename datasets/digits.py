@@ -35,24 +35,34 @@ class Digits(FewShotDataset):
         from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
 
         digits = load_digits()
-        folder = data_root(cfg, must_exist=False) / "digits"
-        paths = [folder / f"{i:04d}.png" for i in range(len(digits.images))]
-        try:
-            _store(folder, paths, np.round(digits.images * 255 / 16).astype(np.uint8))
-        except OSError as error:
-            raise UserError(
-                f"Digits: cannot write {folder} ({error.strerror}): point --root at a folder "
-                "that you may write to"
-            ) from error
+        images = np.round(digits.images * 255 / 16).astype(np.uint8)
+        paths = stored(cfg, data_root(cfg, must_exist=False) / "digits", images)
         items = [
-            Datum(impath=str(path), label=int(label), classname=CLASSNAMES[label])
+            Datum(impath=path, label=int(label), classname=CLASSNAMES[label])
             for path, label in zip(paths, digits.target)
         ]
         super().__init__(cfg, items[:TRAIN], items[TRAIN:TRAIN + VAL], items[TRAIN + VAL:])
 
 
+def stored(cfg, folder: Path, images: np.ndarray) -> list[str]:
+    """Write images, (N, H, W) uint8, to ``folder/<index>.png`` if need be; return the paths.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    paths = [folder / f"{i:04d}.png" for i in range(len(images))]
+    try:
+        _store(folder, paths, images)
+    except OSError as error:
+        raise UserError(
+            f"{cfg.DATASET.NAME}: cannot write {folder} ({error.strerror}): point --root at a "
+            "folder that you may write to"
+        ) from error
+    return [str(path) for path in paths]
+
+
 def _store(folder: Path, paths: list[Path], images: np.ndarray) -> None:
-    """Write those images, (N, 8, 8) uint8, that are not there yet or not intact.
+    """Write those images, (N, H, W) uint8, that are not there yet or not intact.
 
     Each appears whole or not at all, and nothing is trusted unread: a killed run leaves what the
     next one completes, and two at once write the same pixels.

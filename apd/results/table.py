@@ -1,6 +1,6 @@
 """One table of many runs.
 
-    python -m apd.results.table RUN [RUN...] [--markdown FILE] [--csv FILE] [--plot FILE]
+    apd-table RUN [RUN...] [--protocol NAME] [--markdown FILE] [--csv FILE] [--plot FILE]
 
 RUN is a run's folder, or a folder above several. Runs of one method that differ in the seed make
 one row: mean and sample standard deviation.
@@ -21,11 +21,11 @@ from apd.files import atomic_write
 from apd.results.schema import RESULTS_NAME, is_complete, read_results
 
 _ORDER = (
-    *("ZeroshotCLIP", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT", "AdvIVLP"),
-    *("AdvMaPLe", "FAP", "APD"),
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT"),
+    *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
 )
 _SAME = ("dataset", "subsample", "backbone")  # must agree within a table
-_FIXED = {"method", "prompts", "parameters", "runs"}  # columns that are not measured
+_FIXED = {"method", "prompts", "parameters", "runs", "dataset", "images"}  # are not measured
 
 
 def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
@@ -54,10 +54,10 @@ def build_table(runs: dict[Path, dict]) -> list[dict]:
         UserError: the runs cannot be compared: another dataset, classes, backbone or number of
             shots, another threat model under the same attack's name, or one seed twice.
     """
-    _check_comparable(runs)
-    attacks = {e["attack"]: _header(e) for run in runs.values() for e in run["evaluations"]}
+    check_comparable(runs)
+    attacks = {e["attack"]: header_of(e) for run in runs.values() for e in run["evaluations"]}
     rows = []
-    for method in sorted({run["method"] for run in runs.values()}, key=_rank):
+    for method in sorted({run["method"] for run in runs.values()}, key=rank):
         same = sorted((r for r in runs.values() if r["method"] == method), key=lambda r: r["seed"])
         row = {
             "method": method,
@@ -74,7 +74,14 @@ def build_table(runs: dict[Path, dict]) -> list[dict]:
     return rows
 
 
-def _check_comparable(runs: dict[Path, dict]) -> None:
+def check_comparable(
+    runs: dict[Path, dict], same: tuple[str, ...] = _SAME, apart: tuple[str, ...] = ()
+) -> None:
+    """Raise UserError unless all runs agree in the fields ``same``, shots and threat models.
+
+    ``apart``: fields in which they may differ; only runs that agree in those must have equally
+    many images, and seeds of their own.
+    """
     first: dict = {}  # what must be equal -> the folder that said so first, and what it said
 
     def check(what: str, value, folder: Path) -> None:
@@ -89,21 +96,23 @@ def _check_comparable(runs: dict[Path, dict]) -> None:
             )
 
     for folder, run in runs.items():
-        for field in _SAME:
+        part = tuple(run[field] for field in apart)
+        for field in same:
             check(field, run[field], folder)
         if run["trainable_parameters"]:  # zero-shot has no use for shots
             check("shots", run["shots"], folder)
-        where, _ = first.setdefault(("run", run["method"], run["seed"]), (folder, None))
+        where, _ = first.setdefault(("run", run["method"], run["seed"], part), (folder, None))
         if where != folder:
             raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}")
         for evaluation in run["evaluations"]:
             threat = dict(evaluation["threat_model"] or {})
             threat.pop("seed", None)
             check(f"the threat model of {evaluation['attack']}", threat, folder)
-            check(f"the number of images of {evaluation['attack']}", evaluation["total"], folder)
+            what = " ".join(("the number of images of", evaluation["attack"], *part))
+            check(what, evaluation["total"], folder)
 
 
-def _header(evaluation: dict) -> str:
+def header_of(evaluation: dict) -> str:
     threat = evaluation["threat_model"]
     if threat is None:
         return f"{evaluation['attack']} (%)"
@@ -112,16 +121,17 @@ def _header(evaluation: dict) -> str:
     return f"{evaluation['attack'].upper()}{norm} eps={threat['eps']:g}/255{last} (%)"
 
 
-def _rank(method: str) -> tuple:
+def rank(method: str) -> tuple:
+    """Sort key: baselines first, APD last."""
     return (_ORDER.index(method), "") if method in _ORDER else (len(_ORDER), method)
 
 
 def format_table(rows: list[dict], tablefmt: str = "simple") -> str:
     """The table as text, in any of tabulate's formats."""
-    several = any(row["runs"] > 1 for row in rows)
+    several = any(row.get("runs", 1) > 1 for row in rows)
     headers = [h for h in rows[0] if h != "runs" or several]
     body = [[_format(h, row[h]) for h in headers] for row in rows]
-    align = ["left" if h in ("method", "prompts") else "right" for h in headers]
+    align = ["left" if isinstance(rows[0][h], str) else "right" for h in headers]
     return tabulate(body, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
 
 
@@ -154,12 +164,25 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
+    parser.add_argument(
+        "--protocol",
+        choices=("base-to-new", "transfer"),
+        help="base and new classes, or source and target data sets",
+    )
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--plot", metavar="FILE", help="plot clean against robust (.png)")
     args = parser.parse_args(argv)
     try:
-        rows = build_table(load_runs(args.runs))
+        runs = load_runs(args.runs)
+        if args.protocol and args.plot:
+            raise UserError("--plot draws the table of methods: leave out --protocol")
+        if args.protocol:
+            from apd.results.protocols import PROTOCOLS
+
+            rows = PROTOCOLS[args.protocol](runs)
+        else:
+            rows = build_table(runs)
         print(format_table(rows))
         if args.markdown:
             with atomic_write(args.markdown) as temporary:

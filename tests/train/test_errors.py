@@ -36,7 +36,7 @@ def refused(run, tmp_path, monkeypatch, contents):
 
 
 @pytest.mark.parametrize(
-    "name, near", [("APDD", "APD"), ("adv_ivlp", "AdvIVLP"), ("Coop", "CoOp"), ("APDD", "APD")]
+    "name, near", [("adv_ivlp", "AdvIVLP"), ("Coop", "CoOp"), ("APDD", "APD")]
 )
 def test_unknown_trainer(refused, name, near):
     line = refused(name, OUT)
