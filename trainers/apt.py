@@ -20,9 +20,9 @@ STRATEGIES = ("onfly", "constant", "perturbed")
 class APT(AdversarialTraining, CoOp):
     """CoOp's prompts (and its keys, TRAINER.COOP), CE(z(x'), y).
 
-    AT.TRAIN.PROMPT says which prompts the attack goes through : the current
-    ones (onfly), "a photo of a <class>" (constant), or current ones that go up the loss together
-    with the images (perturbed, with learning rate AT.TRAIN.PALPHA).
+    AT.TRAIN.PROMPT says which prompts the attack goes through: the current ones (onfly), "a photo
+    of a <class>" (constant), or current ones that go up the loss together with the images
+    (perturbed, with learning rate AT.TRAIN.PALPHA).
     """
 
     def check_cfg(self, cfg) -> None:

@@ -1,0 +1,186 @@
+"""Every method's logits and loss, written out plainly from the formulas.
+
+Nothing comes from ``apd``: prompts are tensors under the names that they have in a checkpoint, and
+CLIP's encoders are those of ``plain_clip``.
+"""
+
+import copy
+
+import clip
+import torch
+from plain_clip import image_features, layout, text_features, tokens
+
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float64).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float64).view(3, 1, 1)
+
+
+class Plain:
+    """CLIP with prompts.
+
+    text: hand-written templates (several are an ensemble), or ``layout``'s arguments.
+    prompts: context vectors and projections by name.
+    """
+
+    def __init__(self, model, names, text, prompts, coupling=""):
+        self.model, self.names, self.prompts, self.coupling = model, names, prompts, coupling
+        if isinstance(text, list):
+            self.sentences = [[written(form, name) for name in names] for form in text]
+        else:
+            self.sentences = [[layout(name, **text) for name in names]]
+
+    def contexts(self):
+        """Of the text layers, of the visual layers."""
+        text, visual = (
+            [p for name, p in self.prompts.items() if name.startswith(part)]
+            for part in ("text.", "visual.")
+        )
+        if self.coupling == "maple":  # P_v = W P_t + b in each layer
+            visual = [self.project(i, context) for i, context in enumerate(text)]
+        if self.coupling == "fap":  # so in the first layer, the other way round in all others
+            visual = [self.project(0, text[0]), *visual]
+            text += [self.project(i, visual[i]) for i in range(1, len(visual))]
+        return text, visual
+
+    def project(self, i, context):
+        weight, bias = (self.prompts[f"projections.{i}.{name}"] for name in ("weight", "bias"))
+        return torch.stack([weight @ vector + bias for vector in context])
+
+    def text(self):
+        context, _ = self.contexts()
+        return unit(sum(unit(text_features(self.model, s, context)) for s in self.sentences))
+
+    def embeddings(self, images):
+        _, context = self.contexts()
+        return image_features(self.model.visual, (images - MEAN) / STD, context)
+
+    def image(self, images):
+        return unit(self.embeddings(images))
+
+    def logits(self, images):
+        return self.logits_of(self.embeddings(images))
+
+    def logits_of(self, embeddings):
+        return self.model.logit_scale.exp() * unit(embeddings) @ self.text().t()
+
+    def with_prompts(self, prompts):
+        other = copy.copy(self)
+        other.prompts = prompts
+        return other
+
+
+def written(template, name):
+    start, end = clip.tokenize("")[0, :2].tolist()
+    return [start, *tokens(template.format(name.replace("_", " "))), end]
+
+
+def unit(x):
+    return x / (x * x).sum(-1, keepdim=True).sqrt()
+
+
+def ce(z, y):
+    return -torch.stack([(row.softmax(0)[label]).log() for row, label in zip(z, y)]).mean()
+
+
+def kl(z, other):
+    """KL(softmax(z) || softmax(other)) of each image."""
+    p, q = z.softmax(1), other.softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+# -- attacks ----------------------------------------------------------------------------------
+
+
+def pgd(images, gradient, eps, alpha, steps, generator=None):
+    """x' from a random start, ``steps`` signed steps up ``gradient`` (x), each put back into the
+    ball and into [0, 1]."""
+    x = images + torch.empty_like(images).uniform_(-eps / 255, eps / 255, generator=generator)
+    x = x.clamp(0, 1)
+    for _ in range(steps):
+        x = x + alpha / 255 * gradient(x).sign()
+        x = x.clamp(images - eps / 255, images + eps / 255).clamp(0, 1)
+    return x
+
+
+def slope(loss):
+    """The gradient of ``loss`` (x) at x."""
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(loss(x), x)[0]
+
+    return gradient
+
+
+def up_ce(model, y):
+    return slope(lambda x: ce(model.logits(x), y))
+
+
+def up_ce_of_constant(model, y):
+    """The loss of hand-written prompts (APT, "constant")."""
+    return up_ce(Plain(model.model, model.names, ["a photo of a {}"], {}), y)
+
+
+def up_ce_with_prompts(model, y, rate):
+    """The prompts, a copy of them, go up the same loss (APT, "perturbed")."""
+    model = model.with_prompts(
+        {n: p.detach().clone().requires_grad_() for n, p in model.prompts.items()}
+    )
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        names, contexts = zip(*model.prompts.items())
+        first, *others = torch.autograd.grad(ce(model.logits(x), y), [x, *contexts])
+        model.prompts = {
+            n: (p + rate * g).detach().requires_grad_()
+            for n, p, g in zip(names, contexts, others)
+        }
+        return first
+
+    return gradient
+
+
+# -- losses: {whose prompts go down it: loss} ---------------------------------------------------
+
+
+def clean(student, x, y):
+    return {"prompt_learner": ce(student.logits(x), y)}
+
+
+def adversarial(student, x, y, up=up_ce, first=0, **threat):
+    """CE(z(x'), y); the images before ``first`` stay clean."""
+    attacked = pgd(x[first:], up(student, y[first:]), **threat)
+    return clean(student, torch.cat([x[:first], attacked]), y)
+
+
+def fap(student, x, y, weight, **threat):
+    z, v = student.logits(x), student.image(x)
+    attacked = pgd(x, slope(lambda a: kl(z.detach(), student.logits(a)).sum()), **threat)
+    cosine = (v * student.image(attacked)).sum(1)
+    consistency = (kl(z, student.logits(attacked)) * (cosine + 1)).mean()
+    return {"prompt_learner": ce(z, y) + weight * consistency}
+
+
+def advpt_embeddings(student, x, generator, **threat):
+    f = student.embeddings
+    return f(pgd(x, slope(lambda a: kl(f(x), f(a)).sum()), generator=generator, **threat))
+
+
+def apd(student, teacher, x, y, weights, online, tau=1, beta=0, attack="ce", **threat):
+    z_t, v_t, t_t = teacher.logits(x), teacher.image(x), teacher.text()
+    up = {
+        "ce": up_ce(student, y),
+        "kl": slope(lambda a: kl(z_t.detach(), student.logits(a)).sum()),
+    }[attack]
+    attacked = pgd(x, up, **threat)
+    z_s, v_s, t_s = student.logits(attacked), student.image(attacked), student.text()
+    terms = {
+        "CE": lambda: ce(z_s, y),
+        "KD": lambda: tau**2 * kl(z_t / tau, z_s / tau).mean(),
+        "NAT": lambda: ce(student.logits(x), y),
+        "IMG": lambda: (1 - (v_s * v_t).sum(1)).mean(),
+        "TXT": lambda: (1 - (t_s * t_t).sum(1)).mean(),
+    }
+    losses = {"prompt_learner": sum(w * terms[name]() for name, w in weights.items())}
+    if online:
+        losses["teacher"] = ce(z_t, y) + beta * tau**2 * kl(z_s / tau, z_t / tau).mean()
+    return losses
