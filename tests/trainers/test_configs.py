@@ -1,19 +1,24 @@
 """The shipped configs: they merge, fit their trainer, and hold the published settings."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import apd
-from apd.host import TRAINER_REGISTRY
+from apd.host import TRAINER_REGISTRY, get_cfg_default
 from apd.train import parse_args, setup_cfg
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted((CONFIGS / "trainers").glob("*/*.yaml"))
-TEXT_ONLY = ("ZeroshotCLIP", "CoOp", "APT")  # fit a ResNet too
-OURS = (*TEXT_ONLY, "VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "APD")
-SECTIONS = {"ZeroshotCLIP": None, "CoOp": "COOP", "APT": "COOP", "MaPLe": "MAPLE"}
+TEXT_ONLY = ("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "APT", "AdvPT")  # fit a ResNet too
+ADVERSARIAL = ("APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD")
+OURS = {*TEXT_ONLY, "VPT", "IVLP", "MaPLe", *ADVERSARIAL}
+SECTIONS = {
+    "ZeroshotCLIP": None, "ZeroshotCLIP2": None, "CoOp": "COOP", "APT": "COOP", "AdvPT": "ADV",
+    "MaPLe": "MAPLE",
+}  # fmt: skip
 
 MAPT = {
     "OPTIM.NAME": "sgd", "OPTIM.LR": 0.0035, "OPTIM.LR_SCHEDULER": "cosine",
@@ -30,6 +35,24 @@ PUBLISHED = {  # METHOD.md, "Published settings"
     "CoOp": COOP,
     "APT": COOP | {
         "AT.TRAIN.EPS": 1, "AT.TRAIN.ALPHA": 0.667, "AT.TRAIN.STEPS": 3, "AT.TEST.STEPS": 100,
+    },
+    "AdvPT": {
+        "OPTIM.LR": 0.002, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "OPTIM.MAX_EPOCH": 100,
+        "TRAINER.ADV.N_CTX": 32, "AT.TRAIN.EPS": 8, "AT.TRAIN.ALPHA": 1, "AT.TRAIN.STEPS": 10,
+    },
+    "FAP": {
+        "OPTIM.LR": 0.0035, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 10,
+        "TRAINER.FAP.N_CTX": 2, "TRAINER.FAP.PROMPT_DEPTH": 9, "TRAINER.FAP.LAMBDA": 1.5,
+        "AT.TRAIN.EPS": 1, "AT.TRAIN.ALPHA": 1, "AT.TRAIN.STEPS": 2, "INPUT.TRANSFORMS": (),
+    },
+    "VPT": {
+        "OPTIM.LR": 0.0025, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 5,
+        "TRAINER.VPT.N_CTX_VISION": 8, "TRAINER.VPT.PROMPT_DEPTH_VISION": 12,
+    },
+    "IVLP": {
+        "OPTIM.LR": 0.0035, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 5,
+        "TRAINER.IVLP.N_CTX_VISION": 2, "TRAINER.IVLP.PROMPT_DEPTH_VISION": 12,
+        "TRAINER.IVLP.N_CTX_TEXT": 2, "TRAINER.IVLP.PROMPT_DEPTH_TEXT": 12,
     },
     "MaPLe": {
         "OPTIM.LR": 0.0035, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 5,
@@ -55,7 +78,16 @@ PUBLISHED = {  # METHOD.md, "Published settings"
         "TRAINER.APD.ATTACK_LOSS": "ce", "TRAINER.APD.TEACHER.MODE": "online",
     },
 }  # fmt: skip
-BACKBONES = {"mini": "mini", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "rn50": "RN50"}
+ORIGINAL = {  # what has a published file; all else is carried over from one of these
+    *(("CoOp", file) for file in ("vit_b32", "vit_b16", "rn50", "rn101")),
+    *((method, "vit_b16") for method in ("VPT", "IVLP", "MaPLe")),
+    *((method, f) for method in ("AdvVPT", "AdvIVLP", "AdvMaPLe") for f in ("vit_b32", "vit_b16")),
+    ("APT", "vit_b32"), ("APT", "rn50"), ("FAP", "vit_b32"),
+    *(("AdvPT", file) for file in ("vit_b16", "vit_l14", "rn50")),
+}  # fmt: skip
+VITS = {"vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
+RESNETS = {"rn50": "RN50", "rn101": "RN101"}
+BACKBONES = {"mini": "mini", **VITS, **RESNETS}
 
 
 def load(path, *options, dataset="digits"):
@@ -72,8 +104,8 @@ def name_of(path):
 
 def test_every_method_has_its_configs():
     found = {name_of(path) for path in FILES}
-    wanted = {f"{method}/{name}" for method in OURS for name in ("mini", "vit_b32", "vit_b16")}
-    assert found == wanted | {f"{method}/rn50" for method in TEXT_ONLY}
+    wanted = {f"{method}/{name}" for method in OURS for name in ("mini", *VITS)}
+    assert found == wanted | {f"{method}/{name}" for method in TEXT_ONLY for name in RESNETS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -100,11 +132,29 @@ def test_config_sets_the_section_that_its_trainer_reads(path):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_config_of_an_adversarial_method_has_a_training_attack(path):
     at = load(path).AT.TRAIN
-    adversarial = path.parent.name in ("APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "APD")
-    assert (None not in (at.EPS, at.ALPHA)) == adversarial
+    assert (None not in (at.EPS, at.ALPHA)) == (path.parent.name in ADVERSARIAL)
 
 
-@pytest.mark.parametrize("file", ["vit_b32", "vit_b16"])
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_methods_are_tested_alike(path):
+    at = load(path).AT.TEST
+    wanted = (4, 1, 100) if path.stem == "mini" else (1, 1, 100)
+    assert (at.EPS, at.ALPHA, at.STEPS, at.NORM) == (*wanted, "linf")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_config_says_where_its_values_are_from(path):
+    head = " ".join(
+        line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")
+    )
+    assert "[O]" in head  # of every file something is our choice
+    method, file = path.parent.name, path.stem
+    if file != "mini" and "Zeroshot" not in method and method != "APD":
+        assert "published setting" in head or "published few-shot setting" in head
+        assert ("carried over [O]" in head) == ((method, file) not in ORIGINAL)
+
+
+@pytest.mark.parametrize("file", VITS)
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_published_settings(method, file):
     cfg = load(CONFIGS / "trainers" / method / f"{file}.yaml")
@@ -113,6 +163,15 @@ def test_published_settings(method, file):
         for part in key.split("."):
             node = node[part]
         assert node == value, key
+
+
+@pytest.mark.parametrize(
+    "file, lr, epochs, batch", [("rn50", 0.01, 10, 512), ("rn101", 0.002, 100, 32)]
+)
+def test_advpts_resnets(file, lr, epochs, batch):
+    cfg = load(CONFIGS / f"trainers/AdvPT/{file}.yaml")
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (lr, epochs)
+    assert cfg.DATALOADER.TRAIN_X.BATCH_SIZE == batch
 
 
 @pytest.mark.parametrize("method", ["AdvVPT", "AdvIVLP", "AdvMaPLe"])
@@ -127,3 +186,40 @@ def test_the_command_line_may_change_a_radius_whatever_the_file_has(key, value):
         cfg = load(CONFIGS / "trainers" / "APD" / f"{file}.yaml", key, value)
         _, part, name = key.split(".")
         assert cfg.AT[part][name] == float(value)
+
+
+def documented():
+    """Key and default of every row of the key tables in docs/methods.md."""
+    prefix = None
+    for line in (CONFIGS.parent / "docs/methods.md").read_text().splitlines():
+        if line.startswith("| key"):
+            prefix = re.search(r"`(.*)`", line)[1] if "`" in line else ""
+        elif prefix is not None and line.startswith("| `"):
+            keys, defaults = (cell.replace("`", "") for cell in line.split("|")[1:3])
+            defaults = re.sub(r"\[[APO]\]", "", defaults).replace("none", "null")
+            pairs = zip(keys.split(","), defaults.split(","), strict=True)
+            yield from ((prefix + key.strip(), yaml.safe_load(value)) for key, value in pairs)
+        elif not line.startswith("|"):
+            prefix = None
+
+
+@pytest.mark.parametrize("key, default", list(documented()))
+def test_docs_name_every_default(key, default):
+    node = get_cfg_default()
+    apd.extend_cfg(node)
+    for part in key.split("."):
+        node = node[part]
+    assert node == default
+
+
+@pytest.mark.parametrize("section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "APD"])
+def test_docs_name_every_key(section):
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+    node = cfg.TRAINER[section]
+    keys = {key for key in node if key != "TEACHER"}
+    keys |= {f"TEACHER.{key}" for key in node.get("TEACHER", {})}
+    assert keys == {
+        key.removeprefix(f"TRAINER.{section}.")
+        for key, _ in documented() if key.startswith(f"TRAINER.{section}.")
+    }

@@ -1,0 +1,96 @@
+"""Every shipped config builds its trainer on a CLIP of its backbone's geometry, without weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import apd
+import apd.trainers.base
+from apd.host import build_trainer
+from apd.train import parse_args, setup_cfg
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "trainers"
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+# embed_dim, vision layers, width, patch; text width, heads. All: 224 px, 12 text layers
+OPENAI = {
+    "ViT-B/32": (512, 12, 768, 32, 512, 8),
+    "ViT-B/16": (512, 12, 768, 16, 512, 8),
+    "ViT-L/14": (768, 24, 1024, 14, 768, 12),
+    "RN50": (1024, (3, 4, 6, 3), 64, None, 512, 8),
+    "RN101": (512, (3, 4, 23, 3), 64, None, 512, 8),
+}
+WIDTHS = {  # of text and image tokens; ResNets have none
+    "mini": (64, 128), "vit_b32": (512, 768), "vit_b16": (512, 768), "vit_l14": (768, 1024),
+    "rn50": (512, None), "rn101": (512, None),
+}  # fmt: skip
+PROMPTS = {  # (vectors, layers) of text and of image prompts: published, and the mini CLIP's
+    "ZeroshotCLIP": [((0, 0), (0, 0)), ((0, 0), (0, 0))],
+    "ZeroshotCLIP2": [((0, 0), (0, 0)), ((0, 0), (0, 0))],
+    "CoOp": [((16, 1), (0, 0)), ((16, 1), (0, 0))],
+    "VPT": [((0, 0), (8, 12)), ((0, 0), (4, 4))],
+    "IVLP": [((2, 12), (2, 12)), ((4, 3), (4, 4))],
+    "MaPLe": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
+    "APT": [((16, 1), (0, 0)), ((16, 1), (0, 0))],
+    "AdvPT": [((32, 1), (0, 0)), ((16, 1), (0, 0))],
+    "AdvVPT": [((0, 0), (2, 9)), ((0, 0), (4, 4))],
+    "AdvIVLP": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
+    "AdvMaPLe": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
+    "FAP": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
+    "APD": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
+}
+
+
+def parameters(method, text, image, text_width, image_width):
+    """How many numbers a method learns."""
+    (text_count, text_layers), (image_count, image_layers) = text, image
+    if method in ("MaPLe", "AdvMaPLe"):  # text vectors, and a projection to images in each layer
+        projection = text_width * image_width + image_width
+        return text_layers * (text_count * text_width + projection)
+    if method == "FAP":  # the first layer as MaPLe's, the others the other way round
+        first = text_count * text_width + text_width * image_width + image_width
+        other = image_count * image_width + image_width * text_width + text_width
+        return first + (image_layers - 1) * other
+    independent = text_count * text_layers * text_width
+    if image_layers:
+        independent += image_count * image_layers * image_width
+    return independent * (2 if method == "APD" else 1)  # its online teacher has as many
+
+
+def clip_without_weights(name, robust):
+    """As ``load_clip``; the memory of the weights is claimed but never touched."""
+    from clip.model import CLIP
+
+    embed_dim, layers, width, patch, text_width, heads = OPENAI[name]
+    with torch.device("meta"):
+        model = CLIP(embed_dim, 224, layers, width, patch, 77, 49408, text_width, heads, 12)
+    return model.to_empty(device="cpu").eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_builds_its_trainer(path, tiny, monkeypatch):
+    method, file = path.parent.name, path.stem
+    apd.register()
+    cfg = setup_cfg(parse_args([
+        "--root", tiny.root, "--seed", "1", "--trainer", method, "--config-file", str(path),
+        "DATASET.NAME", "Folder", "DATASET.FOLDER.DIR", "shapes", "DATASET.NUM_SHOTS", "2",
+        "DATALOADER.NUM_WORKERS", "0", "USE_CUDA", "False", "VERBOSE", "False",
+    ]))  # fmt: skip
+    if file != "mini":
+        monkeypatch.setattr(apd.trainers.base, "load_clip", clip_without_weights)
+    trainer = build_trainer(cfg)  # also compares INPUT.SIZE with the backbone's
+
+    text, image = PROMPTS[method][file == "mini"]
+    widths = WIDTHS[file]
+    learner = trainer.model.prompt_learner
+    for contexts, (count, layers), width in zip(
+        (learner.text_contexts(), learner.visual_contexts()), (text, image), widths
+    ):
+        assert [tuple(context.shape) for context in contexts] == [(count, width)] * layers
+    sides = {"text": text, "visual": image}
+    modality = " + ".join(side for side, (count, _) in sides.items() if count)
+    assert trainer.model.modality == (modality or "none")
+    learned = [p for model in trainer._models.values() for p in model.parameters()]
+    assert all(p.requires_grad for p in learned)
+    assert sum(p.numel() for p in learned) == parameters(method, text, image, *widths)
+    assert not any(p.requires_grad for p in trainer.clip_model.parameters())
