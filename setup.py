@@ -50,6 +50,7 @@ setup(
         "console_scripts": [
             "apd-train = apd.train:main",
             "apd-table = apd.results.table:main",
+            "apd-convert = apd.interchange.convert:main",
         ]
     },
 )

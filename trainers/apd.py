@@ -18,6 +18,7 @@ from apd.clip import PromptedCLIP
 from apd.distill import feature_alignment, kl_distillation
 from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
+from apd.interchange import prompts_folder
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
 
@@ -114,7 +115,7 @@ class APD(AdversarialTraining, IVLP):
         else:
             teacher.requires_grad_(False)
         if options.MODE == "checkpoint":
-            if not (Path(options.PATH) / "prompt_learner").is_dir():
+            if not options.PATH or not prompts_folder(Path(options.PATH)).is_dir():
                 raise UserError(
                     f"TRAINER.APD.TEACHER.PATH is '{options.PATH}': it must be the folder of an "
                     "IVLP run"
@@ -123,7 +124,7 @@ class APD(AdversarialTraining, IVLP):
         return teacher
 
     def load_teacher(self, teacher: PromptedCLIP, folder: str) -> None:
-        self.load_prompts(teacher.prompt_learner, Path(folder) / "prompt_learner", method="IVLP")
+        self.load_prompts(teacher, prompts_folder(Path(folder)), method="IVLP")
 
     def before_train(self) -> None:
         if self.options.TEACHER.MODE == "offline":

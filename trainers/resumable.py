@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch import nn
 
+from apd.clip import PromptedCLIP
 from apd.config import differences
-from apd.errors import UserError, one_line
+from apd.errors import UserError
 from apd.files import atomic_write
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
-from apd.host.checkpoint import BEST
+from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 
 RESUME_NAME = "resume.pth.tar"
 
@@ -65,29 +65,35 @@ class ResumableTrainer(TrainerX):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load prompts from ``directory``: of ``epoch``, or else the best, or else the last ones.
 
+        CoOp's, MaPLe's, APT's, FAP's, AdvPT's and MAPT's checkpoints load too (apd.interchange).
         Prompts with one context for all classes may be put before other class names than they
         were trained with (base-to-new, cross-dataset); class-specific ones may not.
 
         Raises:
-            UserError: no such checkpoint, a damaged one, or one of another method, prompt length
-                or (class-specific prompts) class list.
+            UserError: no such checkpoint, a damaged one, or one of another method, prompt length,
+                CLIP (where it says so) or (class-specific prompts) class list.
         """
         if not directory:
             print("load_model() is skipped: no folder to load from is given")
             return
         for name in self.get_model_names():
             if self._optims[name] is not None:
-                self.load_prompts(self._models[name], Path(directory) / name, epoch)
+                main = name == "prompt_learner"
+                folder = prompts_folder(Path(directory)) if main else Path(directory) / name
+                self.load_prompts(self.model if main else getattr(self, name), folder, epoch)
 
     def load_prompts(
-        self, learner: nn.Module, folder: Path, epoch: int | None = None, method: str = ""
+        self, model: PromptedCLIP, folder: Path, epoch: int | None = None, method: str = ""
     ) -> None:
-        """Load into ``learner`` what ``method`` (default: this one) saved in ``folder``."""
+        """Load into ``model`` what ``method`` (default: this one) saved in ``folder``.
+
+        Or what CoOp, MaPLe, APT, FAP, AdvPT or MAPT did: they do not say their method, but the
+        prompts must be of the same kind. Class names are always embedded anew.
+        """
         method = method or type(self).__name__
         path = checkpoint_path(folder, epoch)
-        checkpoint = load_checkpoint(path)
-        if not isinstance(checkpoint, dict):
-            raise UserError(f"{path} is not a checkpoint of prompts")
+        checkpoint = load_checkpoint(path, inert=True)
+        saved = read_prompts(checkpoint, path)
         trained_by = checkpoint.get("method", method)
         if trained_by != method:
             raise UserError(f"{path} holds prompts of {trained_by}, not of {method}")
@@ -95,15 +101,12 @@ class ResumableTrainer(TrainerX):
         other_classes = checkpoint.get("classnames", classnames) != classnames
         if other_classes and self.class_specific:
             raise UserError(f"{path} holds class-specific prompts of another class list")
-        try:
-            learner.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{path} does not fit this configuration's prompts (length, depth, kind or "
-                f"backbone): {one_line(error)}"
-            ) from error
+        other_tokens = check_fit(saved, model, self.section, self.options, path)
+        model.prompt_learner.load_state_dict(saved.prompts)
         note = ", trained on other classes" if other_classes else ""
-        print(f"Loaded {path} (epoch {checkpoint['epoch']}{note})")
+        if other_tokens and not other_classes:
+            note = f", trained on other classes or words (TRAINER.{self.section}.CTX_INIT)"
+        print(f"Loaded {path} (epoch {checkpoint.get('epoch')}{note})")
 
     # -- resuming ------------------------------------------------------------------------------
 
@@ -163,23 +166,6 @@ class ResumableTrainer(TrainerX):
         _set_random_state(state["random"])
         print(f"Resuming {path} after epoch {state['epoch']}")
         return state["epoch"]
-
-
-def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
-    """The checkpoint of ``epoch`` in Dassl's layout; without it the best one, or else the last.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
-    last = folder / "checkpoint"
-    if epoch is None and not path.exists() and last.exists():
-        path = folder / last.read_text().strip()
-    if not path.exists():
-        found = sorted(p.name for p in folder.glob("model*")) if folder.exists() else []
-        there = f"there are {', '.join(found)}" if found else "the folder has no checkpoints"
-        raise UserError(f"no checkpoint {path}: {there}; check --model-dir and --load-epoch")
-    return path
 
 
 def _state(part) -> dict | None:

@@ -74,7 +74,7 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"MODEL.BACKBONE.ROBUST: there is no file {path}")
-    weights = load_checkpoint(path)
+    weights = load_checkpoint(path, inert=True)
     for key in ("vision_encoder_state_dict", "state_dict"):
         weights = weights.get(key, weights) if isinstance(weights, dict) else {}
     weights = {name.removeprefix("module."): w for name, w in weights.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -44,22 +45,52 @@ def save_checkpoint(
             shutil.copyfile(path, temporary)
 
 
-def load_checkpoint(fpath: str | os.PathLike) -> dict:
-    """Read a checkpoint, with its tensors on the CPU.
+def load_checkpoint(fpath: str | os.PathLike, inert: bool = False) -> dict:
+    """Read a checkpoint, with its tensors on the CPU. Nothing in the file is ever run.
+
+    Args:
+        inert: accept pickled objects, as placeholders that hold nothing and do nothing. Dassl's
+            own checkpoints have some: with warm-up, a whole scheduler and its optimiser.
 
     Raises:
-        UserError: no such file, a truncated or damaged one, or one with pickled objects.
+        UserError: no such file, a truncated or damaged one, or one with pickled objects that are
+            not accepted.
     """
     path = Path(fpath)
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: check the folder and the epoch")
+    objects: list[str] = []
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if inert and zipfile.is_zipfile(path):
+            objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals([_placeholder(name) for name in objects]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything
+        named = f" ({', '.join(objects[:4])})" if objects else ""
         raise UserError(
             f"cannot read checkpoint {path}: it is truncated or damaged, or holds more than "
-            "tensors and plain data; choose another epoch or train again"
+            f"tensors and plain data{named}; choose another epoch or train again"
         ) from error
+
+
+class _Inert:
+    """Takes whatever an unpickled object is given, and does nothing with it."""
+
+    def __new__(cls, *args, **kwargs):
+        # the unpickler fills this one item by item, which it does to nothing but plain dicts
+        return {} if cls.__name__ == "defaultdict" else super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _placeholder(name: str) -> type:
+    """A class that the unpickler takes for the class or function of that full name."""
+    module, _, last = name.rpartition(".")
+    return type(last, (_Inert,), {"__module__": module})
 
 
 def resume_from_checkpoint(

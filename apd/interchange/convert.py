@@ -1,0 +1,75 @@
+"""Write trained prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, or theirs in ours.
+
+    apd-convert output/caltech101/MaPLe/vit_b16_16shots/seed1 elsewhere/seed1 --epoch 5
+
+Which way it goes is seen from the names in the checkpoint. Peers load the result with --model-dir
+and --load-epoch; the frozen CLIP and the class names are theirs to add, and they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from apd.errors import UserError
+from apd.host.checkpoint import load_checkpoint, save_checkpoint
+from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
+from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
+
+_KEPT = ("val_result", "method", "classnames")  # of the checkpoint, whichever way it goes
+
+
+def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
+    """Write the prompts of the run in ``source`` below ``target``; returns the file.
+
+    Raises:
+        UserError: no checkpoint of prompts in ``source``, or a ``target`` that has one.
+    """
+    path = checkpoint_path(prompts_folder(source), epoch)
+    checkpoint = load_checkpoint(path, inert=True)
+    saved = read_prompts(checkpoint, path)
+    if not isinstance(checkpoint.get("epoch"), int):
+        raise UserError(f"{path} does not say its epoch")
+    written = {key: checkpoint[key] for key in _KEPT if _plain(checkpoint.get(key))}
+    if not saved.ours:
+        folder, state = target / OURS, saved.prompts
+        if saved.tokens is not None:  # the only record of the classes it was trained on
+            written["token_vectors"] = saved.tokens
+    elif saved.kind in PEERS and saved.prompts.keys() <= PEERS[saved.kind][1].keys():
+        folder, state = target / PEERS[saved.kind][0], peers_state_dict(saved)
+    else:
+        raise UserError(f"{path} has {saved}: no other project has such prompts")
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder")
+    # no views: torch.save would write all of what they are a view of
+    written["state_dict"] = {name: value.clone() for name, value in state.items()}
+    save_checkpoint({**written, "epoch": checkpoint["epoch"]}, folder)
+    return folder
+
+
+def _plain(value) -> bool:
+    """Whether it is plain data, not the placeholder of an object."""
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return isinstance(value, (str, int, float))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of a run")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write to")
+    parser.add_argument("--epoch", type=int, help="default: the best, or else the last")
+    args = parser.parse_args(argv)
+    try:
+        convert(args.source, args.target, args.epoch)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Whether saved prompts fit the model they are to be put into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from apd.clip import PromptedCLIP
+from apd.clip.text import ClassPrompts
+from apd.errors import UserError
+from apd.interchange.layouts import SavedPrompts
+
+_TRAINERS = {  # whose prompts are of a kind
+    "text": "CoOp, APT or AdvPT",
+    "visual": "VPT or AdvVPT",
+    "text + visual": "IVLP, AdvIVLP or APD",
+    "text-to-visual": "MaPLe, AdvMaPLe or APD with TRAINER.APD.COUPLED True",
+    "visual-to-text": "FAP",
+}
+
+
+def check_fit(
+    saved: SavedPrompts, model: PromptedCLIP, section: str, options: Mapping, where
+) -> bool:
+    """Raise unless ``model`` means the same with these prompts as the model they come from.
+
+    Args:
+        section: ``options`` is cfg.TRAINER.<section>, to say which keys to set.
+        where: what to call the checkpoint in an error.
+
+    Returns:
+        Whether the checkpoint says that it was trained with other class names, or other fixed
+        words beside them; prompts with one context for all classes may be.
+
+    Raises:
+        UserError: prompts of another kind, number or width; of another CLIP; or class-specific
+            ones of other classes.
+    """
+    own = SavedPrompts(model.prompt_learner.state_dict())
+    if _shapes(saved) != _shapes(own):
+        raise UserError(
+            f"{where} does not fit this configuration's prompts: it has {saved}; the "
+            f"configuration has {own}: {_remedy(saved, own, section, options)}"
+        )
+    backbone = "set MODEL.BACKBONE.NAME and MODEL.BACKBONE.ROBUST to the one it was trained on"
+    clip_weights = model.clip.state_dict()
+    for name, weight in saved.frozen.items():
+        if name not in clip_weights or not _close(weight, clip_weights[name]):
+            raise UserError(f"{where} was trained on another CLIP ({name} differs): {backbone}")
+    if saved.tokens is None or not saved.context("text"):
+        return False
+    tokens = _without_slots(model.class_prompts[0])
+    if not _close(saved.tokens[0, 0], tokens[0, 0]):
+        raise UserError(
+            f"{where} was trained on another CLIP (the start token's vector differs): {backbone}"
+        )
+    if _close(saved.tokens[:, : tokens.shape[1]], tokens):
+        return False
+    if saved.context("text")[0].dim() == 3:
+        raise UserError(
+            f"{where} holds class-specific prompts of another class list, or with other words "
+            f"(TRAINER.{section}.CTX_INIT)"
+        )
+    return True
+
+
+def _shapes(saved: SavedPrompts) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in saved.prompts.items()}
+
+
+def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mapping) -> str:
+    text, visual = saved.context("text"), saved.context("visual")
+    if saved.kind not in _TRAINERS:
+        return "no trainer here has such prompts"
+    # coupled prompts of one layer are the same whichever way they are coupled
+    alike = "-to-" in saved.kind and "-to-" in own.kind and 1 in (saved.depth, own.depth)
+    if saved.kind != own.kind and not alike:
+        return f"use --trainer {_TRAINERS[saved.kind]}"
+    wanted: dict = {"PROMPT_DEPTH": saved.depth}
+    if text:
+        wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]
+        wanted |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
+    if visual and saved.kind != "visual-to-text":
+        wanted |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
+    keys = [f"TRAINER.{section}.{k} {v}" for k, v in wanted.items() if options.get(k, v) != v]
+    if keys:
+        return f"set {' '.join(keys)}"
+    widths = [
+        {name: value.shape[-1] for name, value in prompts.items()}
+        for prompts in (saved.prompts, own.prompts)
+    ]
+    if widths[0] != widths[1]:
+        return "set MODEL.BACKBONE.NAME to the CLIP it was trained on"
+    if wanted.get("CSC") and text[0].shape[1:] == own.context("text")[0].shape[1:]:
+        return "class-specific prompts need the classes they were trained on"
+    return f"set TRAINER.{section}.CTX_INIT to the words it was trained with"
+
+
+def _close(theirs: Tensor, ours: Tensor) -> bool:
+    """Equal but for a rounding to float16, which is what CLIP's weights are published in."""
+    if theirs.shape != ours.shape:
+        return False
+    return torch.allclose(theirs.to(ours), ours, rtol=1e-3, atol=1e-6)
+
+
+def _without_slots(prompts: ClassPrompts) -> Tensor:
+    """(C, L - M, D): the embedded prompts without the open slots, in whatever position."""
+    classes, length, width = prompts.embedding.shape
+    fixed = torch.ones(classes, length, dtype=torch.bool, device=prompts.slots.device)
+    return prompts.embedding[fixed.scatter_(1, prompts.slots, False)].view(classes, -1, width)

@@ -1,0 +1,226 @@
+"""The names that prompts have in checkpoints: ours, and those of the projects of our peers.
+
+CoOp, APT, AdvPT and AdvCoOp save their prompt learner; MaPLe, FAP, VPT, IVLP and MAPT's AdvMaPLe,
+AdvVPT and AdvIVLP save the frozen CLIP with it. All of them save the embedded class names too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from apd.errors import UserError
+
+_LAYERS = range(64)  # more than any CLIP has
+
+_CTX = "prompt_learner.ctx"
+_VISUAL = {
+    "visual.0": "image_encoder.VPT",
+    **{f"visual.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow" for i in _LAYERS[1:]},
+}
+_PROJECTIONS = {
+    f"projections.{i}.{part}": f"prompt_learner.{name}.{part}"
+    for i in _LAYERS
+    for name in [f"compound_prompt_projections.{i - 1}" if i else "proj"]
+    for part in ("weight", "bias")
+}
+
+# kind of prompts: the folder that peers save them in, and their name for each of ours
+PEERS = {
+    "text": ("prompt_learner", {"text.0": "ctx"}),
+    "visual": ("prompt_learner", _VISUAL),
+    "text + visual": (
+        "VLPromptLearner",
+        {
+            "text.0": _CTX,
+            **{
+                f"text.{i}": f"text_encoder.transformer.resblocks.{i}.VPT_shallow"
+                for i in _LAYERS[1:]
+            },
+            **_VISUAL,
+        },
+    ),
+    "text-to-visual": (
+        "MultiModalPromptLearner",
+        {
+            "text.0": _CTX,
+            **{f"text.{i}": f"prompt_learner.compound_prompts_text.{i - 1}" for i in _LAYERS[1:]},
+            **_PROJECTIONS,
+        },
+    ),
+    "visual-to-text": (
+        "MultiModalPromptLearner",
+        {
+            "text.0": _CTX,
+            **{f"visual.{i}": f"prompt_learner.compound_prompts_image.{i}" for i in _LAYERS},
+            **_PROJECTIONS,
+        },
+    ),
+}
+_OURS = {theirs: ours for _, names in PEERS.values() for ours, theirs in names.items()}
+_KNOWN = set(_OURS.values())
+
+# the frozen CLIP in a peer's model, and in ``clip.model.CLIP``
+_FROZEN = {"image_encoder.": "visual.", "text_encoder.": "", "logit_scale": "logit_scale"}
+
+
+@dataclass(frozen=True)
+class SavedPrompts:
+    """What a checkpoint says about prompts.
+
+    Attributes:
+        prompts: by the names of ``apd.clip.prompts``.
+        tokens: (C, 77 - M, D), the embedded prompts of the classes it was trained on, without the
+            M context vectors; None where it does not say.
+        frozen: weights of the CLIP it was trained on, by the names of ``clip.model.CLIP``.
+        ours: whether it was written by this project.
+    """
+
+    prompts: dict[str, Tensor]
+    tokens: Tensor | None = None
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    ours: bool = True
+
+    @property
+    def kind(self) -> str:
+        """A key of ``PEERS``, or "deep text"."""
+        parts = {name.partition(".")[0] for name in self.prompts}
+        if "projections" in parts:  # of one layer they are the same either way
+            return "visual-to-text" if "visual" in parts else "text-to-visual"
+        if parts == {"text"} and len(self.prompts) > 1:
+            return "deep text"
+        return " + ".join(sorted(parts))
+
+    def context(self, part: str) -> list[Tensor]:
+        """The vectors learned for "text" or "visual", layer by layer."""
+        layers = (self.prompts.get(f"{part}.{i}") for i in _LAYERS)
+        return [vectors for vectors in layers if vectors is not None]
+
+    @property
+    def depth(self) -> int:
+        """Layers with prompts, on the text side where there is one."""
+        visual = self.context("visual")
+        if self.kind == "visual-to-text":
+            return len(visual) + 1
+        return len(self.context("text") or visual)
+
+    def __str__(self) -> str:
+        text, visual = self.context("text"), self.context("visual")
+        if self.kind == "visual-to-text":
+            return f"{_vectors(visual, 'visual')} in {_layers(self.depth)}, projected to text"
+        described = [
+            f"{_vectors(layers, part)} in {_layers(len(layers))}"
+            for part, layers in (("text", text), ("visual", visual))
+            if layers
+        ]
+        if self.kind == "text-to-visual":
+            width = self.prompts["projections.0.weight"].shape[0]
+            described.append(f"projected to visual ones of width {width}")
+        return ", ".join(described)
+
+
+def read_prompts(checkpoint, where) -> SavedPrompts:
+    """The prompts in a checkpoint, recognised by their names alone.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` gave.
+        where: what to call it in an error.
+
+    Raises:
+        UserError: no checkpoint of prompts, or prompts of a kind that is not known here.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{where} is not a checkpoint of prompts")
+    ours, frozen, vectors, unknown = {}, {}, {}, []
+    for name, value in state.items():
+        # DataParallel's wrapper
+        name = ".".join(part for part in str(name).split(".") if part != "module")
+        prefix = next((p for p in _FROZEN if name.startswith(p)), None)
+        if name in _OURS:
+            ours[_OURS[name]] = value
+        elif (last := name.removeprefix("prompt_learner.")) in ("token_prefix", "token_suffix"):
+            vectors[last] = value
+        elif prefix and "gate" not in name and "expert" not in name:  # MAPT's mixtures of experts
+            frozen[_FROZEN[prefix] + name.removeprefix(prefix)] = value
+        else:
+            unknown.append(name)
+    peers = bool(ours or frozen)
+    if not peers:
+        ours, unknown = dict(state), [name for name in state if name not in _KNOWN]
+    if unknown or not ours:
+        found = ", ".join(sorted(unknown)[:4]) or "no prompts"
+        raise UserError(
+            f"{where} holds {found}: these are not prompts of CoOp, APT, AdvPT, VPT, IVLP, MaPLe, "
+            "FAP or their adversarial trainers, which are what can be read here"
+        )
+    if len(vectors) == 2 and _alike(vectors["token_prefix"], vectors["token_suffix"]):
+        tokens = torch.cat([vectors["token_prefix"], vectors["token_suffix"]], dim=1)
+    else:
+        tokens = vectors or checkpoint.get("token_vectors")
+    wrong = [name for name, value in ours.items() if value.dim() not in _dimensions(name)]
+    if wrong or not (tokens is None or isinstance(tokens, Tensor) and _alike(tokens, tokens)):
+        raise UserError(f"{where} holds {', '.join(wrong) or 'class names'} of no sensible shape")
+    saved = SavedPrompts(ours, tokens, frozen, ours=not peers)
+    lacking = _lacking(saved)
+    if lacking:
+        raise UserError(f"{where} is not complete: it lacks {', '.join(lacking[:4])}")
+    return saved
+
+
+def peers_state_dict(saved: SavedPrompts) -> dict[str, Tensor]:
+    """The prompts, and what is known of the class names, by our peers' names."""
+    _, names = PEERS[saved.kind]
+    state = {names[name]: value for name, value in saved.prompts.items()}
+    if saved.tokens is not None and "text.0" in saved.prompts:
+        learner = names["text.0"].removesuffix("ctx")
+        state[learner + "token_prefix"] = saved.tokens[:, :1]
+        state[learner + "token_suffix"] = saved.tokens[:, 1:]
+    return state
+
+
+def _dimensions(name: str) -> tuple[int, ...]:
+    """How many dimensions prompts may have, by our names."""
+    if name.endswith("bias"):
+        return (1,)
+    return (2, 3) if name == "text.0" else (2,)  # 3: class-specific
+
+
+def _alike(prefix: Tensor, suffix: Tensor) -> bool:
+    """Whether both are (C, any, D), of one or more classes."""
+    shapes = [tuple(part.shape) for part in (prefix, suffix)]
+    classes_and_width = {(shape[0], shape[2]) if len(shape) == 3 else None for shape in shapes}
+    return len(classes_and_width) == 1 and None not in classes_and_width and 0 not in shapes[0]
+
+
+def _lacking(saved: SavedPrompts) -> list[str]:
+    """Names that are missing between those there are, by our names."""
+    depth = {"text": 0, "visual": 0, "projections": 0}
+    for name in saved.prompts:
+        part, i, *_ = name.split(".")
+        depth[part] = max(depth[part], int(i) + 1)
+    if "-to-" in saved.kind:
+        layers = max(depth["text"], depth["visual"] + 1, depth["projections"])
+        if saved.kind == "text-to-visual":
+            depth = {"text": layers, "projections": layers}
+        else:
+            depth = {"text": 1, "visual": layers - 1, "projections": layers}
+    wanted = [
+        f"{part}.{i}{end}"
+        for part, layers in depth.items()
+        for i in range(layers)
+        for end in ((".weight", ".bias") if part == "projections" else ("",))
+    ]
+    return [name for name in wanted if name not in saved.prompts]
+
+
+def _vectors(layers: list[Tensor], part: str) -> str:
+    *classes, count, width = layers[0].shape
+    per_class = f" for each of {classes[0]} classes" if classes else ""
+    return f"{count} {part} vectors of width {width}{per_class}"
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" + "s" * (count > 1)
