@@ -30,8 +30,8 @@ setup(
     ],
     package_data={"apd": ["assets/*"], "apd.configs": ["**/*.yaml"]},
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",  # reads others' checkpoints safely (CVE-2025-32434)
+        "torchvision>=0.21",
         "openai-clip>=1.0.1",
         "setuptools<82",  # openai-clip imports pkg_resources, which setuptools 82 dropped
         "ftfy",
