@@ -42,6 +42,7 @@ setup(
         "numpy>=1.23",
         "pillow>=9.1",
         "scikit-learn>=1.2",
+        "scipy>=1.8",  # the .mat files that two splits are made from
         "torchattacks>=3.5",
         "matplotlib>=3.6",
     ],

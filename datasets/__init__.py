@@ -1,3 +1,3 @@
 """Data sets by their CoOp names; importing this package registers them."""
 
-from apd.datasets import characters, digits, folder  # noqa: F401
+from apd.datasets import characters, coop, digits, folder, imagenet  # noqa: F401

@@ -9,9 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from apd.errors import UserError
 from apd.host import DatasetBase, Datum
+
+
+class Entry(NamedTuple):
+    """What a ``Datum`` holds, before the draw: a million of these take a second, and no look at
+    the disk."""
+
+    impath: str
+    label: int
+    domain: int
+    classname: str
 
 
 class FewShotDataset(DatasetBase):
@@ -24,26 +35,28 @@ class FewShotDataset(DatasetBase):
 
     Args:
         cfg: the run's config.
-        train, val, test: lists of ``Datum``. Labels run from 0 to C-1 and each has images in
-            ``train``; ``val`` may be empty.
+        train, val, test: lists of ``Datum`` or ``Entry``. Labels run from 0 to C-1 and each has
+            images in ``train``; ``val`` may be empty.
+        drawn: ``train`` and ``val`` are this run's draw already.
 
     Raises:
         UserError: labels with gaps, a label with two names, classes in val or test that training
-            lacks, no training or test images left.
+            lacks, no training or test images left, an ``Entry`` without its file.
     """
 
     def __init__(
-        self, cfg, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]
+        self,
+        cfg,
+        train: Sequence[Datum | Entry],
+        val: Sequence[Datum | Entry],
+        test: Sequence[Datum | Entry],
+        *,
+        drawn: bool = False,
     ) -> None:
-        source, shots = type(self).__name__, cfg.DATASET.NUM_SHOTS
-        _check(source, train, val, test)
-        if shots >= 1:
-            _warn_of_shortage(source, train, shots)
-            # CoOp draws right after it has seeded everything. A state of our own gives the same
-            # draw whatever ran before, and leaves the others' state alone.
-            with _seeded(cfg.SEED):
-                train = self.generate_fewshot_dataset(train, num_shots=shots)
-                val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
+        source = type(self).__name__
+        check_labels(source, train, val, test)
+        if cfg.DATASET.NUM_SHOTS >= 1 and not drawn:
+            train, val = self.draw(cfg, train, val)
         train, val, test = subsample_classes(
             train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES
         )
@@ -52,7 +65,20 @@ class FewShotDataset(DatasetBase):
                 f"{source}: DATASET.SUBSAMPLE_CLASSES {cfg.DATASET.SUBSAMPLE_CLASSES} leaves no "
                 "training or no test images: use all"
             )
-        super().__init__(train_x=train, val=val, test=test)
+        # by identity: ImageNet's val is its test, and a shift's train_x
+        data = {id(split): _found(source, split) for split in (train, val, test)}
+        super().__init__(train_x=data[id(train)], val=data[id(val)], test=data[id(test)])
+
+    def draw(self, cfg, train: Sequence, val: Sequence) -> tuple[list, list]:
+        """Return this run's shots, those of ``train`` drawn before those of ``val``."""
+        shots = cfg.DATASET.NUM_SHOTS
+        _warn_of_shortage(type(self).__name__, train, shots)
+        # CoOp draws right after it has seeded everything. A state of our own gives the same
+        # draw whatever ran before, and leaves the others' state alone.
+        with _seeded(cfg.SEED):
+            train = self.generate_fewshot_dataset(train, num_shots=shots)
+            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
+        return train, val
 
 
 def data_root(cfg, must_exist: bool = True) -> Path:
@@ -67,7 +93,7 @@ def data_root(cfg, must_exist: bool = True) -> Path:
     return root
 
 
-def subsample_classes(*splits: Sequence[Datum], subsample: str) -> Sequence[Sequence[Datum]]:
+def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
     """Keep "all" classes of the first split, its "base" half (rounded up) or the "new" one.
 
     Classes that are kept are numbered from 0 again.
@@ -84,7 +110,7 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str) -> Sequence[Sequ
     renumbered = {label: i for i, label in enumerate(kept)}
     return [
         [
-            Datum(item.impath, renumbered[item.label], item.domain, item.classname)
+            type(item)(item.impath, renumbered[item.label], item.domain, item.classname)
             for item in split
             if item.label in renumbered
         ]
@@ -113,9 +139,22 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _check(
-    source: str, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]
-) -> None:
+def _found(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
+    entries = [item for item in items if isinstance(item, Entry)]
+    missing = [entry.impath for entry in entries if not os.path.isfile(entry.impath)]
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} of {len(items)} images are missing: "
+            f"{listed(missing, most=1)}; extract the images there again"
+        )
+    return [Datum(*item) if isinstance(item, Entry) else item for item in items]
+
+
+def check_labels(source: str, train: Sequence, val: Sequence, test: Sequence) -> None:
+    """Raise UserError, naming ``source``, unless the labels are as ``FewShotDataset`` wants them.
+
+    Classes that a prompt cannot tell apart are only warned of.
+    """
     if not train or not test:
         raise UserError(f"{source}: no images for {'training' if not train else 'the test'}")
     names: dict[int, str] = {}
@@ -146,7 +185,7 @@ def _check(
         print(f"warning: {source}: several classes are called {listed(alike)}: same prompt for all")
 
 
-def _warn_of_shortage(source: str, train: Sequence[Datum], shots: int) -> None:
+def _warn_of_shortage(source: str, train: Sequence, shots: int) -> None:
     counts = Counter(item.classname for item in train)
     short = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if short:

@@ -13,7 +13,8 @@ NAMES = {  # as in CoOp, and ours
     "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR", "imagenet_sketch": "ImageNetSketch",
     "imagenetv2": "ImageNetV2", "oxford_flowers": "OxfordFlowers", "oxford_pets": "OxfordPets",
     "stanford_cars": "StanfordCars", "sun397": "SUN397", "ucf101": "UCF101",
-    "digits": "Digits", "folder": "Folder",
+    "digits": "Digits", "folder": "Folder", "letters": "Letters",
+    "rendered_digits": "RenderedDigits",
 }
 
 
@@ -32,7 +33,7 @@ def test_config_merges_and_names_the_data_set(stem):
 def test_ours_are_registered():
     import apd.datasets  # noqa: F401
 
-    assert {"Digits", "Folder"} <= set(DATASET_REGISTRY.registered_names())
+    assert set(NAMES.values()) <= set(DATASET_REGISTRY.registered_names())
 
 
 def test_templates_take_a_class_name_and_none_is_left_over():

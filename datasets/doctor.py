@@ -1,0 +1,224 @@
+"""Looks at a data root: which data sets are there, whole and readable, and what to fetch next.
+
+    python -m apd.datasets.doctor --root DATA [--dataset NAME ...] [--deep]
+    python -m apd.datasets.doctor --root DATA --dataset NAME --make-split [--seed 1]
+
+Counts of classes and images stand beside the published ones. --deep decodes every image.
+--make-split writes the split file of a data set from its raw annotations, by CoOp's rules and
+with a seed: for those who cannot get the published file, and not comparable with its numbers.
+
+Exit codes: 0 all that was asked for is usable, 1 something is not, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from apd.datasets.coop import (
+    SUN397,
+    UCF101,
+    Caltech101,
+    DescribableTextures,
+    EuroSAT,
+    FGVCAircraft,
+    Food101,
+    OxfordFlowers,
+    OxfordPets,
+    StanfordCars,
+)
+from apd.datasets.fewshot import Entry, check_labels
+from apd.datasets.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
+from apd.datasets.published import Counts, Published, SplitFile
+from apd.errors import UserError, one_line
+
+DATASETS: dict[str, type[Published]] = {
+    cls.__name__: cls
+    for cls in (
+        ImageNet, Caltech101, OxfordPets, StanfordCars, OxfordFlowers, Food101, FGVCAircraft,
+        SUN397, DescribableTextures, EuroSAT, UCF101,
+        ImageNetV2, ImageNetSketch, ImageNetA, ImageNetR,
+    )
+}  # fmt: skip
+HELP = """CoOp's instructions have the same folders,
+with $DATA for --root: https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md
+For those who cannot get a split file, --dataset NAME --make-split makes a seeded one, whose
+numbers cannot be compared with published ones."""
+SHOWN = 10  # faulty images that are named
+
+
+@dataclass
+class Finding:
+    """What was found of one data set; ``advice`` is what to read below the table, a line each."""
+
+    dataset: type[Published]
+    folder: Path
+    state: str = "ok"
+    usable: bool = False
+    counts: Counts | None = None
+    unreadable: int | None = None
+    made: str = ""
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def split_file(self) -> str:
+        if not issubclass(self.dataset, SplitFile):
+            return "–"
+        if self.made:
+            return "made here"
+        return "found" if self.dataset.split_path(self.folder).is_file() else "missing"
+
+
+def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding:
+    """Read a data set below ``root`` as a run would; with ``deep``, decode its images too."""
+    finding = Finding(dataset, root / dataset.dataset_dir)
+    missing = dataset.missing(finding.folder)
+    if missing:
+        finding.state = "missing"
+        origins = defaultdict(list)
+        for path, origin in missing.items():
+            origins[origin].append(str(path.relative_to(root)))
+        finding.advice = [f"{', '.join(paths)} <- {o}" for o, paths in origins.items()]
+        return finding
+    printed = StringIO()
+    try:
+        with redirect_stdout(printed):
+            source = dataset.source(finding.folder)
+            train, test = source.train(), source.test()
+            val = source.val() if source.val else []
+            check_labels(dataset.__name__, train, val, test)
+    except UserError as error:
+        finding.state = "faulty"
+        finding.advice.append(str(error).removeprefix(f"{dataset.__name__}: "))
+        return finding
+    finally:
+        warnings = printed.getvalue().splitlines()
+        finding.advice += [line.replace(f"{dataset.__name__}: ", "") for line in warnings]
+    finding.counts = _counts(dataset, train, val, test)
+    paths = {entry.impath: None for split in (train, val, test) for entry in split}
+    absent = [path for path in paths if not Path(path).is_file()]
+    if absent:
+        finding.state = "images missing"
+        finding.advice += [f"there is no image {path}" for path in absent[:SHOWN]]
+        finding.advice += [f"{len(absent):,} of {len(paths):,} images are missing"]
+        return finding
+    if deep:
+        bad = _undecodable(paths, dataset.__name__)
+        finding.unreadable = len(bad)
+        finding.advice += [f"cannot read {path} ({why})" for path, why in bad[:SHOWN]]
+        if bad:
+            finding.state = "images unreadable"
+            finding.advice += [f"{len(bad):,} of {len(paths):,} images cannot be read"]
+            return finding
+    finding.usable, finding.made = True, source.made
+    if source.made:
+        finding.advice.append(f"the split was {source.made}")
+    if finding.counts != dataset.counts:
+        finding.state = "counts differ"
+        finding.advice.append("usable, but not the published set of images")
+    return finding
+
+
+def _counts(dataset, train: list[Entry], val: list[Entry], test: list[Entry]) -> Counts:
+    """With None for splits that are published as such: an ImageNet shift is all test."""
+    sizes = (len(split) if published is not None else None
+             for split, published in zip((train, val, test), dataset.counts[1:]))  # fmt: skip
+    return Counts(len({entry.label for entry in train}), *sizes)
+
+
+def _undecodable(paths: Iterable[str], name: str) -> list[tuple[str, str]]:
+    paths = list(paths)
+    with ThreadPool() as pool:
+        reasons = pool.imap(_why_undecodable, paths, chunksize=16)
+        progress = tqdm(reasons, desc=name, total=len(paths), unit="image")
+        return [(path, reason) for reason, path in zip(progress, paths) if reason]
+
+
+def _why_undecodable(path: str) -> str:
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB")
+    except Exception as error:  # damaged bytes can raise anything
+        return one_line(error).replace(f" '{path}'", "") or type(error).__name__
+    return ""
+
+
+def report(findings: list[Finding]) -> str:
+    """The table, and below it a line for everything that should be done."""
+    headers = ["data set", "state", "folder", "split file", *Counts._fields]
+    deep = any(finding.unreadable is not None for finding in findings)
+    rows = []
+    for finding in findings:
+        found = finding.counts or [None] * len(Counts._fields)
+        row = [finding.dataset.__name__, finding.state, finding.folder, finding.split_file]
+        row += [f"{_number(n)} of {_number(p)}" if p else "–"
+                for n, p in zip(found, finding.dataset.counts)]  # fmt: skip
+        rows.append(row + [_number(finding.unreadable)] * deep)
+    table = tabulate(rows, headers=headers + ["unreadable"] * deep, disable_numparse=True)
+    advice = [f"{f.dataset.__name__}: {line}" for f in findings for line in f.advice]
+    if any(finding.state == "missing" for finding in findings):
+        advice.append("<- names where to get what is missing below --root. " + HELP)
+    return "\n".join([table, "", "n of m: found, of the published number", *advice])
+
+
+def _number(n: int | None) -> str:
+    return "–" if n is None else f"{n:,}"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m apd.datasets.doctor", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--root", required=True, metavar="DATA", help="folder that holds the data sets")
+    add("--dataset", nargs="+", metavar="NAME", help=f"which (default: {', '.join(DATASETS)})")
+    add("--deep", action="store_true", help="decode every image")
+    add("--make-split", action="store_true", help="write the split file of --dataset")
+    add("--seed", type=int, default=1, help="of --make-split")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    root = Path(args.root).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: point --root at your data root")
+    unknown = [name for name in args.dataset or () if name not in DATASETS]
+    if unknown:
+        raise UserError(f"unknown data set {unknown[0]}: there are {', '.join(DATASETS)}")
+    datasets = [DATASETS[name] for name in args.dataset or DATASETS]
+    if args.make_split:
+        for dataset in datasets if args.dataset else ():
+            if not issubclass(dataset, SplitFile):
+                raise UserError(f"{dataset.__name__} has no split file: it needs none")
+        if not args.dataset:
+            raise UserError("--make-split needs --dataset NAME")
+        for dataset in datasets:
+            path = dataset.make_split(root / dataset.dataset_dir, args.seed)
+            print(f"wrote {path}: its numbers are not comparable with published ones")
+    findings = [examine(dataset, root, args.deep) for dataset in datasets]
+    print(report(findings))
+    return 0 if all(finding.usable for finding in findings) else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""ImageNet and the test sets that shift its domain, under CoOp's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from apd.datasets.caches import cached, digest, read_pickle
+from apd.datasets.fewshot import Entry, listed
+from apd.datasets.published import DRIVE, Counts, Published, Source, lines
+from apd.errors import UserError
+from apd.host import DATASET_REGISTRY, register
+
+Tree = dict[str, list[str]]  # class folder -> its files; the folder's place is its label
+CLASSNAMES = DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF")
+COPY = {"classnames.txt": f"imagenet/classnames.txt, or from {CLASSNAMES}"}
+
+
+@register(DATASET_REGISTRY)
+class ImageNet(Published):
+    """ILSVRC 2012 (Deng et al. 2009): its validation images are the test, and stand in for val.
+
+    Files come in the file system's order, as in CoOp, so the draw is that of CoOp on the same
+    disk. The list is kept in ``preprocessed.json`` until a class folder changes. CoOp's
+    ``preprocessed.pkl``, where there is one, has the order instead.
+    """
+
+    dataset_dir, image_dir = "imagenet", "images"
+    layout = {
+        "images/train": "https://image-net.org (ILSVRC 2012, one folder a class)",
+        "images/val": "https://image-net.org (ILSVRC 2012), sorted into one folder a class",
+        "classnames.txt": CLASSNAMES,
+    }
+    counts = Counts(1000, 1281167, None, 50000)
+
+    @classmethod
+    def source(cls, folder: Path) -> Source:
+        cls.require(folder)
+        names = read_classnames(folder / "classnames.txt")
+        trees = [folder / "images" / split for split in ("train", "val")]
+        pickled = folder / "preprocessed.pkl"
+        if pickled.is_file():
+            state, listing = [pickled], partial(_coops_list, pickled)
+        else:
+            state = [f for tree in trees for f in class_folders(tree)]
+            listing = partial(_list, trees)
+        key = digest(*(f"{os.fspath(path)} {path.stat().st_mtime_ns}" for path in state))
+        kept = cached(folder / "preprocessed.json", key, listing)
+        odd = kept["train"].keys() ^ kept["val"].keys()
+        if odd:
+            raise UserError(
+                f"{folder / 'images'}: train and val must have the same class folders; look at "
+                f"{listed(sorted(odd), most=3)}"
+            )
+        folders = named_folders(kept["train"], names, folder / "classnames.txt")
+        train, test = (partial(list_tree, tree, kept[tree.name], folders) for tree in trees)
+        mark = digest(*("\0".join((name, folders[name], *images))
+                        for name, images in kept["train"].items()))  # fmt: skip
+        return Source(mark, train, None, test)
+
+
+class _Shift(Published):
+    """A test set for prompts that were trained on ImageNet.
+
+    All of it is both ``train_x`` (for its class names) and ``test``, as in CoOp: no shots are
+    drawn. ``DATASET.SUBSAMPLE_CLASSES`` must be all.
+    """
+
+    def __init__(self, cfg) -> None:
+        if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise UserError(
+                f"{cfg.DATASET.NAME} is a test set with all its classes: "
+                "DATASET.SUBSAMPLE_CLASSES must be all"
+            )
+        super().__init__(cfg)
+
+    @classmethod
+    def source(cls, folder: Path) -> Source:
+        cls.require(folder)
+        images, path = folder / cls.image_dir, folder / "classnames.txt"
+        folders = cls.folders(images, read_classnames(path), path)
+        tree = {name: files(images / name) for name in folders}
+        everything = partial(list_tree, images, tree, folders)
+        return Source("", everything, list, everything)
+
+    @classmethod
+    def folders(cls, images: Path, names: dict[str, str], path: Path) -> dict[str, str]:
+        """Class folder to class name, in the order of the labels."""
+        return named_folders((folder.name for folder in class_folders(images)), names, path)
+
+    def _shots(self, cfg, folder, source, test) -> tuple[list[Entry], list[Entry]]:
+        return test, []
+
+
+@register(DATASET_REGISTRY)
+class ImageNetV2(_Shift):
+    """New images, collected as ImageNet's were (Recht et al. 2019): folder i is class i."""
+
+    dataset_dir, image_dir = "imagenetv2", "imagenetv2-matched-frequency-format-val"
+    layout = {
+        image_dir: "imagenetv2-matched-frequency.tar.gz of "
+        "https://github.com/modestyachts/ImageNetV2",
+        **COPY,
+    }
+    counts = Counts(1000, None, None, 10000)
+
+    @classmethod
+    def folders(cls, images: Path, names: dict[str, str], path: Path) -> dict[str, str]:
+        return {str(label): name for label, name in enumerate(names.values())}
+
+
+@register(DATASET_REGISTRY)
+class ImageNetSketch(_Shift):
+    """Sketches of ImageNet's classes (Wang et al. 2019)."""
+
+    dataset_dir, image_dir = "imagenet-sketch", "images"
+    layout = {image_dir: "https://github.com/HaohanWang/ImageNet-Sketch", **COPY}
+    counts = Counts(1000, None, None, 50889)
+
+
+@register(DATASET_REGISTRY)
+class ImageNetA(_Shift):
+    """Images that fool ResNet-50, of 200 classes (Hendrycks et al. 2021)."""
+
+    dataset_dir, image_dir = "imagenet-adversarial", "imagenet-a"
+    layout = {image_dir: "https://github.com/hendrycks/natural-adv-examples", **COPY}
+    counts = Counts(200, None, None, 7500)
+
+
+@register(DATASET_REGISTRY)
+class ImageNetR(_Shift):
+    """Renditions (art, toys, graffiti, ...) of 200 classes (Hendrycks et al. 2021)."""
+
+    dataset_dir, image_dir = "imagenet-rendition", "imagenet-r"
+    layout = {image_dir: "https://github.com/hendrycks/imagenet-r", **COPY}
+    counts = Counts(200, None, None, 30000)
+
+
+def read_classnames(path: Path) -> dict[str, str]:
+    """Read lines "n01440764 tench" into a dict, in their order."""
+    names: dict[str, str] = {}
+
+    def add(line: str) -> None:
+        folder, _, name = line.partition(" ")
+        if not name or folder in names:
+            raise ValueError("no class name" if not name else f"{folder} has a name already")
+        names[folder] = name
+
+    lines(path, add)
+    return names
+
+
+def named_folders(folders: Iterable[str], names: dict[str, str], path: Path) -> dict[str, str]:
+    """Class folder to class name; UserError if ``path``, where ``names`` are from, lacks one."""
+    named = {folder: names.get(folder) for folder in folders}
+    unnamed = [folder for folder, name in named.items() if name is None]
+    if unnamed:
+        raise UserError(f"{path} has no name for the class folders {listed(unnamed, most=3)}")
+    return named
+
+
+def class_folders(tree: Path) -> list[os.DirEntry]:
+    """The folders in a tree, sorted by name, without hidden ones.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(
+        (f for f in os.scandir(tree) if f.is_dir() and not f.name.startswith(".")),
+        key=lambda f: f.name,
+    )
+    if not found:
+        raise UserError(f"no class folders in {tree}: it must hold one folder of images a class")
+    return found
+
+
+def files(folder: str | os.PathLike) -> list[str]:
+    """Names of the files of one class, in the file system's order, which CoOp draws from.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        found = [name for name in os.listdir(folder) if not name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read {os.fspath(folder)} ({error.strerror})") from error
+    if not found:
+        raise UserError(f"{os.fspath(folder)} is empty: extract its images again")
+    return found
+
+
+def list_tree(images: Path, tree: Tree, names: dict[str, str]) -> list[Entry]:
+    return [
+        Entry(f"{images}/{folder}/{file}", label, 0, names[folder])
+        for label, (folder, files) in enumerate(tree.items())
+        for file in files
+    ]
+
+
+def _list(trees: list[Path]) -> dict[str, Tree]:
+    return {tree.name: {f.name: files(f) for f in class_folders(tree)} for tree in trees}
+
+
+def _coops_list(path: Path) -> dict[str, Tree]:
+    """The trees in CoOp's preprocessed.pkl. Its paths may be of another machine."""
+    content, trees = read_pickle(path), {}
+    for split, folder in (("train", "train"), ("test", "val")):
+        tree = trees.setdefault(folder, {})
+        for item in content.get(split, ()):
+            _, found, tail = item.impath.rpartition(f"/images/{folder}/")
+            name, _, file = tail.partition("/")
+            tree.setdefault(name, []).append(file)
+            if not (found and file) or item.label != len(tree) - 1:
+                raise UserError(
+                    f"{path}: {item.impath} with label {item.label} is not an image of ImageNet "
+                    "in its place: remove this file, and the images are listed again"
+                )
+    return trees

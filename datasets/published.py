@@ -1,0 +1,295 @@
+"""What the published data sets share: CoOp's folders, its split files, its draws and their caches.
+
+A data root that follows CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) is read as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from apd.datasets.caches import cached, digest, read_pickle
+from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root, listed
+from apd.errors import UserError, one_line
+from apd.files import atomic_write
+
+Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
+DRIVE = "https://drive.google.com/file/d/{}/view"
+
+
+class Counts(NamedTuple):
+    """Published numbers (CoOp, Zhou et al. 2022, appendix A); None: there is no such split."""
+
+    classes: int
+    train: int | None
+    val: int | None
+    test: int
+
+
+class Source(NamedTuple):
+    """A data set on disk: a mark of what its splits hold, and functions that list them.
+
+    ``val`` is None where the test images stand in for validation, and none of them are drawn.
+    ``made`` says how a split came about that is not the published one.
+    """
+
+    mark: str
+    train: Callable[[], list[Entry]]
+    val: Callable[[], list[Entry]] | None
+    test: Callable[[], list[Entry]]
+    made: str = ""
+
+
+class Published(FewShotDataset):
+    """A data set in CoOp's layout, its images, class names, order and draws as CoOp's.
+
+    The draw is kept in ``split_fewshot/shot_<k>-seed_<s>.json``, with a mark of the splits that
+    it was drawn from. CoOp's own ``.pkl`` of that name goes first, as it does in CoOp, its paths
+    read as below this root, if all its images are training (validation) images here.
+
+    Raises:
+        UserError: files are missing or faulty, or CoOp's pickle is from another split.
+    """
+
+    dataset_dir: str  # below the data root
+    image_dir: str  # below dataset_dir
+    layout: dict[str, str]  # paths below dataset_dir -> where they come from
+    counts: Counts
+
+    def __init__(self, cfg) -> None:
+        folder = data_root(cfg) / self.dataset_dir
+        source = self.source(folder)
+        if source.made:
+            print(f"warning: {type(self).__name__}: the split was {source.made}")
+        test = source.test()
+        if cfg.DATASET.NUM_SHOTS >= 1:
+            train, val = self._shots(cfg, folder, source, test)
+        else:
+            train, val = source.train(), source.val() if source.val else []
+        super().__init__(cfg, train, val if source.val else test, test, drawn=True)
+
+    @classmethod
+    def source(cls, folder: Path) -> Source:
+        """Read what is in ``folder``, ``<data root>/<dataset_dir>``.
+
+        Raises:
+            UserError: something is missing or faulty.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def missing(cls, folder: Path) -> dict[Path, str]:
+        """The paths that are needed and not there, each with where it comes from."""
+        return _missing(folder, cls.layout)
+
+    @classmethod
+    def require(cls, folder: Path) -> None:
+        """Raise UserError if anything is missing."""
+        _require(cls.__name__, cls.missing(folder))
+
+    def _shots(self, cfg, folder: Path, source: Source, test: list[Entry]):
+        name = f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}"
+        images = folder / self.image_dir
+        pickled = folder / "split_fewshot" / f"{name}.pkl"
+        if pickled.is_file():
+            return self._drawn_by_coop(pickled, images, source)
+
+        def draw() -> tuple[list[Entry], list[Entry]]:
+            train, val = source.train(), source.val() if source.val else []
+            check_labels(type(self).__name__, train, val, test)
+            return self.draw(cfg, train, val)
+
+        if cfg.SEED < 0:
+            return draw()
+        drawn = cached(
+            folder / "split_fewshot" / f"{name}.json", source.mark,
+            lambda: {split: _rows(images, items) for split, items in zip(("train", "val"), draw())},
+        )  # fmt: skip
+        return entries(images, drawn["train"]), entries(images, drawn["val"])
+
+    def _drawn_by_coop(self, path: Path, images: Path, source: Source):
+        """Its paths may be of another machine: what follows the image folder counts."""
+        content = read_pickle(path)
+        anchor = f"/{Path(self.dataset_dir, self.image_dir)}/"
+        drawn = []
+        for split, known in (("train", source.train), ("val", source.val or list)):
+            items = [
+                item._replace(impath=os.path.join(images, item.impath.rpartition(anchor)[2]))
+                for item in content.get(split, ())
+            ]
+            strange = sorted(item.impath for item in set(items).difference(known()))
+            if strange or (split == "train" and not items):
+                raise UserError(
+                    f"{path}: {len(strange)} of its {len(items)} {split} images are not {split} "
+                    f"images here, or of another class ({listed(strange, most=1)}): it was drawn "
+                    "from another split; remove it, and the images are drawn again"
+                )
+            drawn.append(items)
+        print(f"Few-shot images: those of {path}")
+        return drawn
+
+
+class SplitFile(Published):
+    """A data set with a split file of CoOp's, ``split_zhou_<name>.json``.
+
+    CoOp makes one where there is none. Here it is made on demand only, by the doctor, with
+    ``make_split``: its results cannot be compared with published ones.
+    """
+
+    split_id: str  # of the published file on Google Drive
+    annotations: dict[str, str] = {}  # what make_split reads besides the images
+
+    @classmethod
+    def split_path(cls, folder: Path) -> Path:
+        return folder / f"split_zhou_{cls.__name__}.json"
+
+    @classmethod
+    def missing(cls, folder: Path) -> dict[Path, str]:
+        split = {cls.split_path(folder).name: DRIVE.format(cls.split_id)}
+        return _missing(folder, {**cls.layout, **split})
+
+    @classmethod
+    def require(cls, folder: Path) -> None:
+        missing, path = cls.missing(folder), cls.split_path(folder)
+        if list(missing) == [path]:
+            raise UserError(
+                f"{cls.__name__}: there is no split file {path}: download it from {missing[path]} "
+                f"to there; or `python -m apd.datasets.doctor --root {folder.parent} --dataset "
+                f"{cls.__name__} --make-split` makes a seeded one, not comparable with published "
+                "numbers"
+            )
+        _require(cls.__name__, missing)
+
+    @classmethod
+    def source(cls, folder: Path) -> Source:
+        cls.require(folder)
+        path, images = cls.split_path(folder), folder / cls.image_dir
+        raw = path.read_bytes()
+        splits, made = _parse_split(path, raw)
+        train, val, test = (partial(entries, images, splits[s]) for s in ("train", "val", "test"))
+        return Source(digest(raw), train, val, test, made)
+
+    @classmethod
+    def raw(cls, folder: Path) -> Sequence[list[Row]]:
+        """Read the data set's own annotations: (all,) or (train and val, test)."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_split(cls, folder: Path, seed: int) -> Path:
+        """Write a split file by CoOp's rules, drawn by ``random.Random(seed)``; return its path.
+
+        Where the raw data has a test set, 20 % of each class's other images are for validation;
+        else a class gives 50 % for training, 20 % for validation and 30 % for the test.
+
+        Raises:
+            UserError: there is one already, files are missing or faulty, a class is too small.
+        """
+        path = cls.split_path(folder)
+        if path.exists():
+            raise UserError(f"{cls.__name__}: {path} is there already: remove it first")
+        _require(cls.__name__, _missing(folder, {**cls.layout, **cls.annotations}))
+        rows, random = cls.raw(folder), Random(seed)
+        check_labels(cls.__name__, entries(folder, rows[0]), [], entries(folder, rows[-1]))
+        if len(rows) == 1:
+            train, val, test = _divide(cls.__name__, rows[0], (0.5, 0.2), random)
+        else:
+            val, train = _divide(cls.__name__, rows[0], (0.2,), random)
+            test = rows[1]
+        made = (
+            f"made by apd.datasets.doctor --make-split, seed {seed}: not comparable with "
+            "published numbers"
+        )
+        split = {"train": train, "val": val, "test": test, "made": made}
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(split))
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror})") from error
+        return path
+
+
+def entries(images: Path, rows: Iterable[Row]) -> list[Entry]:
+    return [Entry(os.path.join(images, path), label, 0, name) for path, label, name in rows]
+
+
+def lines(path: Path, parse: Callable[[str], Any]) -> list:
+    """Parse each line of a text file that is not blank.
+
+    Raises:
+        UserError: the file is missing, or a line cannot be parsed: ``parse`` raises ValueError,
+            KeyError or IndexError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({one_line(error)})") from error
+    parsed = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            parsed.append(parse(line.strip()))
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"{path}, line {number}: cannot read '{line.strip()}' ({one_line(error)})"
+            ) from error
+    return parsed
+
+
+def _missing(folder: Path, layout: dict[str, str]) -> dict[Path, str]:
+    return {folder / p: origin for p, origin in layout.items() if not (folder / p).exists()}
+
+
+def _require(name: str, missing: dict[Path, str]) -> None:
+    for path, origin in missing.items():
+        raise UserError(
+            f"{name}: there is no {path}: get it from {origin}; python -m apd.datasets.doctor "
+            "lists all that a data root lacks"
+        )
+
+
+def _rows(images: Path, items: list[Entry]) -> list[Row]:
+    prefix = os.path.join(images, "")
+    return [(item.impath.removeprefix(prefix), item.label, item.classname) for item in items]
+
+
+def _parse_split(path: Path, raw: bytes) -> tuple[dict[str, list[Row]], str]:
+    """The rows of each split, and how it was made, if it is not the published one."""
+    try:
+        content = json.loads(raw)
+        return {
+            split: [(str(image), int(label), str(name)) for image, label, name in content[split]]
+            for split in ("train", "val", "test")
+        }, content.get("made", "")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read {path} ({type(error).__name__}: {one_line(error)}): it must be JSON with "
+            "train, val and test, each a list of [image, label, class name]; download it again"
+        ) from error
+
+
+def _divide(name: str, rows: list[Row], parts: Sequence[float], random: Random) -> list[list[Row]]:
+    """Shuffle each class and cut off its parts, in the order of first appearance; then the rest."""
+    classes = defaultdict(list)
+    for row in rows:
+        classes[row[1]].append(row)
+    divided: list[list[Row]] = [[] for _ in range(len(parts) + 1)]
+    for group in classes.values():
+        random.shuffle(group)
+        total, left = len(group), group
+        for part, target in zip(parts, divided):
+            count = round(total * part)
+            cut, left = left[:count], left[count:]
+            target += cut
+            if not cut or not left:
+                raise UserError(
+                    f"{name}: class '{group[0][2]}' has {total} images, too few for a split"
+                )
+        divided[-1].extend(left)
+    return divided
