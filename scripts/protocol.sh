@@ -35,11 +35,12 @@ run() {
         "${@:6}" DATASET.NUM_SHOTS "$shots" ${OPTIONS:-} > /dev/null
 }
 
-# epochs METHOD SHOTS: CoOp and APT train longer with more shots; the mini configs do not.
+# epochs METHOD SHOTS: CoOp and APT train longer with more shots, but not on ImageNet; the mini
+# configs do not.
 epochs() {
-    case $CFG/$1/$2 in
+    case $CFG/$DATASET/$1/$2 in
         mini/*) ;;
-        */CoOp/1 | */APT/1) echo OPTIM.MAX_EPOCH 50 ;;
+        */CoOp/1 | */APT/1 | */imagenet/CoOp/* | */imagenet/APT/*) echo OPTIM.MAX_EPOCH 50 ;;
         */CoOp/[24] | */APT/[24]) echo OPTIM.MAX_EPOCH 100 ;;
     esac
 }

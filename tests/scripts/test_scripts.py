@@ -66,8 +66,8 @@ def test_transfer(script, name, target):
 
 
 def test_coop_and_apt_train_longer_with_more_shots():
-    def epochs(config, method, shots):
-        program = f"METHODS= INSTALL=no CFG={config}; set --; source scripts/protocol.sh; " \
+    def epochs(config, method, shots, dataset="caltech101"):
+        program = f"CFG={config}; set -- data {dataset}; source scripts/protocol.sh; " \
                   f"epochs {method} {shots}"  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if k != "CFG"} | {"INSTALL": "no"}
         return subprocess.run(
@@ -75,5 +75,6 @@ def test_coop_and_apt_train_longer_with_more_shots():
         ).stdout.split()
 
     assert [epochs("vit_b32", "APT", k)[-1:] for k in (1, 2, 4, 8)] == [["50"], ["100"], ["100"], []]
+    assert epochs("vit_b32", "APT", 16, "imagenet") == ["OPTIM.MAX_EPOCH", "50"]
     assert epochs("rn50", "CoOp", 1) == ["OPTIM.MAX_EPOCH", "50"]
     assert epochs("mini", "CoOp", 1) == epochs("vit_b32", "APD", 1) == []

@@ -375,3 +375,16 @@ def test_the_real_command_prints_nothing_else(tmp_path):
     assert done.stderr.startswith('error: unknown trainer "APDD" (--trainer); did you mean APD')
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(run, tmp_path, tiny, workers):
+    if HOST == "dassl":
+        pytest.skip("upstream reads images itself")
+    shutil.copytree(Path(tiny.root) / "shapes", tmp_path / "shapes")
+    for path in (tmp_path / "shapes" / "train" / "star").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    result = run("CoOp", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers,
+                 flags=("--root", str(tmp_path)))  # fmt: skip
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert result.err.startswith(f"error: cannot read image {tmp_path / 'shapes' / 'train' / 'star'}")

@@ -19,6 +19,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from apd.errors import UserError, one_line
 from apd.files import atomic_write
 
 
@@ -45,9 +46,19 @@ def write_json(obj, fpath: str) -> None:
 
 
 def read_image(path: str) -> Image.Image:
-    """Read an image as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    """Read an image as RGB.
+
+    Raises:
+        UserError: it is missing, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of a broken file
+        raise UserError(
+            f"cannot read image {path} ({one_line(error)}): fetch it again; "
+            "python -m apd.datasets.doctor --deep finds all such images"
+        ) from error
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
