@@ -66,8 +66,16 @@ _KEYS = {
             "PROMPT": "onfly",  # what APT attacks: onfly, constant or perturbed prompts
             "PALPHA": None,  # learning rate of APT's perturbed prompts
         },
-        # LAST_ITERATE: count the last iterate, as the papers do, not the worst one
-        "TEST": {**_ATTACK, "STEPS": 100, "RESTARTS": 1, "LAST_ITERATE": False},
+        "TEST": {
+            **_ATTACK,
+            "ATTACKS": [],  # by name, docs/evaluation.md lists them; empty: pgd-STEPS
+            "STEPS": 100,  # of pgd and cw where their names do not say
+            "RESTARTS": 1,
+            "LOSS": "ce",  # of pgd: ce, kl or margin
+            "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
+            "PREC": "fp32",  # of the attack, as TRAINER.*.PREC; verdicts are always in fp32
+            "SUBSET": 0,  # of the test images, the same for all methods and seeds; 0: all
+        },
     },
     "TRAINER": {
         "PROMPT": {

@@ -64,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--head", default="", help="not used by prompt learning")
     add("--eval-only", action="store_true", help="evaluate the prompts in --model-dir")
     add("--model-dir", default="", help="folder of the run to evaluate")
+    add("--attack", default="", help="AT.TEST.ATTACKS: names with commas between")
     add("--load-epoch", type=int, help="its epoch (default: the best, or else the last)")
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set")
@@ -98,6 +99,8 @@ def setup_cfg(args: argparse.Namespace):
     options = [item for key, value in flags.items() if value for item in (key, value)]
     if args.seed >= 0:
         options += ["SEED", args.seed]
+    if args.attack:
+        options += ["AT.TEST.ATTACKS", args.attack.split(",")]
     try:
         cfg.merge_from_list(options + _floats_where_due(cfg, args.opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -215,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse_args(argv))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # from a worker of a data loader it comes with that process's traceback
+        message = str(error).splitlines()[-1].removeprefix("apd.errors.UserError: ")
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.attacks import ThreatModel
+from apd.attacks import ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.datasets.templates import template
 from apd.errors import NonFiniteLoss, UserError
-from apd.evaluate import evaluate
+from apd.evaluate import EVALUATIONS, evaluate, fingerprint
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.results import write_results
 from apd.trainers.resumable import ResumableTrainer
@@ -63,6 +64,11 @@ class PromptTrainer(ResumableTrainer):
             )
         # without a radius there is the clean evaluation only
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
+        if cfg.AT.TEST.ATTACKS and not self.test_threat:
+            raise UserError("AT.TEST.EPS is not set (unit: 1/255): attacks need it")
+        for name in cfg.AT.TEST.ATTACKS:
+            find_attack(name, self.test_threat)
+        precisions["AT.TEST.PREC"] = cfg.AT.TEST.PREC
         if self.adversarial:
             self.train_threat = threat_model(cfg.AT.TRAIN)
             precisions["AT.TRAIN.PREC"] = cfg.AT.TRAIN.PREC
@@ -208,10 +214,18 @@ class PromptTrainer(ResumableTrainer):
         return self.model(images)
 
     @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Clean accuracy, and accuracy under the white-box attack of AT.TEST.
+    def image_logits(self) -> Callable[[Tensor], Tensor]:
+        """The deployed model with its text features computed once: images to logits."""
+        self.set_model_mode("eval")
+        text = self.model.text_features()
+        return lambda images: self.model.logits(self.model.image_features(images), text)
 
-        The final evaluation (no ``split``) ends with results.json. TEST.FINAL_MODEL best_val
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Clean accuracy, and accuracy under the white-box attacks of AT.TEST.
+
+        The final evaluation (no ``split``) ends with results.json; killed and started again, it
+        goes on where it was. TEST.FINAL_MODEL best_val
         chooses on split "val" under AT.TRAIN's cheaper attack where training is adversarial
         (our choice).
 
@@ -226,18 +240,28 @@ class PromptTrainer(ResumableTrainer):
         loader = self.val_loader if split == "val" else None
         split, loader = (split, loader) if loader is not None else ("test", self.test_loader)
         print(f"Evaluate on the *{split}* set")
-        self.set_model_mode("eval")
         self.evaluator.reset()
-        text = self.model.text_features()
+        options = self.cfg.AT.TEST
+        whole = {}
+        if final:
+            whole = {
+                "attacks": options.ATTACKS,
+                "precision": options.PREC,
+                "subset": options.SUBSET,
+                "store": Path(self.output_dir) / EVALUATIONS if self.keep_results else None,
+                "fingerprint": fingerprint(self.model),
+            }
         records = evaluate(
-            lambda images: self.model.logits(self.model.image_features(images), text),
+            self.image_logits(),
             loader,
             threat,
             parse_batch=self.parse_batch_test,
-            last_iterate=self.cfg.AT.TEST.LAST_ITERATE,
+            last_iterate=options.LAST_ITERATE,
             seed=max(self.cfg.SEED, 0),
+            checks=final,
             desc=f"{type(self).__name__} on {split}",
             on_clean=self.evaluator.process,
+            **whole,
         )
         for name, value in self.evaluator.evaluate().items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -249,6 +273,8 @@ class PromptTrainer(ResumableTrainer):
                 f"* robust correct: {record['correct']:,}\n"
                 f"* robust accuracy: {record['accuracy']:.1f}%"
             )
+            for name, text in record["flags"].items():
+                print(f"* flag {name}: {text}")
         if final:
             self.finish(records)
         return records[0 if final else -1]["accuracy"]
@@ -292,4 +318,5 @@ def threat_model(part) -> ThreatModel:
     for key in ("EPS", "ALPHA"):
         if part[key] is None:
             raise UserError(f"AT.TRAIN.{key} or AT.TEST.{key} is not set (unit: 1/255)")
-    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, part.get("RESTARTS", 1))
+    restarts, loss = part.get("RESTARTS", 1), part.get("LOSS", "ce")
+    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, restarts, loss=loss)

@@ -1,6 +1,9 @@
 """Attacks on callables that map images to logits; nothing here knows CLIP or the toolbox."""
 
-from apd.attacks.pgd import pgd, surviving
+from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
+from apd.attacks.registry import NAMES, Attack, find_attack
 from apd.attacks.threat import ThreatModel
 
-__all__ = ["ThreatModel", "pgd", "surviving"]
+__all__ = [
+    "NAMES", "PGD", "Attack", "ThreatModel", "find_attack", "pgd", "seeded_start", "surviving",
+]  # fmt: skip

@@ -7,21 +7,26 @@ callable; put it in evaluation mode before, and let it normalise inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from apd.attacks.gradient import image_gradient
+from apd.attacks.stream import Rows, Supply, join, row_seed, select
 from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
 
 _TINY = 1e-10  # keeps a zero norm from dividing
 
+LogitsFn = Callable[[Tensor], Tensor]
+
 
 @torch.enable_grad()
 def pgd(
-    logits_fn: Callable[[Tensor], Tensor],
+    logits_fn: LogitsFn,
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
@@ -33,8 +38,8 @@ def pgd(
     """Attack every image to the end and return the last iterate, (B, 3, H, W) in [0, 1].
 
     Gradients are taken for the images only: no parameter's ``.grad`` changes. Works under
-    ``torch.no_grad()`` too. Where a gradient is not finite, the result is NaN, and so is the
-    loss on it.
+    ``torch.no_grad()`` too, and in half precision under ``torch.autocast``. Where a gradient is
+    not finite, the result is NaN, and so is the loss on it.
 
     Args:
         logits_fn: images (B, 3, H, W) to logits (B, C).
@@ -57,13 +62,13 @@ def pgd(
     attacked = _start(images, threat, generator) if start is None else start.detach().clone()
     for _ in range(threat.steps if len(images) else 0):
         logits = logits_fn(attacked.requires_grad_())
-        attacked = _step(logits, attacked, images, labels, reference, threat)
+        gradient = _gradient(logits, attacked, labels, reference, threat.loss)
+        attacked = _move(attacked, gradient, images, threat)
     return attacked
 
 
-@torch.enable_grad()
 def surviving(
-    logits_fn: Callable[[Tensor], Tensor],
+    logits_fn: LogitsFn,
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
@@ -89,32 +94,157 @@ def surviving(
             wrong.
         UserError: a "kl" attack that starts at the image, where its gradient is zero.
     """
-    if threat.loss == "kl" and not threat.random_start:
-        raise UserError('attack loss "kl" is flat at the clean image: use a random start')
     images = images.detach()
     if clean_logits is None:
         with torch.no_grad():
             clean_logits = logits_fn(images)
-    clean = correct(clean_logits, labels)
-    alive = torch.ones_like(clean) if last_iterate else clean
-    for _ in range(threat.restarts):
-        # drawn for the whole batch, so that no verdict depends on which images have left it
-        attacked = _start(images, threat, generator)
-        left = alive.nonzero()[:, 0]
-        batch = [t[left] for t in (attacked, images, labels, clean_logits)]
-        for _ in range(threat.steps if len(left) else 0):
-            logits = logits_fn(batch[0].requires_grad_())
-            keep = correct(logits, batch[2]) | last_iterate
-            if not keep.any():
-                left = left[:0]
-                break
-            batch[0] = _step(logits, *batch, threat)
-            left, *batch = (t[keep] for t in (left, *batch))
-        alive = torch.zeros_like(alive)
-        if len(left):
-            with torch.no_grad():
-                alive[left] = correct(logits_fn(batch[0]), batch[2])
+    alive = correct(clean_logits, labels) | last_iterate
+    # drawn for the whole batch, so that no verdict depends on which images have left it
+    starts = [_start(images, threat, generator) for _ in range(threat.restarts)]
+    index = torch.arange(len(images), device=images.device)
+    rows = {"index": index, "image": images, "label": labels, "reference": clean_logits}
+    attack = PGD(threat, last_iterate)
+    for done, _ in attack.run(
+        Supply([select(rows, alive)]),
+        logits_fn,
+        batch_size=len(images),
+        start=lambda image, index, restart: starts[restart][index],
+    ):
+        if done["broken"].any():
+            raise NonFiniteLoss("the model's input gradients are NaN or infinite")
+        alive[done["index"]] = done["right"]
     return alive
+
+
+@dataclass(frozen=True)
+class PGD:
+    """PGD as a stage of an evaluation: images leave as they fall, others take their place.
+
+    An image falls as soon as the model errs on a start point or a later iterate of any restart;
+    with ``last_iterate``, or where the attack is made on another model, only the last iterate of
+    each restart is looked at.
+    """
+
+    threat: ThreatModel
+    last_iterate: bool = False
+    name = "pgd"
+
+    def __post_init__(self) -> None:
+        if self.threat.loss == "kl" and not self.threat.random_start:
+            raise UserError('attack loss "kl" is flat at the clean image: use a random start')
+
+    def run(
+        self,
+        supply: Supply,
+        target: LogitsFn,
+        *,
+        batch_size: int,
+        sources: Sequence[LogitsFn] = (),
+        start: Callable[[Tensor, Tensor, int], Tensor],
+        precision: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[Rows, Rows]]:
+        """Yield the rows that are decided, and those still under attack, whenever some are.
+
+        Args:
+            supply: rows with "index", "image", "label"; those that a killed run had under attack
+                with the columns that this yielded, and rows with "reference" logits keep them.
+            target: the model that the verdicts are about, in float32.
+            batch_size: rows under attack at a time.
+            sources: models that the loss is summed over; the default is the target.
+            start: images, their indices and the number of the restart to start points.
+            precision: of the attack's passes, if not float32. What it finds is checked in float32.
+
+        Decided rows have "right" (still classified correctly), "attacked" (the image that decided),
+        "zero" and "broken" (a gradient on the way was all zeros, was not finite and was skipped).
+
+        Raises:
+            NonFiniteLoss: logits that are NaN or infinite.
+        """
+        threat, sources = self.threat, list(sources) or [target]
+        white_box = sources[0] is target
+        every_iterate = white_box and not self.last_iterate
+
+        def begin(rows: Rows) -> Rows:
+            device, count = rows["image"].device, len(rows["index"])
+            if threat.loss == "kl" and "reference" not in rows:
+                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                    rows["reference"] = target(rows["image"])
+            columns = {"step": torch.long, "restart": torch.long}
+            columns |= {"zero": torch.bool, "broken": torch.bool}
+            zeros = {k: torch.zeros(count, dtype=d, device=device) for k, d in columns.items()}
+            return {**rows, **zeros, "attacked": start(rows["image"], rows["index"], 0)}
+
+        pool: Rows | None = None
+        while True:
+            room = batch_size - (len(pool["index"]) if pool else 0)
+            parts = [rows if "attacked" in rows else begin(rows) for rows in supply.take(room)]
+            parts = [pool, *parts] if pool else parts
+            if not parts:
+                return
+            pool = join(parts)
+            x, labels = pool["attacked"].detach(), pool["label"]
+            last = pool["step"] == threat.steps
+            # the verdict comes with the gradient's logits
+            going_on = not last.all()
+            with (
+                torch.set_grad_enabled(going_on),
+                torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
+            ):
+                x.requires_grad_(going_on)
+                wanted = sources if going_on else sources[:white_box]
+                logits = [logits_fn(x) for logits_fn in wanted]
+            if white_box:
+                right = correct(logits[0], labels)
+                unsure = (~right | last) if precision else torch.zeros_like(last)
+            else:
+                right, unsure = torch.ones_like(last), last
+            if unsure.any():
+                with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                    right[unsure] = correct(target(x.detach()[unsure]), labels[unsure])
+            fallen = ~right & (last | every_iterate)
+            ended = last & ~fallen  # of a restart
+            again = ended & (pool["restart"] + 1 < threat.restarts)
+            done = fallen | (ended & ~again)
+
+            stepping = ~(last | done)
+            if stepping.any():
+                gradient = sum(
+                    _gradient(z, x, labels, pool.get("reference"), threat.loss) for z in logits
+                )
+                flat = gradient.flatten(1)
+                broken = ~flat.isfinite().all(dim=1)
+                pool["broken"] |= broken & stepping
+                pool["zero"] |= (flat == 0).all(dim=1) & stepping
+                gradient = gradient.masked_fill(broken.view(-1, 1, 1, 1), 0)
+                moved = _move(x, gradient, pool["image"], threat)
+                pool["attacked"] = torch.where(stepping.view(-1, 1, 1, 1), moved, x.detach())
+                pool["step"] = pool["step"] + stepping
+            else:
+                pool["attacked"] = x.detach()
+            for i in again.nonzero()[:, 0]:
+                row, restart = slice(i, i + 1), pool["restart"][i] + 1
+                image, index = pool["image"][row], pool["index"][row]
+                pool["attacked"][row] = start(image, index, int(restart))
+                pool["restart"][i], pool["step"][i] = restart, 0
+            if done.any():
+                decided = select({**pool, "right": right}, done)
+                pool = select(pool, ~done)
+                yield decided, pool
+                if not len(pool["index"]):
+                    pool = None
+
+
+def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Start points of ``PGD.run`` that depend on seed, image index and restart only."""
+
+    def start(images: Tensor, index: Tensor, restart: int) -> Tensor:
+        return torch.cat([
+            _start(image[None], threat, Generator().manual_seed(row_seed(seed, i, restart)))
+            for image, i in zip(images, index.tolist())
+        ])  # fmt: skip
+
+    return start
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -142,29 +272,46 @@ def _start(images: Tensor, threat: ThreatModel, generator: Generator | None) -> 
     return (images + noise.to(images.device)).clamp(0, 1)
 
 
-def _step(
-    logits: Tensor,
-    attacked: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    reference: Tensor | None,
-    threat: ThreatModel,
+def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
+    """What the attacker maximises, summed over the images."""
+    if loss == "ce":
+        return F.cross_entropy(logits, labels, reduction="sum")
+    if loss == "kl":
+        target = reference.detach().log_softmax(dim=1)
+        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum", log_target=True)
+    right = F.one_hot(labels, logits.shape[1]).bool()
+    best_wrong = logits.masked_fill(right, -torch.inf).amax(dim=1)
+    return (best_wrong - logits[right]).sum()
+
+
+def _gradient(
+    logits: Tensor, attacked: Tensor, labels: Tensor, reference: Tensor | None, loss: str
 ) -> Tensor:
-    """One step up the loss of ``logits`` = f(attacked), then back into the ball and the box."""
-    if threat.loss == "ce":
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-    else:
-        p, target = logits.log_softmax(dim=1), reference.detach().log_softmax(dim=1)
-        loss = F.kl_div(p, target, reduction="sum", log_target=True)
-    (gradient,) = torch.autograd.grad(loss, attacked)
+    """Of the loss of ``logits`` = f(attacked), for the images."""
+    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+        z = logits.detach().float() if logits.dtype.itemsize < 4 else logits.detach()
+        loss = attack_loss(z.requires_grad_(), labels, reference, loss)
+        (weights,) = torch.autograd.grad(loss, z)
+    return image_gradient(logits, attacked, weights)
+
+
+def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
+    """One step up the gradient, then back into the ball and the box."""
     eps, alpha = threat.eps / 255, threat.alpha / 255
     if threat.norm == "linf":
         # torch's sign(NaN) is 0: a broken gradient must not pass for an image that stands
         sign = gradient.sign() + 0 * gradient
         delta = attacked.detach() + alpha * sign - images
-        delta = delta.clamp(-eps, eps)
     else:
         delta = attacked.detach() + alpha * gradient / (_norm(gradient) + _TINY) - images
+    return project(images, delta, threat.norm, eps)
+
+
+def project(images: Tensor, delta: Tensor, norm: str, eps: float) -> Tensor:
+    """``images + delta`` in the ball of radius ``eps`` (in units of pixel values) and the box."""
+    if norm == "linf":
+        delta = delta.clamp(-eps, eps)
+    else:
         delta = delta * (eps / _norm(delta).clamp_min(_TINY)).clamp_max(1)
     return (images + delta).clamp(0, 1)
 

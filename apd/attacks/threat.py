@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from apd.errors import UserError
 
 NORMS = ("linf", "l2")
-LOSSES = ("ce", "kl")
+LOSSES = ("ce", "kl", "margin")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ThreatModel:
         steps: gradient steps; 0 leaves the start point.
         restarts: independent attacks on each image.
         random_start: begin at a random point of the ball, not at the image.
-        loss: what the attacker maximises: "ce" against the label, or "kl" from reference logits.
+        loss: what the attacker maximises: "ce" against the label, "kl" from reference logits, or
+            "margin", the best wrong logit minus the right one (Carlini and Wagner 2017).
 
     Raises:
         UserError: a value out of range.
@@ -40,7 +41,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         for name, choices in (("norm", NORMS), ("loss", LOSSES)):
             if (value := getattr(self, name)) not in choices:
-                raise UserError(f"attack {name} is {value!r}: use {' or '.join(choices)}")
+                raise UserError(f"attack {name} is {value!r}: use {', '.join(choices)}")
         for name in ("eps", "alpha"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):

@@ -1,5 +1,6 @@
 """Clean and robust accuracy of a model on a data loader."""
 
-from apd.evaluate.loop import evaluate
+from apd.evaluate.loop import Source, evaluate
+from apd.evaluate.state import EVALUATIONS, fingerprint
 
-__all__ = ["evaluate"]
+__all__ = ["EVALUATIONS", "Source", "evaluate", "fingerprint"]

@@ -10,7 +10,7 @@ Fields (schema 1):
         how many, ``subsample`` is all, base or new.
     host: the toolbox and its version.
     evaluations: list of records of ``apd.evaluate.evaluate``: attack, threat_model, correct,
-        total, accuracy (%), seconds.
+        total, accuracy (%), seconds, images, flags and, under attack, key and checks.
     train_seconds, seconds: training alone, and training with evaluation.
     config: the whole config, as a dict.
     versions: of Python and of the packages that decide a result; None where not installed.

@@ -25,7 +25,20 @@ _ORDER = (
     *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
 )
 _SAME = ("dataset", "subsample", "backbone")  # must agree within a table
+_MARK = "†"
 _FIXED = {"method", "prompts", "parameters", "runs", "dataset", "images"}  # are not measured
+
+
+class Accuracy(float):
+    """In percent, with the flags of its evaluation: names, each with a sentence."""
+
+    flags: dict = {}
+
+    @classmethod
+    def of(cls, evaluation: dict) -> Accuracy:
+        value = cls(evaluation["accuracy"])
+        value.flags = evaluation.get("flags", {})
+        return value
 
 
 def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
@@ -67,7 +80,7 @@ def build_table(runs: dict[Path, dict]) -> list[dict]:
         }
         for attack, header in attacks.items():
             row[header] = [
-                e["accuracy"] for run in same for e in run["evaluations"] if e["attack"] == attack
+                Accuracy.of(e) for run in same for e in run["evaluations"] if e["attack"] == attack
             ]
         row["seconds"] = [run["seconds"] for run in same]
         rows.append(row)
@@ -118,7 +131,10 @@ def header_of(evaluation: dict) -> str:
         return f"{evaluation['attack']} (%)"
     norm = "" if threat["norm"] == "linf" else f" {threat['norm'].upper()}"
     last = ", last iterate" if threat["last_iterate"] else ""
-    return f"{evaluation['attack'].upper()}{norm} eps={threat['eps']:g}/255{last} (%)"
+    source = f", {threat['source']}" if threat["source"] != "white-box" else ""
+    half = f", {threat['precision']}" if threat["precision"] != "fp32" else ""
+    attack = {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
+    return f"{attack}{norm} eps={threat['eps']:g}/255{last}{source}{half} (%)"
 
 
 def rank(method: str) -> tuple:
@@ -127,12 +143,23 @@ def rank(method: str) -> tuple:
 
 
 def format_table(rows: list[dict], tablefmt: str = "simple") -> str:
-    """The table as text, in any of tabulate's formats."""
+    """The table as text, in any of tabulate's formats, and a footnote for each flag."""
     several = any(row.get("runs", 1) > 1 for row in rows)
     headers = [h for h in rows[0] if h != "runs" or several]
-    body = [[_format(h, row[h]) for h in headers] for row in rows]
+    notes: list[str] = []
+    body = [[_format(h, row[h]) + _marks(row[h], notes) for h in headers] for row in rows]
     align = ["left" if isinstance(rows[0][h], str) else "right" for h in headers]
-    return tabulate(body, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
+    table = tabulate(body, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
+    footnotes = [f"{_MARK}{i} {note}" for i, note in enumerate(notes, start=1)]
+    return "\n\n".join([table, *footnotes])
+
+
+def _marks(values, notes: list[str]) -> str:
+    """References to the flags of a cell's values, which are added to ``notes``."""
+    flags = [getattr(v, "flags", {}) for v in values] if isinstance(values, list) else []
+    found = dict.fromkeys(f"{name}: {text}" for part in flags for name, text in part.items())
+    notes += [note for note in found if note not in notes]
+    return "".join(f" {_MARK}{notes.index(note) + 1}" for note in found)
 
 
 def _format(header: str, value) -> str:

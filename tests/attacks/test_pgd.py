@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apd.attacks import ThreatModel, pgd, surviving
-from apd.attacks.pgd import _step
+from apd.attacks.pgd import _gradient, _move
 from apd.errors import NonFiniteLoss, UserError
 
 CLASSES = 5
@@ -288,7 +288,8 @@ def plain_verdicts(model, images, labels, threat, generator, reference):
             logits = model(x)
             alive = alive & (logits.argmax(1) == labels)
             if step < threat.steps:
-                x = _step(logits, x, images, labels, reference, threat)
+                gradient = _gradient(logits, x, labels, reference, threat.loss)
+                x = _move(x, gradient, images, threat)
     return alive
 
 

@@ -174,3 +174,28 @@ def test_runs_as_a_module(save):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "APD" in done.stdout
+
+
+def test_a_flag_follows_its_number_into_the_table(save, tmp_path, capsys):
+    flagged = record("pgd-100", 42.0, THREAT) | {"flags": {"zero-gradients": "on 3.0 %"}}
+    twice = record("pgd-100", 41.0, THREAT) | {
+        "flags": {"unbounded": "9 % stand", "zero-gradients": "on 3.0 %"}
+    }
+    save(evaluations=[record("clean", 80.0), flagged])
+    save(method="CoOp", evaluations=[record("clean", 80.0), twice])
+    save(method="APT")
+    markdown = tmp_path / "t.md"
+    assert main([str(tmp_path), "--markdown", str(markdown)]) == 0
+    for text in (capsys.readouterr().out, markdown.read_text()):
+        rows = {line.split()[0]: line for line in text.replace("| ", "").splitlines() if line}
+        assert "41.0 \u20201 \u20202" in rows["CoOp"] and "42.0 \u20202" in rows["APD"]
+        assert "\u2020" not in rows["APT"] and "\u2020" not in rows["method"]
+        notes = "\u20201 unbounded: 9 % stand\n\n\u20202 zero-gradients: on 3.0 %"
+        assert text.rstrip().endswith(notes)
+
+
+def test_a_threat_model_other_than_white_box_in_fp32_is_in_the_header(save, tmp_path, capsys):
+    threat = {"source": "transfer:zeroshot", "precision": "bf16"}
+    save(threat=threat)
+    assert main([str(tmp_path)]) == 0
+    assert "eps=2/255, transfer:zeroshot, bf16 (%)" in capsys.readouterr().out

@@ -1,0 +1,42 @@
+"""Gradients of logits for the images only, in any precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def image_gradient(logits: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of ``(weights * logits).sum()`` for ``images``; no parameter's ``.grad`` changes.
+
+    ``weights`` (B, C), the loss's own gradient, is scaled image by image so that its largest entry
+    is between 1/2 and 1, and the result is scaled back. Scales are powers of two, so float32 gives
+    the same bits as without them. In half precision they keep the gradients of images with a
+    large margin, whose ``weights`` are tiny, from underflowing to zero inside the model.
+    """
+    _, exponent = torch.frexp(weights.detach().abs().amax(dim=1, keepdim=True))
+    exponent = exponent.clamp(-100, 100)
+    one = torch.ones_like(weights[:, :1])
+    scaled = weights * torch.ldexp(one, -exponent)
+    (gradient,) = torch.autograd.grad(logits, images, scaled.to(logits.dtype))
+    return gradient * torch.ldexp(one, exponent).view(-1, 1, 1, 1)
+
+
+class ImageGradient(torch.autograd.Function):
+    """``logits_fn(images)`` with ``image_gradient`` as its backward pass, for others' attacks."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, logits_fn: Callable[[Tensor], Tensor]) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return logits_fn(images)
+        with torch.enable_grad():
+            ctx.images = images.detach().requires_grad_()
+            ctx.logits = logits_fn(ctx.images)
+        return ctx.logits.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, weights: Tensor) -> tuple[Tensor, None]:
+        return image_gradient(ctx.logits, ctx.images, weights), None

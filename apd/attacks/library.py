@@ -1,0 +1,148 @@
+"""torchattacks' attacks as stages of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from apd.attacks.gradient import ImageGradient
+from apd.attacks.pgd import LogitsFn, attack_loss, correct, project
+from apd.attacks.stream import Rows, Supply, join
+from apd.errors import UserError
+
+_TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2020, section 4)
+
+
+@dataclass(frozen=True)
+class Library:
+    """An attack of torchattacks, in the ball of radius ``eps`` (unit: 1/255) around each image.
+
+    What it returns is projected into the ball and the box, and then judged in float32. An image's
+    result depends on the seed only, not on the images beside it: all images are given the same
+    random numbers (``_SharedNoise``). torchattacks seeds and draws from torch's global generator;
+    that is restored.
+    """
+
+    name: str
+    norm: str
+    eps: float
+    build: Callable[[nn.Module, dict], torchattacks.attack.Attack]
+    black_box: bool = False
+    one_by_one: bool = False  # it decides when to stop by the sum over its batch
+
+    def run(
+        self,
+        supply: Supply,
+        target: LogitsFn,
+        *,
+        batch_size: int,
+        sources: Sequence[LogitsFn] = (),
+        seed: int = 0,
+        precision: torch.dtype | None = None,
+        start=None,
+    ) -> Iterator[tuple[Rows, None]]:
+        """As ``PGD.run``, batch by batch; no row stays under attack between two batches.
+
+        Raises:
+            UserError: several sources: torchattacks knows of one model.
+        """
+        if len(sources) > 1:
+            raise UserError(
+                f"{self.name} attacks one model at a time: use pgd, fgsm or cw for adaptive attacks"
+            )
+        source = sources[0] if sources else target
+        while parts := list(supply.take(batch_size)):
+            rows = join(parts)
+            images, labels = rows["image"], rows["label"]
+            model = _Model(source, images, precision)
+            zero = broken = torch.zeros_like(labels, dtype=torch.bool)
+            if not self.black_box:
+                zero, broken = _clean_gradient(model, images, labels)
+            attacked = self.perturb(model, images, labels, seed)
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                right = correct(target(attacked), labels)
+            found = {"attacked": attacked, "right": right, "zero": zero, "broken": broken}
+            yield {**rows, **found}, None
+
+    def perturb(self, model: _Model, images: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+        """The attacked images (B, 3, H, W)."""
+        with torch.no_grad():
+            classes = model.logits(images[:1]).shape[1]
+        if classes < 2:
+            raise UserError(f"{self.name} needs 2 classes or more, there is {classes}")
+        settings = {
+            "norm": {"linf": "Linf", "l2": "L2"}[self.norm],
+            "eps": self.eps / 255,
+            "seed": seed,
+            "n_classes": min(classes, _TARGETS + 1),
+        }
+        attack = self.build(model, settings)
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad(), _SharedNoise():
+            torch.manual_seed(seed)
+            parts = [slice(i, i + 1) for i in range(len(images))] if self.one_by_one else [...]
+            attacked = torch.cat([attack(images[part], labels[part]) for part in parts]).detach()
+        # where an attack breaks down it has found nothing
+        attacked = torch.where(attacked.isfinite(), attacked, images)
+        return project(images, attacked - images, self.norm, self.eps / 255)
+
+
+class _Model(nn.Module):
+    """Logits as torchattacks wants them: a module, at least 4 classes, gradients for images only.
+
+    The targeted DLR loss divides by the distance between the best and the third and fourth best
+    logit. Where there are fewer classes, logits one below the least stand in for them (our
+    choice; Croce and Hein leave the attack out). They are nobody's target and never win.
+    """
+
+    def __init__(self, logits_fn: LogitsFn, images: Tensor, precision: torch.dtype | None) -> None:
+        super().__init__()
+        # in a function: a module of ours would follow this one's mode
+        self.logits_fn = lambda x: logits_fn(x).float() if precision else logits_fn(x)
+        self.precision = precision
+        # how torchattacks finds the device
+        self.device_of = nn.Parameter(torch.zeros((), device=images.device), requires_grad=False)
+        self.eval()
+
+    def logits(self, images: Tensor) -> Tensor:
+        enabled = self.precision is not None
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=enabled):
+            return ImageGradient.apply(images, self.logits_fn)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.logits(images)
+        missing = 4 - logits.shape[1]
+        if missing > 0:
+            least = logits.detach().amin(dim=1, keepdim=True) - 1
+            logits = torch.cat([logits, least.expand(-1, missing)], dim=1)
+        return logits.clone()  # Square writes into it
+
+
+class _SharedNoise(TorchFunctionMode):
+    """Batches of random numbers become one image's, repeated.
+
+    So an image meets the same noise in any batch. torchattacks draws other shapes (a position, a
+    colour, a size) once for the batch anyway.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.rand, torch.randn) and isinstance(args[0], (list, torch.Size)):
+            count, *shape = args[0]
+            if len(shape) == 3:
+                return func([1, *shape], **(kwargs or {})).repeat(count, 1, 1, 1)
+        return func(*args, **(kwargs or {}))
+
+
+def _clean_gradient(model: _Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images' cross-entropy has a gradient of zeros, or one that is not finite."""
+    with torch.enable_grad():
+        images = images.clone().requires_grad_()
+        loss = attack_loss(model.logits(images), labels, None, "ce")
+        (gradient,) = torch.autograd.grad(loss, images)
+    flat = gradient.flatten(1)
+    return (flat == 0).all(dim=1), ~flat.isfinite().all(dim=1)

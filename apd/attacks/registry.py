@@ -1,0 +1,169 @@
+"""Every attack by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torchattacks
+from torch import Tensor, nn
+
+from apd.attacks.library import Library
+from apd.attacks.pgd import PGD
+from apd.attacks.threat import ThreatModel
+from apd.errors import UserError
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce and Hein 2020)
+
+Build = Callable[[nn.Module, dict], torchattacks.attack.Attack]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What one record of an evaluation is about.
+
+    Args:
+        name: as it is asked for.
+        stages: run one after another, each on the images that the ones before left standing.
+        conditions: norm, eps, alpha, steps, restarts, random_start, loss and last_iterate; None
+            where the attack has no such thing.
+    """
+
+    name: str
+    stages: tuple[PGD | Library, ...]
+    conditions: dict
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class _Kind:
+    steps: int  # the default; Square: queries
+    norms: tuple[str, ...]
+    loss: str
+    random_start: bool
+    build: Callable[[ThreatModel, int], Build]
+    flags: tuple[str, ...] = ()
+
+
+def _apgd_ce(threat: ThreatModel, steps: int) -> Build:
+    def build(model, settings):
+        settings = {k: v for k, v in settings.items() if k != "n_classes"}
+        return torchattacks.APGD(model, steps=steps, n_restarts=threat.restarts, **settings)
+
+    return build
+
+
+def _apgd_t(threat: ThreatModel, steps: int) -> Build:
+    return lambda model, settings: torchattacks.APGDT(
+        model, steps=steps, n_restarts=threat.restarts, **settings
+    )
+
+
+def _fab_t(threat: ThreatModel, steps: int) -> Build:
+    return lambda model, settings: torchattacks.FAB(
+        model, steps=steps, n_restarts=threat.restarts, multi_targeted=True, **settings
+    )
+
+
+def _square(threat: ThreatModel, steps: int) -> Build:
+    def build(model, settings):
+        settings = {k: v for k, v in settings.items() if k != "n_classes"}
+        return torchattacks.Square(model, n_queries=steps, n_restarts=threat.restarts, **settings)
+
+    return build
+
+
+def _difgsm(threat: ThreatModel, steps: int) -> Build:
+    return lambda model, settings: torchattacks.DIFGSM(
+        model, eps=settings["eps"], alpha=threat.alpha / 255, steps=steps
+    )
+
+
+def _cw_l2(threat: ThreatModel, steps: int) -> Build:
+    return lambda model, settings: _CW(model, steps=steps)
+
+
+class _CW(torchattacks.CW):
+    """Carlini and Wagner's L2 attack, mended in two places.
+
+    torchattacks' cannot move a pixel that is 0 or 1 (its tanh^-1 is infinite there), and takes the
+    best wrong logit to be positive.
+    """
+
+    def inverse_tanh_space(self, x: Tensor) -> Tensor:
+        return super().inverse_tanh_space(x.clamp(1e-4, 1 - 1e-4))
+
+    def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return super().f(outputs - outputs.detach().amin(dim=1, keepdim=True), labels)
+
+
+_BOTH = ("linf", "l2")
+_KINDS = {
+    "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
+    "apgd-ce": _Kind(100, _BOTH, "ce", True, _apgd_ce),
+    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _apgd_t),
+    "fab-t": _Kind(100, _BOTH, "distance, targeted", False, _fab_t),
+    "square": _Kind(5000, _BOTH, "margin", True, _square, ("black_box",)),
+    "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
+}
+NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")
+
+
+def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> Attack:
+    """The attack ``name`` within ``threat``'s norm and eps.
+
+    ``-<steps>`` after a name sets its steps (Square's queries); autoattack-<k> has k/100 of the
+    standard's budget in every part. pgd, fgsm and cw are ours (``PGD``); pgd has the threat
+    model's alpha, restarts and loss, cw its alpha, steps and restarts with the margin loss. The
+    others are torchattacks' and bring step sizes of their own, but for difgsm.
+
+    Raises:
+        UserError: no such attack, or not in this norm.
+    """
+    match = re.fullmatch(r"(.+?)(?:-(\d+))?", name.strip().lower())
+    base, steps = (match[1], match[2] and int(match[2])) if match else (name, None)
+    if base == "clean" and steps is None:
+        return Attack("clean", (), {})
+    if base == "pgd" and steps is not None:
+        return _pgd(name, replace(threat, steps=steps), last_iterate)
+    if base == "fgsm" and steps is None:
+        one_step = replace(threat, alpha=threat.eps, steps=1, restarts=1, random_start=False)
+        return _pgd(name, replace(one_step, loss="ce"), last_iterate)
+    if base == "cw":
+        steps = threat.steps if steps is None else steps
+        return _pgd(name, replace(threat, steps=steps, loss="margin"), last_iterate)
+    if base == "autoattack":
+        part = 100 if steps is None else steps
+        stages = [_library(p, part * (50 if p == "square" else 1), threat) for p in STANDARD]
+        conditions = {"steps": part, "random_start": True, "loss": ", ".join(STANDARD)}
+        return Attack(name, tuple(stages), _conditions(threat, **conditions))
+    if base not in _KINDS:
+        raise UserError(f'unknown attack "{name}": there are {", ".join(NAMES)}')
+    kind = _KINDS[base]
+    steps = kind.steps if steps is None else steps
+    conditions = {"steps": steps, "random_start": kind.random_start, "loss": kind.loss}
+    if base == "difgsm":
+        conditions["alpha"] = threat.alpha
+    return Attack(name, (_library(base, steps, threat),), _conditions(threat, **conditions))
+
+
+def _conditions(threat: ThreatModel, **more) -> dict:
+    return {**threat.asdict(), "alpha": None, "last_iterate": False, **more}
+
+
+def _pgd(name: str, threat: ThreatModel, last_iterate: bool) -> Attack:
+    conditions = {**threat.asdict(), "last_iterate": last_iterate}
+    return Attack(name, (PGD(threat, last_iterate),), conditions)
+
+
+def _library(base: str, steps: int, threat: ThreatModel) -> Library:
+    kind = _KINDS[base]
+    if threat.norm not in kind.norms:
+        raise UserError(f"{base} is an {' or '.join(kind.norms)} attack, not {threat.norm}")
+    if steps < 1:
+        raise UserError(f"{base} needs 1 step or more, not {steps}")
+    build = kind.build(threat, steps)
+    return Library(base, threat.norm, threat.eps, build, **dict.fromkeys(kind.flags, True))

@@ -1,0 +1,46 @@
+"""Images under attack, as rows that join and leave a batch one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+Rows = dict[str, Tensor]  # columns of equal length: "index", "image", "label", ...
+
+
+def select(rows: Rows, which: Tensor) -> Rows:
+    """The rows at ``which``, a mask or indices."""
+    return {name: column[which] for name, column in rows.items()}
+
+
+def join(parts: list[Rows]) -> Rows:
+    return {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
+
+
+class Supply:
+    """Rows of a stream, as many at a time as are asked for."""
+
+    def __init__(self, stream: Iterable[Rows]) -> None:
+        self._stream: Iterator[Rows] = iter(stream)
+        self._next: Rows | None = None
+
+    def take(self, count: int) -> Iterator[Rows]:
+        """The next ``count`` rows in parts with the same columns each; fewer at the end."""
+        while count:
+            rows = self._next if self._next is not None else next(self._stream, None)
+            if rows is None:
+                return
+            if size := len(rows["index"]):
+                yield {name: column[:count] for name, column in rows.items()}
+            rest = {name: column[count:] for name, column in rows.items()}
+            self._next = rest if size > count else None
+            count -= min(size, count)
+
+
+def row_seed(*parts: int) -> int:
+    """A 32-bit seed that differs between images, restarts and runs."""
+    text = ",".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

@@ -1,0 +1,154 @@
+"""Figures of evaluated runs: what an attack does to an image, to a radius, to a class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from apd.attacks import ThreatModel, pgd
+from apd.files import atomic_write
+
+EXAMPLES = 6  # images a figure
+
+
+def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
+    """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
+
+    Args:
+        evaluated: ``apd.evaluate.command.Run`` and its records, clean first.
+    """
+    written = []
+    for run, records in evaluated:
+        stem = "_".join((run.results["method"], f"seed{run.results['seed']}"))
+        attacks = records[1:]
+        if not attacks:
+            continue
+        written.append(_save(_examples(run, attacks[0]), folder / f"{stem}_examples.png"))
+        stored = {one["record"]["key"]: one for one in run.stored()}
+        shown = [(r, stored[r["key"]]) for r in attacks]
+        written.append(_save(_classes(run, shown), folder / f"{stem}_classes.png"))
+    curves = _by_attack(evaluated)
+    for attack, lines in curves.items():
+        if any(len(points) > 1 for points in lines.values()):
+            name = attack.replace(":", "-").replace("/", "-").replace(" ", "_")
+            written.append(_save(_curves(attack, lines), folder / f"eps_{name}.png"))
+    return written
+
+
+def _examples(run, record: dict) -> Figure:
+    """Clean image, attacked image, and the difference, whose largest values fill the range.
+
+    The attacked images are those of PGD in the record's ball, attacked to the end.
+    """
+    images, labels = _first_right(run)
+    threat = record["threat_model"]
+    eps, steps = threat["eps"], 20
+    attack = ThreatModel(threat["norm"], eps, 2.5 * eps / steps, steps)
+    attacked = pgd(run.logits, images, labels, attack, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = [run.logits(x).softmax(dim=1).max(dim=1) for x in (images, attacked)]
+    delta = attacked - images
+    scale = delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
+    rows = [images, attacked, 0.5 + 0.5 * delta / scale]
+    figure = Figure(figsize=(1.7 * len(images), 5.6), dpi=150, layout="constrained")
+    axes = figure.subplots(3, len(images), squeeze=False)
+    for j in range(len(images)):
+        for i, row in enumerate(rows):
+            axes[i, j].imshow(row[j].clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+            axes[i, j].set_xticks([])
+            axes[i, j].set_yticks([])
+        for i, (share, label) in enumerate(said):
+            name = run.classnames[label[j]]
+            axes[i, j].set_title(f"{name} ({100 * share[j]:.0f} %)", fontsize=8)
+        times = 0.5 / float(scale[j])
+        axes[2, j].set_title(f"difference × {times:.0f}", fontsize=8)
+    for i, text in enumerate(("clean", f"PGD-{steps}, {threat['norm']} {eps:g}/255", "difference")):
+        axes[i, 0].set_ylabel(text, fontsize=8)
+    figure.suptitle(run.name, fontsize=9)
+    return figure
+
+
+def _first_right(run) -> tuple[Tensor, Tensor]:
+    """Correctly classified test images, of as many classes as there are."""
+    images, labels, seen = [], [], set()
+    for batch in run.trainer.test_loader:
+        x, y = run.trainer.parse_batch_test(batch)
+        with torch.no_grad():
+            right = run.logits(x).argmax(dim=1) == y
+        for i in right.nonzero()[:, 0].tolist():
+            if int(y[i]) not in seen and len(images) < EXAMPLES:
+                seen.add(int(y[i]))
+                images.append(x[i])
+                labels.append(y[i])
+        if len(images) == min(EXAMPLES, len(run.classnames)):
+            break
+    return torch.stack(images), torch.stack(labels)
+
+
+def _classes(run, shown: list[tuple[dict, dict]]) -> Figure:
+    """Accuracy of each class under each attack, worst class first."""
+    names = run.classnames
+    figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    order = None
+    for record, stored in shown:
+        labels, lost = stored["labels"], stored["lost_to"]
+        count = torch.bincount(labels, minlength=len(names)).clamp_min(1)
+        share = 100 * torch.bincount(labels[lost == 0], minlength=len(names)) / count
+        order = share.argsort() if order is None else order
+        axes.plot(share[order], "o-", markersize=3, linewidth=1, label=_of(record))
+    axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
+    axes.set_ylabel("robust accuracy (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    axes.set_title(run.name, fontsize=9)
+    return figure
+
+
+def _by_attack(evaluated: list[tuple]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Attack -> run -> (eps, accuracy), the clean accuracy at 0."""
+    curves: dict = defaultdict(lambda: defaultdict(dict))
+    for run, (clean, *records) in evaluated:
+        for record in records:
+            points = curves[_of(record, eps=False)][run.name]
+            points[0.0] = clean["accuracy"]
+            points[record["threat_model"]["eps"]] = record["accuracy"]
+    return {
+        attack: {name: sorted(points.items()) for name, points in lines.items()}
+        for attack, lines in curves.items()
+    }
+
+
+def _curves(attack: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
+    figure = Figure(figsize=(5.4, 3.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), marker in zip(lines.items(), "os^Dv<>P*X" * len(lines)):
+        axes.plot(*zip(*points), marker=marker, markersize=4, label=name)
+    axes.set_xlabel("eps (1/255)")
+    axes.set_ylabel("robust accuracy (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(attack, fontsize=9)
+    return figure
+
+
+def _of(record: dict, eps: bool = True) -> str:
+    """An attack and its conditions in a few words."""
+    threat = record["threat_model"]
+    parts = [record["attack"], threat["norm"]]
+    parts += [f"eps {threat['eps']:g}/255"] * eps
+    parts += [threat["source"]] * (threat["source"] != "white-box")
+    parts += [threat["precision"]] * (threat["precision"] != "fp32")
+    return " ".join(parts)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path

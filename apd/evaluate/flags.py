@@ -1,0 +1,84 @@
+"""Signs that an evaluation says more about the attack than about the model.
+
+After Carlini et al. 2019 (arXiv 1902.06705, section 5), Athalye et al. 2018 (arXiv 1802.00420,
+section 3) and the flags of AutoAttack's own code. A flagged number may be right, but is not to be
+published before the sign is explained; ``robust-above-clean`` alone is impossible, and an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import permutations
+
+ERROR = "robust-above-clean"
+TOLERANCE = 0.5  # points of accuracy that two attacks may differ by chance, and at least one image
+STANDING = 5.0  # % of images that may stand under an unbounded attack
+
+_GRADIENT = ("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-t", "fab-t", "autoattack")
+
+
+def add_flags(records: list[dict]) -> None:
+    """Give every record of one model its "flags": names, each with a sentence."""
+    for record in records:
+        record["flags"] = dict(_of_one(record))
+    for other, record in permutations(records, 2):
+        if other["images"] == record["images"]:
+            for name, text in _of_two(other, record):
+                record["flags"].setdefault(name, text)
+
+
+def _of_one(record: dict) -> Iterator[tuple[str, str]]:
+    checks = record.get("checks", {})
+    if share := checks.get("zero_gradients"):
+        yield "zero-gradients", f"the gradient was all zeros on {share:.1f} % of the images"
+    if share := checks.get("broken_gradients"):
+        yield "broken-gradients", f"the gradient was not finite on {share:.1f} % of the images"
+    if checks.get("random_logits"):
+        yield "random-logits", "the same images gave different logits"
+    if (standing := checks.get("unbounded")) is not None and standing > STANDING:
+        yield "unbounded", f"{standing:.0f} % of the images stand when the attack may do anything"
+    felled = record.get("fell_to", {}).get("square", 0)
+    if 100 * felled > _chance(record) * record["total"]:
+        yield "square", f"square felled {felled:,} images that no gradient attack did"
+
+
+def _of_two(other: dict, record: dict) -> Iterator[tuple[str, str]]:
+    """Flags of ``record`` that the ``other`` one raises."""
+    threat, compared = record["threat_model"], other["threat_model"]
+    accuracy, reference = record["accuracy"], other["accuracy"]
+    if threat and not compared and accuracy > reference:
+        yield ERROR, f"more than on clean images, {reference:.1f} %"
+    if not (threat and compared):
+        return
+    kind, against = _kind(record), _kind(other)
+    cited = f"{other['attack']} (eps {compared['eps']:g}/255, {compared['source']})"
+    cited = f"than {cited}, {reference:.1f} %"
+    keys = (threat.keys() | compared.keys()) - {"seed"}
+    apart = {key for key in keys if threat.get(key) != compared.get(key)}
+    stronger = accuracy > reference + _chance(record)  # the other attack was
+
+    if kind == against and apart == {"steps"} and threat["steps"] > compared["steps"]:
+        if accuracy > reference:
+            yield "steps", f"more steps, but more accuracy {cited}"
+    if record["attack"] == other["attack"] and {"eps"} <= apart <= {"eps", "alpha"}:
+        if threat["eps"] > compared["eps"] and accuracy >= reference > TOLERANCE:
+            yield "eps", f"a larger eps, but no less accuracy {cited}"
+    if not apart & {"norm", "eps", "source"} and stronger and kind in _GRADIENT:
+        if against == "fgsm":
+            yield "steps", f"many steps, but more accuracy {cited}"
+        if against == "square":
+            yield "square", f"gradients, but more accuracy {cited}"
+    transferred = compared["source"].startswith("transfer:") and threat["source"] == "white-box"
+    if record["attack"] == other["attack"] and transferred and stronger:
+        if apart <= {"source", "last_iterate"}:
+            yield "transfer", f"on the model itself, but more accuracy {cited}"
+
+
+def _chance(record: dict) -> float:
+    return max(TOLERANCE, 100 / record["total"])
+
+
+def _kind(record: dict) -> str:
+    """The attack without its number of steps."""
+    return re.sub(r"-\d+$", "", record["attack"])

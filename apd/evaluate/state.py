@@ -1,0 +1,124 @@
+"""What an evaluation under attack has found so far, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apd.attacks.stream import Rows
+from apd.errors import UserError, one_line
+from apd.files import atomic_write, write_json
+
+EVALUATIONS = "evaluations"  # folder of them in a run's folder
+WRONG = -1  # of ``lost``: the clean image is misclassified
+
+
+class State:
+    """Which of N images have fallen, and to what.
+
+    Attributes:
+        lost: (N,) 0: standing; k: fell to the attack's k-th stage; -1: wrong when clean.
+        done: (N,) how many stages an image has behind it.
+        zero, broken: (N,) whether a gradient was all zeros, or not finite.
+        pool: rows under attack when this was saved.
+        seconds: spent on the attack, without data loading.
+        files: batches of adversarial images written.
+    """
+
+    def __init__(self, right: Tensor, attack_all: bool) -> None:
+        count = len(right)
+        self.lost = torch.zeros(count, dtype=torch.int8)
+        if not attack_all:
+            self.lost[~right] = WRONG
+        self.done = torch.zeros(count, dtype=torch.int8)
+        self.zero = torch.zeros(count, dtype=torch.bool)
+        self.broken = torch.zeros(count, dtype=torch.bool)
+        self.pool: Rows | None = None
+        self.seconds = 0.0
+        self.files = 0
+
+    @property
+    def standing(self) -> int:
+        return int((self.lost == 0).sum())
+
+    def decide(self, stage: int, index: Tensor, rows: Rows, pool: Rows | None) -> None:
+        """Enter the rows that ``stage`` (from 1) has decided; ``index``: their numbers from 0."""
+        rows = {name: rows[name].cpu() for name in ("right", "zero", "broken")}
+        self.lost[index[~rows["right"]]] = stage
+        self.done[index] = stage
+        self.zero[index] |= rows["zero"]
+        self.broken[index] |= rows["broken"]
+        self.pool = pool
+
+    def save(self, path: Path | None) -> None:
+        """To ``path``, atomically; nowhere if None."""
+        if path is None:
+            return
+        kept = {k: v.cpu() for k, v in (self.pool or {}).items() if k not in ("image", "label")}
+        with atomic_write(path) as temporary:
+            torch.save({**vars(self), "pool": kept or None}, temporary)
+
+    def load(self, path: Path | None) -> None:
+        """Go on from ``path``, if there is such a file and it is whole."""
+        if path is None or not path.exists():
+            return
+        try:
+            found = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises of every kind
+            raise UserError(f"{path} is damaged: delete it and run again") from error
+        vars(self).update(found)
+
+
+def state_paths(folder: Path | None, key: str) -> tuple[Path | None, Path | None]:
+    """Of the unfinished evaluation, and of the finished one."""
+    return (folder and folder / f"{key}.pt"), (folder and folder / f"{key}.json")
+
+
+def write_finished(path: Path, value: dict) -> None:
+    """Write a finished evaluation, atomically."""
+    tensors = {name: value[name].tolist() for name in ("lost_to", "labels")}
+    write_json(path, {**value, **tensors})
+
+
+def read_finished(path: Path | None) -> dict | None:
+    """A finished evaluation: record, identity, lost_to and labels (N,); None: there is none.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, **{name: torch.tensor(found[name]) for name in ("lost_to", "labels")}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}): delete it and run again"
+        ) from error
+
+
+def digest(value) -> str:
+    """Of plain data; any change in it changes the digest."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def fingerprint(model: nn.Module, names: Iterable[str] = ()) -> str:
+    """Of all weights, prompts and class prompts of a model, and of ``names``."""
+    found = hashlib.blake2b(digest_size=16)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor_bytes(tensor))
+    found.update("\n".join(names).encode())
+    return found.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

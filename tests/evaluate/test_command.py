@@ -1,0 +1,102 @@
+"""apd-eval, from finished runs to a table, figures and images."""
+
+import json
+
+import pytest
+
+from apd.evaluate.command import main
+from apd.results import read_results
+
+
+@pytest.fixture(scope="module")
+def runs(run, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for method in ("ZeroshotCLIP", "AdvIVLP", "APD"):
+        assert run(method, root / method).code == 0
+    return root
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*args):
+        code = main([*map(str, args)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def records(run):
+    return [json.loads(p.read_text())["record"] for p in (run / "evaluations").glob("*.json")]
+
+
+def test_several_runs_attacks_and_radii_in_one_call(runs, call, tmp_path):
+    code, out, err = call(
+        runs, "--attack", "fgsm,pgd-3", "--eps", "1,2", "--subset", 12, "--figures", tmp_path
+    )
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if "/255" in line and line[0] != "["]
+    assert len(rows) == 3 * 2 * 2
+    assert {row[0] for row in rows} == {"ZeroshotCLIP", "AdvIVLP", "APD"}
+    assert all(row[6] == "12" for row in rows)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"APD_seed1_examples.png", "APD_seed1_classes.png", "eps_pgd-3_linf.png"} <= made
+    found = [r for r in records(runs / "APD") if r["threat_model"]["eps"] == 2.0]
+    assert {r["threat_model"]["alpha"] for r in found if r["attack"] == "pgd-3"} == {1.0}
+    assert all("flags" in r and r["images"] == {"count": 12, "seed": 0} for r in found)
+
+
+def test_the_runs_own_attack_is_found_again_and_its_results_stay(runs, call):
+    before = (runs / "AdvIVLP" / "results.json").read_bytes()
+    code, out, _ = call(runs / "AdvIVLP")
+    robust = read_results(runs / "AdvIVLP")["evaluations"][1]
+    assert code == 0 and f"{robust['accuracy']:.1f}" in out and "pgd-3" in out
+    assert (runs / "AdvIVLP" / "results.json").read_bytes() == before
+
+
+def test_threat_models(runs, call):
+    sources = ["white-box", "transfer:zeroshot", f"transfer:{runs / 'AdvIVLP'}", "adaptive"]
+    code, _, err = call(runs / "APD", "--source", ",".join(sources), "--attack", "pgd-2")
+    assert (code, err) == (0, "")
+    found = [r["threat_model"] for r in records(runs / "APD") if r["attack"] == "pgd-2"]
+    assert {threat["source"] for threat in found} == set(sources)
+
+
+def test_half_precision_reports_changed_verdicts(runs, call):
+    code, out, _ = call(runs / "APD", "--attack", "pgd-2", "--prec", "fp32,bf16")
+    assert code == 0 and "in bf16 changes" in out and "of 20 verdicts" in out
+
+
+def test_adversarial_images_are_saved(runs, call, tmp_path):
+    assert call(runs / "APD", "--attack", "pgd-2", "--save-adv", tmp_path)[0] == 0
+    (folder,) = tmp_path.iterdir()
+    assert list(folder.glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--attack", "pdg-3"], "unknown attack"),
+        (["--eps", "far"], "--eps far"),
+        (["--source", "black-box"], "unknown source"),
+        (["--source", "adaptive"], "teacher"),
+        (["--source", "transfer:nowhere"], "no finished run"),
+        (["--prec", "fp8"], "fp8"),
+        (["--norm", "l2"], "--norm l2"),
+        (["--root", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(runs, call, args, told):
+    code, _, err = call(runs / "AdvIVLP", *args)
+    assert code == 2 and told in err and err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_train_py_takes_attacks(run, runs, tmp_path):
+    of = ("--eval-only", "--model-dir", str(runs / "APD"), "--attack", "pgd-2,fgsm")
+    result = run("APD", tmp_path, flags=of)
+    assert (result.code, result.err) == (0, "")
+    found = read_results(tmp_path)["evaluations"]
+    assert [r["attack"] for r in found] == ["clean", "pgd-2", "fgsm"]
+    assert run("APD", tmp_path / "x", flags=("--attack", "pdg-2")).code == 2
+    assert run("APD", tmp_path / "x", "AT.TEST.EPS", None, flags=("--attack", "pgd-2")).code == 2
+    assert not (tmp_path / "x").exists()
