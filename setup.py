@@ -46,11 +46,18 @@ setup(
         "torchattacks>=3.5",
         "matplotlib>=3.6",
     ],
-    extras_require={"test": ["pytest>=7", "hypothesis>=6"]},
+    extras_require={
+        "test": ["pytest>=7", "hypothesis>=6"],
+        "ray": ["ray>=2.9"],
+        "slurm": ["submitit>=1.5"],
+    },
     entry_points={
         "console_scripts": [
             "apd-train = apd.train:main",
+            "apd-sweep = apd.sweep.cli:main",
             "apd-table = apd.results.table:main",
+            "apd-doctor = apd.datasets.doctor:main",
+            "apd-eval = apd.evaluate.command:main",
             "apd-convert = apd.interchange.convert:main",
         ]
     },

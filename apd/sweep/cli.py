@@ -1,0 +1,219 @@
+"""Run every cell of a sweep: a grid over methods, data sets, shots, seeds and config keys.
+
+    apd-sweep SPEC.yaml [--dry-run] [--jobs K] [--root DATA] [--dataset ...] [--shots ...] ...
+
+SPEC is described in apd/sweep/spec.py; configs/sweeps/ has the usual ones. Run folders are those of
+the scripts. Finished cells are kept, killed ones go on where they were, and the same command again
+continues a sweep. Several sweeps, on one machine or on many, may share an output folder.
+
+Exit codes: 0 all cells are done, 1 some are not, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections import Counter
+from statistics import mean
+
+import yaml
+from tabulate import tabulate
+
+import apd
+from apd.errors import UserError
+from apd.results import read_results
+from apd.sweep.cell import Cell, State
+from apd.sweep.display import Display
+from apd.sweep.executors import make_executor
+from apd.sweep.scheduler import Sweep
+from apd.sweep.spec import read_spec
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="apd-sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("spec", metavar="SPEC.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and their states")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
+
+    group = parser.add_argument_group("in place of what SPEC says")
+    group.add_argument("--root", help="folder of the data sets")
+    group.add_argument("--output", help="folder of the runs")
+    for axis in ("trainer", "config", "dataset", "backbone"):
+        group.add_argument(f"--{axis}", nargs="+", metavar="NAME")
+    group.add_argument("--targets", nargs="+", metavar="NAME", help="data sets to transfer to")
+    group.add_argument("--shots", nargs="+", type=int, metavar="N")
+    group.add_argument("--seed", nargs="+", type=int, metavar="N")
+    group.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
+    )
+
+    group = parser.add_argument_group("where to run")
+    group.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
+    group.add_argument("--jobs", type=int, help="cells at a time (default: one, or one a GPU)")
+    group.add_argument("--threads", type=int, help="per cell (default: the processors / jobs)")
+    group.add_argument("--gpus", type=float, help="per cell, for ray (0.25: four share one), slurm")
+    group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
+    group.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE",
+        help="submitit's options: timeout_min=240 slurm_partition=gpu",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    apd.register()
+    try:
+        for name in ("jobs", "threads"):
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise UserError(f"--{name} is {value}: use 1 or more")
+        cells = read_cells(args)
+        states = {cell: cell.state() for cell in cells}
+        jobs = args.jobs or _jobs()
+        if args.dry_run:
+            _list(states, jobs)
+            return 0
+        return _run(args, states, jobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def read_cells(args: argparse.Namespace) -> list[Cell]:
+    names = ("root", "output", "trainer", "config", "dataset", "backbone", "targets", "shots")
+    replaced = {name: getattr(args, name) for name in (*names, "seed")}
+    if len(args.set) % 2:
+        raise UserError("--set takes pairs of KEY and VALUE")
+    options = dict(zip(args.set[::2], args.set[1::2]))
+    return read_spec(args.spec, set=options, **replaced)
+
+
+def _jobs() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
+    if args.retry_failed:
+        for cell in [cell for cell, state in states.items() if state.kind == "failed"]:
+            cell.forgive()
+    before = sum(state.kind == "done" for state in states.values())
+    output = next(iter(states)).output
+    options = dict(_pair(text) for text in args.slurm)
+    executor = make_executor(
+        args.executor, output, jobs, args.threads, args.gpus, args.address, options
+    )
+    display = Display(list(states), output)
+    sweep = Sweep(list(states), executor, display)
+    try:
+        with _sigterm_as_interrupt():
+            sweep.run()
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues this sweep", file=sys.stderr)
+        return 130
+    finally:
+        executor.close()
+        display.close()
+    _summarise(sweep.ended, before)
+    return int(any(state.kind != "done" for state in sweep.ended.values()))
+
+
+def _pair(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--slurm {text}: use KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    kept = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, kept)
+
+
+def _summarise(ended: dict[Cell, State], before: int) -> None:
+    for cell, state in ended.items():
+        if state.kind != "done":
+            print(f"\n{state.kind}: {cell.folder}: {state.note}")
+            for line in state.log:
+                print(f"    {line}")
+    counts = Counter(state.kind for state in ended.values())
+    told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "done")
+    print(
+        f"{len(ended)} cells: {counts['done']} done ({counts['done'] - before} in this sweep)"
+        + (f", {told}" if told else "")
+    )
+    if counts["failed"]:
+        print("--retry-failed runs the failed ones again")
+
+
+# -- the dry run -----------------------------------------------------------------------------------
+
+
+def _list(states: dict[Cell, State], jobs: int) -> None:
+    estimate = estimator(states)
+    rows, left, unknown = [], 0.0, 0
+    for cell, state in states.items():
+        seconds = None
+        if state.kind not in ("done", "blocked"):
+            seconds = estimate(cell)
+            left += seconds or 0
+            unknown += seconds is None
+        note = " ".join([state.note, *state.log[-1:]])
+        if state.kind in ("running", "partial"):
+            note = " ".join(filter(None, [state.note, cell.progress()]))
+        rows.append([state.kind, cell.folder, _clock(seconds) if seconds else "", note])
+    print(tabulate(rows, ["state", "cell", "estimate", ""], disable_numparse=True))
+    counts = Counter(state.kind for state in states.values())
+    print(f"\n{len(states)} cells: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+    if left:
+        print(f"estimated time left: {_clock(left / jobs)}, {jobs} cells at a time")
+    if unknown:
+        print(f"no estimate for {unknown} cells: none on their data set has finished")
+
+
+def estimator(states: dict[Cell, State]):
+    """Function: the seconds that a cell will take, from start to end, or None.
+
+    It is the mean over the finished cells most like it: at least of the same data set and part of
+    the protocol, better of the same trainer, then of the same config and of the same shots too.
+    """
+    seconds: dict[tuple, list[float]] = {}
+    for cell, state in states.items():
+        if state.kind == "done":
+            taken = read_results(cell.folder)["seconds"]
+            for length in range(2, len(cell.like) + 1):
+                seconds.setdefault(cell.like[:length], []).append(taken)
+
+    def estimate(cell: Cell) -> float | None:
+        for length in range(len(cell.like), 1, -1):
+            if cell.like[:length] in seconds:
+                return mean(seconds[cell.like[:length]])
+        return None
+
+    return estimate
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

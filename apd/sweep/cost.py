@@ -1,0 +1,106 @@
+"""What a sweep will cost on a GPU, counted in encoder passes: an estimate before anything has run.
+
+    python -m apd.sweep.cost SPEC.yaml [options of apd-sweep]
+
+Counted are an image's passes through the image encoder and a class's through the text encoder; a
+backward pass (to the prompts or to the pixels; CLIP's weights have none) counts as one forward
+pass. Assumed are ``SPEED`` and ``SURVIVING``. Not counted are loading of images, starting up, and
+attacks other than PGD. Once cells have finished, ``apd-sweep --dry-run`` knows better.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tabulate import tabulate
+
+import apd
+from apd.errors import UserError
+from apd.sweep.cell import Cell
+
+SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
+SURVIVING = 0.4  # of the test images' attack steps are needed: lost images leave the attack
+TOKENS = 16  # of 77 are computed for a class: our text pass stops at the longest prompt
+
+# 10^9 operations of an image and of a class of 77 tokens, forward, as OpenCLIP's profile has them
+_GFLOP = {
+    "RN50": (12.2, 6.0), "RN101": (19.5, 6.0), "ViT-B/32": (8.8, 6.0), "ViT-B/16": (35.1, 6.0),
+    "ViT-L/14": (162.0, 13.3),
+}  # fmt: skip
+
+# passes of a training image beside the attack's, and of a class in a training step
+_PASSES = {
+    "ZeroshotCLIP": (0, 0), "ZeroshotCLIP2": (0, 0), "CoOp": (1, 2), "VPT": (2, 1),
+    "IVLP": (2, 2), "MaPLe": (2, 2), "APT": (1, 2), "AdvPT": (1, 2), "AdvVPT": (2, 1),
+    "AdvIVLP": (2, 2), "AdvMaPLe": (2, 2), "FAP": (5, 2), "APD": (4, 4),
+}  # fmt: skip
+_ATTACKED = {"APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"}
+
+# classes and test images (CoOp's splits)
+_IMAGES = {
+    "ImageNet": (1000, 50000), "Caltech101": (100, 2465), "OxfordPets": (37, 3669),
+    "StanfordCars": (196, 8041), "OxfordFlowers": (102, 2463), "Food101": (101, 30300),
+    "FGVCAircraft": (100, 3333), "SUN397": (397, 19850), "DescribableTextures": (47, 1692),
+    "EuroSAT": (10, 8100), "UCF101": (101, 3783), "ImageNetV2": (1000, 10000),
+    "ImageNetSketch": (1000, 50889), "ImageNetA": (200, 7500), "ImageNetR": (200, 30000),
+}  # fmt: skip
+
+
+def gpu_seconds(cell: Cell) -> float:
+    """The estimate for a cell from nothing to its results.
+
+    Raises:
+        UserError: nothing is known of its trainer, data set or backbone.
+    """
+    from apd.train import parse_args, setup_cfg
+
+    cfg = setup_cfg(parse_args(list(cell.argv)))
+    part = 1 if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else 2
+    classes, tested = (n / part for n in _known(_IMAGES, "data set", cfg.DATASET.NAME))
+    of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
+    of_class *= TOKENS / 77
+    trainer, attack = cfg.TRAINER.NAME, cfg.AT.TRAIN
+    image_passes, class_passes = _known(_PASSES, "trainer", trainer)
+
+    steps = cfg.AT.TEST.STEPS if cfg.AT.TEST.EPS is not None else 0
+    work = tested * of_image * (1 + 2 * steps * SURVIVING) + classes * of_class
+    if image_passes and not cell.needs:
+        if cfg.DATASET.NUM_SHOTS < 1:
+            raise UserError("the cost of training on all images (shots -1) is not known")
+        images, epochs = cfg.DATASET.NUM_SHOTS * classes, cfg.OPTIM.MAX_EPOCH
+        attacked = 2 * attack.STEPS if trainer in _ATTACKED else 0
+        if trainer == "AdvPT":  # attacks once, then trains on the stored embeddings
+            work += images * of_image * (attacked + image_passes)
+        else:
+            work += epochs * images * of_image * (attacked + image_passes)
+        batches = epochs * images / cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        work += batches * classes * of_class * class_passes
+    return work * 1e9 / SPEED
+
+
+def _known(table: dict, what: str, name: str):
+    if name not in table:
+        raise UserError(f"the cost of {what} {name} is not known; there are {', '.join(table)}")
+    return table[name]
+
+
+def main(argv: list[str] | None = None) -> int:
+    from apd.sweep.cli import parse_args, read_cells
+
+    apd.register()
+    try:
+        cells = read_cells(parse_args(argv))
+        hours: dict[str, list[float]] = {}
+        for cell in cells:
+            hours.setdefault(cell.like[2], []).append(gpu_seconds(cell) / 3600)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    hours["all"] = [one for trainer in hours.values() for one in trainer]
+    table = [[name, len(cells), f"{sum(cells):,.1f}"] for name, cells in hours.items()]
+    print(tabulate(table, ["trainer", "cells", "GPU hours"], colalign=["left", "right", "right"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""A sweep's specification: YAML to cells.
+
+    output: output              # folder of the runs (default: output)
+    root: data                  # folder of the data sets (default: data)
+    protocol: few-shot          # or base-to-new, or transfer (default: few-shot)
+    targets: [letters]          # of transfer: the data sets to test on
+    grid:                       # one cell for each combination; one value needs no list
+      trainer: [AdvIVLP, APD]
+      config: mini              # configs/trainers/<trainer>/mini.yaml, or a path
+      dataset: digits           # configs/datasets/digits.yaml, or a path
+      shots: [1, 16]            # -1: all training images
+      seed: [1, 2, 3]
+      backbone: ViT-B/32        # may be left out, as --backbone of train.py
+      OPTIM.LR: [0.001, 0.01]   # any config key; it becomes a part of the folder's name
+    variants:                   # further grids, each joined to the one above, one after another
+      - {}
+      - {TRAINER.APD.TAU: [2.0, 4.0]}
+    set:                        # config keys for every cell
+      TRAIN.PRINT_FREQ: 50
+    where:                      # config keys for the cells that have these grid values
+      - {trainer: [CoOp, APT], shots: 1, set: {OPTIM.MAX_EPOCH: 50}}
+
+A value that is a list itself stands in a list: ``INPUT.TRANSFORMS: [[random_flip]]``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from apd.errors import UserError, one_line
+from apd.sweep.cell import Cell
+
+_TOP = {"output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
+_NEEDED = ("trainer", "config", "dataset", "shots", "seed")
+_AXES = {*_NEEDED, "backbone"}
+_PROTOCOLS = ("few-shot", "base-to-new", "transfer")
+
+
+def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
+    """The cells of a specification, in the order of the grid; no two share a folder.
+
+    Args:
+        path: the file, or the name under which the package ships it (configs/sweeps/...).
+        replaced: output, root, targets or grid axes in place of the file's; and ``set``, whose
+            keys are added to the file's and win over those of ``where`` too.
+
+    Raises:
+        UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
+            kind. The configs that the cells name are read when a cell is looked at.
+    """
+    from apd.train import _find_config
+
+    path = str(path)
+    try:
+        spec = yaml.safe_load(Path(_find_config(path)).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+    try:
+        return list(_expand(_checked(spec), replaced))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+# -- checking --------------------------------------------------------------------------------------
+
+
+def _checked(spec) -> dict:
+    if not isinstance(spec, dict):
+        raise UserError("a sweep is a mapping with the keys " + ", ".join(sorted(_TOP)))
+    _check_keys(spec, _TOP, "the sweep")
+    spec = {"output": "output", "root": "data", "protocol": "few-shot", "targets": [], **spec}
+    for key in ("grid", "set"):
+        spec[key] = spec.get(key) or {}
+    for key, default in (("variants", [{}]), ("where", [])):
+        spec[key] = spec.get(key) or default
+    for key, kind in (("grid", dict), ("set", dict), ("variants", list), ("where", list)):
+        if not isinstance(spec[key], kind):
+            raise UserError(f"{key} is no {'mapping' if kind is dict else 'list'}")
+    if spec["protocol"] not in _PROTOCOLS:
+        raise UserError(f"protocol is {spec['protocol']}: use {', '.join(_PROTOCOLS)}")
+    configs = _config_keys()
+    _check_keys(spec["grid"], _AXES | configs, "grid")
+    _check_keys(spec["set"], configs, "set")
+    for number, variant in enumerate(spec["variants"], start=1):
+        _check_keys(variant, _AXES | configs, f"variant {number}")
+    for number, rule in enumerate(spec["where"], start=1):
+        where = f"rule {number} of where"
+        _check_keys(rule, _AXES | configs | {"set"}, where)
+        if not isinstance(rule.get("set"), dict):
+            raise UserError(f"{where} has no mapping named set")
+        _check_keys(rule["set"], configs, where)
+    return spec
+
+
+def _check_keys(found, known: set[str], where: str) -> None:
+    if not isinstance(found, dict):
+        raise UserError(f"{where} is no mapping")
+    for key in found:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "there is no such key"
+            raise UserError(f'{where} has the key "{key}": {hint}')
+
+
+def _config_keys() -> set[str]:
+    import apd
+    from apd.host import get_cfg_default
+
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+
+    def names(node, prefix=""):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    return set(names(cfg))
+
+
+# -- expanding -------------------------------------------------------------------------------------
+
+
+def _expand(spec: dict, replaced: dict) -> Iterator[Cell]:
+    replaced = {key: value for key, value in replaced.items() if value is not None}
+    forced = replaced.pop("set", {})
+    _check_keys(forced, _config_keys(), "--set")
+    spec |= {key: replaced.pop(key) for key in _TOP & replaced.keys()}
+    if spec["protocol"] == "transfer" and not spec["targets"]:
+        raise UserError("the protocol transfer needs targets")
+    seen: dict[str, tuple] = {}
+    for variant in spec["variants"]:
+        grid = {**spec["grid"], **variant, **replaced}
+        if missing := [key for key in _NEEDED if key not in grid]:
+            raise UserError(f"grid lacks {', '.join(missing)}")
+        for values in itertools.product(*map(_listed, grid.values())):
+            point = dict(zip(grid, values))
+            _check_values(point)
+            for cell in _cells(spec, point, forced):
+                if cell.folder in seen:
+                    raise UserError(f"two cells have the folder {cell.folder}")
+                seen[cell.folder] = cell.argv
+                yield cell
+
+
+def _listed(value) -> list:
+    if value == []:
+        raise UserError("an empty list leaves no cells")
+    return value if isinstance(value, list) else [value]
+
+
+def _check_values(point: dict) -> None:
+    shots, seed = point["shots"], point["seed"]
+    if type(shots) is not int or shots < 1 and shots != -1:
+        raise UserError(f"shots is {shots!r}: use a number from 1, or -1 for all images")
+    if type(seed) is not int or seed < 0:
+        raise UserError(f"seed is {seed!r}: use a number from 0")
+    for key in _AXES & point.keys() - {"shots", "seed"}:
+        if not isinstance(point[key], str):
+            raise UserError(f"{key} is {point[key]!r}: use a name")
+
+
+def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
+    """The run of one point of the grid, and the evaluations that the protocol adds to it."""
+    output, trainer, shots, seed = spec["output"], point["trainer"], point["shots"], point["seed"]
+    dataset, config = point["dataset"], point["config"]
+    options = {key: value for key, value in point.items() if key not in _AXES}
+    parts = [f"backbone={point['backbone']}"] if "backbone" in point else []
+    parts += [f"{key.removeprefix('TRAINER.')}={value}" for key, value in options.items()]
+    # what varies beyond CoOp's layout goes into the name of the config
+    name = "+".join([_stem(config), *(re.sub(r"[^\w.=-]+", "-", part) for part in parts)])
+    for rule in spec["where"]:
+        if all(point.get(key) in _listed(rule[key]) for key in rule.keys() - {"set"}):
+            options |= rule["set"]
+    options = {**spec["set"], **options, **forced}
+
+    def cell(folder: str, dataset: str = dataset, needs: str = "", **more) -> Cell:
+        argv = ["--root", spec["root"], "--seed", seed, "--trainer", trainer]
+        argv += ["--dataset-config-file", _file(dataset, "configs/datasets")]
+        argv += ["--config-file", _file(config, f"configs/trainers/{trainer}")]
+        argv += ["--output-dir", folder]
+        if "backbone" in point:
+            argv += ["--backbone", point["backbone"]]
+        if needs:
+            argv += ["--eval-only", "--model-dir", needs]
+        for key, value in {**options, **more, "DATASET.NUM_SHOTS": shots}.items():
+            argv += [key, value]
+        like = (bool(needs), _stem(dataset), trainer, name, shots)
+        return Cell(folder, tuple(map(str, argv)), str(output), needs, like)
+
+    if spec["protocol"] == "base-to-new":
+        run = f"{_stem(dataset)}/shots_{shots}/{trainer}/{name}/seed{seed}"
+        base = cell(
+            f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"}
+        )
+        yield base
+        yield cell(
+            f"{output}/base2new/test_new/{run}",
+            needs=base.folder,
+            **{"DATASET.SUBSAMPLE_CLASSES": "new"},
+        )
+        return
+    run = f"{_stem(dataset)}/{trainer}/{name}_{shots}shots"
+    source = cell(f"{output}/{run}/seed{seed}")
+    yield source
+    if spec["protocol"] == "transfer":
+        for target in _listed(spec["targets"]):
+            folder = f"{output}/evaluation/{run}/{_stem(target)}/seed{seed}"
+            yield cell(folder, target, needs=source.folder)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+
+
+def _file(name: str, folder: str) -> str:
+    return name if name.endswith((".yaml", ".yml")) else f"{folder}/{name}.yaml"

@@ -1,0 +1,79 @@
+"""Runs one cell in this process, which should be its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from apd.sweep.cell import STDERR_NAME, Cell
+from apd.sweep.lock import Lock
+
+_held: list[Lock] = []  # by this process
+
+
+def run_cell(cell: Cell, folder: str, threads: int | None = None) -> None:
+    """``train.py`` with the cell's arguments. All that it has to say is in the cell's folder.
+
+    Returns at once if another process has the cell's lock.
+
+    Args:
+        folder: the working directory, which relative paths of the cell start from.
+        threads: of PyTorch; None: its own choice.
+    """
+    os.chdir(folder)
+    lock = Lock(cell.folder, cell.output)
+    if not lock.acquire():
+        return
+    _held.append(lock)
+    try:
+        with _output_to(Path(cell.folder)):
+            cell.forgive()
+            code = _train(cell, threads)
+        if code not in (0, 130):  # 130: interrupted, the next start goes on
+            cell.fail(f"exit code {code}")
+    finally:
+        release()
+
+
+def release() -> None:
+    """Give this process's locks back."""
+    while _held:
+        _held.pop().release()
+
+
+def _train(cell: Cell, threads: int | None) -> int:
+    import torch
+
+    from apd.train import main
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        return main(list(cell.argv))
+    except Exception:  # not SystemExit, by which submitit ends a job that it starts again
+        traceback.print_exc()
+        return 1
+
+
+@contextlib.contextmanager
+def _output_to(folder: Path) -> Iterator[None]:
+    """stderr into a file; stdout, which log.txt repeats, to nowhere."""
+    stdout, kept = sys.stdout, [os.dup(1), os.dup(2)]
+    try:
+        with (
+            open(folder / STDERR_NAME, "w", buffering=1, encoding="utf-8") as file,
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stderr(file),
+        ):
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stdout = stdout
+        for number, copy in zip((1, 2), kept):
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,136 @@
+"""The order of things, with cells and an executor that only pretend."""
+
+from collections import deque
+
+import pytest
+
+from apd.sweep import scheduler
+from apd.sweep.cell import State
+from apd.sweep.scheduler import ATTEMPTS, Sweep
+
+
+class Fake:
+    """A cell whose process ends in the states of ``ends``, one after another."""
+
+    def __init__(self, folder, *ends, now="missing", needs=""):
+        self.folder, self.needs = folder, needs
+        self.now, self.ends = now, deque(ends or ["done"])
+
+    def state(self):
+        return State(self.now)
+
+    def fail(self, reason):
+        self.now, self.reason = "failed", reason
+
+
+class Executor:
+    """Starts what it is given; a poll ends a cell."""
+
+    pause = 0
+
+    def __init__(self, jobs):
+        self.jobs, self.started, self.most = jobs, [], 0  # most at once
+
+    def room(self, running):
+        return self.jobs - running
+
+    def start(self, cells):
+        self.started += [cell.folder for cell in cells]
+        return list(cells)
+
+    def poll(self, cell):
+        cell.now = cell.ends.popleft()
+        return "killed by signal 9" if cell.now == "partial" else ""
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(scheduler, "ELSEWHERE", 0)
+
+
+def run(*cells, jobs=2):
+    executor = Executor(jobs)
+    ended = Sweep(list(cells), executor).run()
+    assert ended.keys() == {*cells}
+    return executor.started, {cell.folder: state.kind for cell, state in ended.items()}
+
+
+def test_a_failure_does_not_stop_the_rest():
+    started, ended = run(Fake("a"), Fake("b", "failed"), Fake("c"), jobs=1)
+    assert started == ["a", "b", "c"]
+    assert ended == {"a": "done", "b": "failed", "c": "done"}
+
+
+def test_what_has_an_end_is_not_started():
+    cells = [Fake(kind, now=kind) for kind in ("done", "failed", "blocked", "partial", "missing")]
+    assert run(*cells)[0] == ["partial", "missing"]
+
+
+def test_killed_cells_are_started_again_but_not_for_ever():
+    lucky = Fake("lucky", *["partial"] * (ATTEMPTS - 1), "done")
+    cursed = Fake("cursed", *["partial"] * ATTEMPTS)
+    started, ended = run(lucky, cursed)
+    assert ended == {"lucky": "done", "cursed": "failed"}
+    assert started.count("lucky") == started.count("cursed") == ATTEMPTS
+    assert cursed.reason == f"killed by signal 9, {ATTEMPTS} times"
+
+
+def test_a_cell_that_another_sweep_runs_is_waited_for():
+    class Elsewhere(Fake):
+        looks = 0
+
+        def state(self):
+            self.looks += 1
+            return State("running" if self.looks < 4 else "done")
+
+    started, ended = run(Elsewhere("theirs"), Fake("ours"))
+    assert started == ["ours"] and ended["theirs"] == "done"
+
+
+def test_a_cell_that_another_sweep_abandons_is_started():
+    class Abandoned(Fake):
+        looks = 0
+
+        def state(self):
+            self.looks += 1
+            return State("running" if self.looks < 4 else self.now)
+
+    assert run(Abandoned("theirs"))[0] == ["theirs"]
+
+
+def test_finding_another_owner_is_not_a_loss():
+    class Taken(Fake):
+        states = deque(["missing", "running"] * (ATTEMPTS + 1) + ["done"])
+
+        def state(self):
+            return State(self.states.popleft() if len(self.states) > 1 else "done")
+
+    cell = Taken("theirs", *["running"] * 9)
+    assert run(cell)[1] == {"theirs": "done"} and not hasattr(cell, "reason")
+
+
+def test_a_cell_waits_for_the_run_that_it_needs():
+    new, base, other = Fake("new", needs="base"), Fake("base"), Fake("other")
+    started, _ = run(new, base, other, jobs=2)
+    assert started == ["base", "other", "new"]
+
+
+@pytest.mark.parametrize("end", ["failed", "blocked"])
+def test_a_cell_is_not_run_if_the_run_that_it_needs_failed(end):
+    _, ended = run(Fake("base", end), Fake("new", needs="base"), Fake("rest"))
+    assert ended == {"base": end, "new": "missing", "rest": "done"}
+
+
+def test_a_cell_may_need_a_run_that_is_not_in_the_sweep():
+    assert run(Fake("new", needs="an/older/run"))[1] == {"new": "done"}
+
+
+def test_no_more_than_there_is_room_for():
+    class Counting(Executor):
+        def start(self, cells):
+            self.most = max(self.most, len(cells))
+            return super().start(cells)
+
+    executor = Counting(3)
+    Sweep([Fake(str(i)) for i in range(8)], executor).run()
+    assert executor.most == 3 and len(executor.started) == 8

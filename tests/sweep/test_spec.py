@@ -1,0 +1,213 @@
+"""From YAML to cells."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import apd
+from apd.errors import UserError
+from apd.sweep.spec import read_spec
+from apd.train import parse_args, setup_cfg
+
+ROOT = Path(__file__).parents[2]
+SPECS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
+GRID = {"trainer": "APD", "config": "mini", "dataset": "digits", "shots": 16, "seed": 1}
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """Function: the cells of a spec with this grid and these other keys."""
+    monkeypatch.chdir(ROOT)
+
+    def cells(grid=(), replaced=(), **more):
+        path = tmp_path / "spec.yaml"
+        path.write_text(yaml.safe_dump({"grid": {**GRID, **dict(grid)}, **more}, sort_keys=False))
+        return read_spec(path, **dict(replaced))
+
+    return cells
+
+
+def config(cell):
+    apd.register()
+    return setup_cfg(parse_args(list(cell.argv)))
+
+
+def folders(cells):
+    return [cell.folder for cell in cells]
+
+
+# -- what the grid makes ---------------------------------------------------------------------------
+
+
+def test_the_grid_is_multiplied_out_into_the_folders_of_the_scripts(cells):
+    found = cells({"trainer": ["CoOp", "APD"], "shots": [1, 2], "seed": [1, 3]})
+    assert folders(found) == [
+        f"output/digits/{trainer}/mini_{shots}shots/seed{seed}"
+        for trainer in ("CoOp", "APD") for shots in (1, 2) for seed in (1, 3)
+    ]  # fmt: skip
+    cfg = config(found[1])
+    assert (cfg.TRAINER.NAME, cfg.DATASET.NUM_SHOTS, cfg.SEED) == ("CoOp", 1, 3)
+    assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("Digits", "data")
+    assert cfg.OUTPUT_DIR == found[1].folder
+    assert cfg.INPUT.SIZE == (32, 32)
+
+
+def test_config_keys_in_the_grid_make_folders_of_their_own(cells):
+    first, second = cells({"TRAINER.APD.TAU": [1, 2.0], "INPUT.TRANSFORMS": [["random_flip"]]})
+    name = "mini+APD.TAU=1+INPUT.TRANSFORMS=-random_flip-_16shots"
+    assert first.folder == f"output/digits/APD/{name}/seed1"
+    assert config(first).TRAINER.APD.TAU == 1.0 and config(second).TRAINER.APD.TAU == 2.0
+    assert list(config(first).INPUT.TRANSFORMS) == ["random_flip"]
+
+
+def test_a_backbone_is_a_part_of_the_folder(cells):
+    (cell,) = cells({"backbone": "ViT-B/32"})
+    assert cell.folder == "output/digits/APD/mini+backbone=ViT-B-32_16shots/seed1"
+    assert config(cell).MODEL.BACKBONE.NAME == "ViT-B/32"
+
+
+def test_all_images(cells):
+    (cell,) = cells({"shots": -1})
+    assert cell.folder == "output/digits/APD/mini_-1shots/seed1"
+    assert config(cell).DATASET.NUM_SHOTS == -1
+
+
+def test_variants_come_one_after_another(cells):
+    found = cells(
+        variants=[{}, {"TRAINER.APD.BETA": [0.1, 1.0]}, {"TRAINER.APD.COUPLED": True, "seed": 2}]
+    )
+    assert [config(c).TRAINER.APD.BETA for c in found] == [0, 0.1, 1, 0]
+    assert [(config(c).TRAINER.APD.COUPLED, config(c).SEED) for c in found] == [
+        (False, 1), (False, 1), (False, 1), (True, 2),
+    ]  # fmt: skip
+
+
+def test_what_is_set_stays_out_of_the_folder_and_the_command_line_wins(cells):
+    rule = {"trainer": ["CoOp", "APT"], "shots": [1], "set": {"OPTIM.MAX_EPOCH": 5}}
+    more = {
+        "grid": {"trainer": ["CoOp", "APD"], "shots": [1, 2]},
+        "set": {"OPTIM.MAX_EPOCH": 7, "AT.TEST.STEPS": 3},
+        "where": [rule],
+    }
+    found = cells(**more)
+    assert folders(found)[0] == "output/digits/CoOp/mini_1shots/seed1"
+    assert [config(c).OPTIM.MAX_EPOCH for c in found] == [5, 7, 7, 7]
+    assert {config(c).AT.TEST.STEPS for c in found} == {3}
+    forced = cells(**more, replaced={"set": {"OPTIM.MAX_EPOCH": "9"}})
+    assert {config(c).OPTIM.MAX_EPOCH for c in forced} == {9}
+
+
+def test_the_command_line_replaces_axes(cells):
+    found = cells({"seed": [1, 2]}, {"seed": [5], "trainer": ["CoOp"], "output": "o", "root": None})
+    assert folders(found) == ["o/digits/CoOp/mini_16shots/seed5"]
+    assert config(found[0]).DATASET.ROOT == "data"
+    found = cells(variants=[{"seed": [1, 2]}], replaced={"seed": [5]})
+    assert folders(found) == ["output/digits/APD/mini_16shots/seed5"]
+
+
+# -- protocols -------------------------------------------------------------------------------------
+
+
+def test_base_to_new(cells):
+    base, new = cells({"trainer": "CoOp"}, protocol="base-to-new")
+    run = "digits/shots_16/CoOp/mini/seed1"
+    assert base.folder == f"output/base2new/train_base/{run}" and base.needs == ""
+    assert new.folder == f"output/base2new/test_new/{run}" and new.needs == base.folder
+    assert [config(c).DATASET.SUBSAMPLE_CLASSES for c in (base, new)] == ["base", "new"]
+    args = parse_args(list(new.argv))
+    assert args.eval_only and args.model_dir == base.folder
+    assert not parse_args(list(base.argv)).eval_only
+
+
+def test_transfer(cells):
+    source, letters, rendered = cells(protocol="transfer", targets=["letters", "rendered_digits"])
+    assert source.folder == "output/digits/APD/mini_16shots/seed1"
+    assert letters.folder == "output/evaluation/digits/APD/mini_16shots/letters/seed1"
+    assert letters.needs == rendered.needs == source.folder
+    assert config(letters).DATASET.NAME == "Letters"
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "grid, more, message",
+    [
+        ({}, {"grids": {}}, 'the sweep has the key "grids": did you mean grid?'),
+        ({"trainers": "CoOp"}, {}, 'grid has the key "trainers": did you mean trainer'),
+        ({"OPTIM.LRR": 1}, {}, "did you mean OPTIM.LR"),
+        ({}, {"set": {"OPTIM.MAX_EPOCHS": 1}}, "set has the key .*did you mean OPTIM.MAX_EPOCH"),
+        ({}, {"set": {"OPTIM": 1}}, 'set has the key "OPTIM"'),
+        ({}, {"variants": [{}, {"TAU": 1}]}, 'variant 2 has the key "TAU"'),
+        ({}, {"variants": [[1]]}, "variant 1 is no mapping"),
+        ({}, {"where": [{"shots": 1}]}, "rule 1 of where has no mapping named set"),
+        ({}, {"where": [{"shot": 1, "set": {}}]}, 'rule 1 of where has the key "shot"'),
+        ({}, {"where": {"shots": 1}}, "where is no list"),
+        ({"shots": "many"}, {}, "shots is 'many': use a number from 1"),
+        ({"shots": 0}, {}, "shots is 0: use a number from 1, or -1 for all images"),
+        ({"seed": -1}, {}, "seed is -1"),
+        ({"trainer": []}, {}, "an empty list leaves no cells"),
+        ({"trainer": 3}, {}, "trainer is 3: use a name"),
+        ({"seed": [1, 1]}, {}, "two cells have the folder output/digits/APD/mini_16shots/seed1"),
+        ({}, {"protocol": "few"}, "protocol is few: use few-shot, base-to-new, transfer"),
+        ({}, {"protocol": "transfer"}, "transfer needs targets"),
+    ],
+)
+def test_mistakes_are_told(cells, tmp_path, grid, more, message):
+    with pytest.raises(UserError, match=message) as error:
+        cells(grid, **more)
+    assert str(error.value).startswith(str(tmp_path / "spec.yaml"))
+
+
+def test_mistakes_in_the_file_are_told(tmp_path):
+    path = tmp_path / "spec.yaml"
+    for text, message in (
+        ("- 1", "a sweep is a mapping"),
+        ("grid: {", "spec.yaml: "),
+        ("grid: {trainer: APD}", "grid lacks config, dataset, shots, seed"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_spec(path)
+    with pytest.raises(UserError, match="no config file"):
+        read_spec(tmp_path / "none.yaml")
+
+
+# -- the shipped ones ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_shipped_specs(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = read_spec(path)
+    # the number of cells stands in the file's head
+    assert f"{len(found):,} cells" in path.read_text().partition("grid:")[0]
+    kinds = {cell.like[:4]: cell for cell in found}  # all configs, data sets and variants
+    configs = [config(cell) for cell in kinds.values()]
+    assert all(cfg.AT.TEST.EPS for cfg in configs)  # robust accuracy is what it is about
+
+
+def test_published_epochs_by_shots(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = read_spec(
+        "configs/sweeps/fewshot.yaml", dataset=["dtd"], seed=[1], trainer=["CoOp", "APT", "APD"]
+    )
+    epochs = [config(cell).OPTIM.MAX_EPOCH for cell in found]
+    assert epochs == [50, 100, 100, 200, 200] * 2 + [50] * 5
+    imagenet = read_spec("configs/sweeps/fewshot.yaml", dataset=["imagenet"], trainer=["CoOp"])
+    assert {config(cell).OPTIM.MAX_EPOCH for cell in imagenet} == {50}
+    mini = read_spec("configs/sweeps/digits_fewshot.yaml", seed=[1])
+    assert {config(cell).OPTIM.MAX_EPOCH for cell in mini} == {50}
+
+
+def test_the_ablation_is_of_all_our_choices(monkeypatch):
+    """Every key of TRAINER.APD that apd/config.py has as our choice, beyond its default."""
+    monkeypatch.chdir(ROOT)
+    for name in ("ablation", "digits_ablation"):
+        found = read_spec(f"configs/sweeps/{name}.yaml", seed=[1])
+        configs = [config(cell).TRAINER.APD for cell in found]
+        default = configs[0]
+        keys = set(default) - {"CTX_INIT", "PREC", "TEACHER"}
+        assert [key for key in keys if all(c[key] == default[key] for c in configs)] == []
+        assert {c.TEACHER.MODE for c in configs} == {"online", "offline", "frozen"}
