@@ -15,8 +15,8 @@ import argparse
 import contextlib
 import signal
 import sys
-import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from statistics import mean
 
 import yaml
@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
     display = Display(list(states), output)
     sweep = Sweep(list(states), executor, display)
     try:
-        with _sigterm_as_interrupt():
+        with _signals_to(sweep.interrupt):
             sweep.run()
     except KeyboardInterrupt:
         print("interrupted: the same command continues this sweep", file=sys.stderr)
@@ -137,17 +137,14 @@ def _pair(text: str) -> tuple[str, object]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt():
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    kept = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
+def _signals_to(handler: Callable) -> Iterator[None]:
+    """Ctrl-C, and what a batch system or ``kill`` sends."""
+    kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, kept)
+        for number, old in kept.items():
+            signal.signal(number, old)
 
 
 def _summarise(ended: dict[Cell, State], before: int) -> None:
@@ -171,12 +168,12 @@ def _summarise(ended: dict[Cell, State], before: int) -> None:
 
 def _list(states: dict[Cell, State], jobs: int) -> None:
     estimate = estimator(states)
-    rows, left, unknown = [], 0.0, 0
+    rows, left, unknown = [], [], 0
     for cell, state in states.items():
         seconds = None
         if state.kind not in ("done", "blocked"):
             seconds = estimate(cell)
-            left += seconds or 0
+            left += [seconds] if seconds else []
             unknown += seconds is None
         note = " ".join([state.note, *state.log[-1:]])
         if state.kind in ("running", "partial"):
@@ -186,7 +183,8 @@ def _list(states: dict[Cell, State], jobs: int) -> None:
     counts = Counter(state.kind for state in states.values())
     print(f"\n{len(states)} cells: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if left:
-        print(f"estimated time left: {_clock(left / jobs)}, {jobs} cells at a time")
+        seconds = max(max(left), sum(left) / jobs)  # no sooner than the longest cell
+        print(f"estimated time left: {_clock(seconds)}, {jobs} cells at a time")
     if unknown:
         print(f"no estimate for {unknown} cells: none on their data set has finished")
 

@@ -28,12 +28,19 @@ class Sweep:
         self.elsewhere: list[Cell] = []  # another process has their locks
         self.ended: dict[Cell, State] = {}
         self.lost = Counter()  # processes, by cell
+        self.interrupted = False  # by ``interrupt``
 
     def run(self) -> dict[Cell, State]:
-        """Run all; every cell's end: done, failed, blocked, or missing for want of another run."""
+        """Run all; every cell's end: done, failed, blocked, or missing for want of another run.
+
+        Raises:
+            KeyboardInterrupt: ``interrupt`` was called.
+        """
         looked = time.monotonic()
         while self.waiting or self.running or self.elsewhere:
             self._collect()
+            if self.interrupted:
+                raise KeyboardInterrupt
             if self.elsewhere and time.monotonic() - looked > ELSEWHERE:
                 looked = time.monotonic()
                 self.waiting, self.elsewhere = self.elsewhere + self.waiting, []
@@ -42,6 +49,13 @@ class Sweep:
             if self.running or self.elsewhere:
                 time.sleep(self.executor.pause)
         return self.ended
+
+    def interrupt(self, *_) -> None:
+        """A signal's handler: stop before the next start; at once, if it is the second signal."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        # not at once: a process that is being started would be lost sight of
+        self.interrupted = True
 
     def _collect(self) -> None:
         for cell, handle in list(self.running.items()):

@@ -130,3 +130,24 @@ def test_verdicts_of_an_attack_in_half_precision_are_in_float32(dtype):
         assert torch.equal(right, done["right"])
         lost += int((~right).sum())
     assert 0 < lost < len(rows["index"])
+
+
+@pytest.mark.parametrize("half_errs", [True, False])
+def test_a_model_that_half_precision_changes_is_judged_as_it_is(half_errs):
+    """Under autocast it errs always, or never; in float32 it is right on dark images only."""
+
+    def model(images):
+        dark = (images.mean(dim=(1, 2, 3)) < 0.5).float()
+        if torch.is_autocast_enabled("cpu"):
+            dark = dark * 0 + (not half_errs)
+        return torch.stack([dark, 1 - dark], dim=1) + 1e-3 * images.mean()
+
+    images = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    rows = {"index": torch.arange(2), "image": images, "label": torch.zeros(2).long()}
+    stage, right = PGD(linf(1, 0.5, 3)), torch.zeros(2, dtype=torch.bool)
+    for done, _ in stage.run(
+        Supply([rows]), model, batch_size=2, start=seeded_start(stage.threat, 0),
+        precision=torch.bfloat16,
+    ):  # fmt: skip
+        right[done["index"]] = done["right"]
+    assert right.tolist() == [True, False]

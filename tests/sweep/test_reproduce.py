@@ -11,7 +11,8 @@ from apd.sweep.cli import parse_args, read_cells
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\|.*?\| `(SWEEPS/[^`]+)`.*?\| ([\d,]+)(?: each)? \| ([\d,–]*) ?\|$", TEXT, re.M)
+ROW = r"^\|.*?\| `(SWEEPS/[^`]+)`.*?\| ([\d,]+)(?: each)? \| ([\d,–]*) ?\|$"
+ROWS = re.findall(ROW, TEXT, re.M)  # command, cells, hours
 FAPS = re.search(r"`FAPS` is `([^`]+)`", TEXT).group(1)
 
 

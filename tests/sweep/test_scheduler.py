@@ -109,6 +109,20 @@ def test_finding_another_owner_is_not_a_loss():
     assert run(cell)[1] == {"theirs": "done"} and not hasattr(cell, "reason")
 
 
+def test_an_interrupt_waits_until_what_was_started_is_known():
+    class Interrupted(Executor):
+        def start(self, cells):
+            sweep.interrupt()  # the signal comes in the middle
+            return super().start(cells)
+
+    sweep = Sweep([Fake("a", "missing", "missing"), Fake("b")], Interrupted(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run()
+    assert sweep.executor.started == ["a"]
+    with pytest.raises(KeyboardInterrupt):
+        sweep.interrupt()
+
+
 def test_a_cell_waits_for_the_run_that_it_needs():
     new, base, other = Fake("new", needs="base"), Fake("base"), Fake("other")
     started, _ = run(new, base, other, jobs=2)

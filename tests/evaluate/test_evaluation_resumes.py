@@ -151,6 +151,17 @@ def test_a_stale_file_is_never_used(tmp_path, change):
     assert len(keys) == 2
 
 
+def test_a_transferred_attack_belongs_to_both_models(tmp_path):
+    def transferred(target, made_on):
+        source = Source("transfer:x", (made_on,), fingerprint(made_on))
+        run(tmp_path, model=target, source=source)
+        return len(list(tmp_path.glob("*.json")))
+
+    assert transferred(net(), net(2)) == transferred(net(), net(2)) == 1
+    assert transferred(net(), net(3)) == 2
+    assert transferred(net(1), net(2)) == 3
+
+
 def test_damaged_files_are_told(tmp_path):
     killed(tmp_path, ("pgd-6",), (2, "after"))
     (state,) = tmp_path.glob("*.pt")
