@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,12 @@ def _run(arguments, kill_at):
 
 
 def _watch(event, left):
-    """Send SIGKILL at an event: ``step`` (before it), ``attack`` (of the final evaluation),
+    """Send SIGKILL at an event: ``step`` (before it), ``attack`` (a step of one, in training too),
     ``write`` (the file is complete, but not in its place) or ``written``."""
-    import apd.evaluate.loop
     import apd.files
     from apd.trainers.base import PromptTrainer
+
+    pgd = import_module("apd.attacks.pgd")  # apd.attacks.pgd is the function
 
     def happens(name):
         nonlocal left
@@ -77,8 +79,14 @@ def _watch(event, left):
         return wrapper
 
     PromptTrainer.forward_backward = noting(PromptTrainer.forward_backward, "step")
-    apd.evaluate.loop.surviving = noting(apd.evaluate.loop.surviving, "attack")
-    apd.files.os.replace = noting(os.replace, "write", "written")
+    pgd._move = noting(pgd._move, "attack")
+    replace = noting(os.replace, "write", "written")
+
+    def replacing(source, target):
+        happens(f"write {Path(target).name}")
+        replace(source, target)
+
+    apd.files.os.replace = replacing
 
 
 def finish(process):
@@ -142,7 +150,7 @@ def test_killed_at_every_kind_of_moment(start, whole, tmp_path, method):
     # epoch 1 is behind it
     plan += [("step", 2), ("written", 1), ("write", files), ("written", files)]  # and epoch 2
     plan += [("step", 1), ("written", files)]  # and epoch 3: what is left is the evaluation
-    plan += [("attack", 1), ("attack", 2), ("write", 1)]  # of results.json
+    plan += [("attack", 1), ("attack", 2), ("write", 1), ("write results.json", 1)]
     epochs = []
     for kill_at in plan:
         process = start(tmp_path, method, kill_at=kill_at)
@@ -150,7 +158,7 @@ def test_killed_at_every_kind_of_moment(start, whole, tmp_path, method):
         assert process.exitcode == -signal.SIGKILL, kill_at
         assert not (tmp_path / "results.json").exists()
         epochs.append(epochs_behind(tmp_path))
-    assert epochs == [0] * (2 * files) + [1] * 4 + [2] * 2 + [3] * 4
+    assert epochs == [0] * (2 * files) + [1] * 4 + [2] * 2 + [3] * 5
     finish(start(tmp_path, method))
     assert_same(tmp_path, whole(method))
 
