@@ -1,4 +1,4 @@
-"""Characters rendered from matplotlib's fonts: other data sets for prompts trained on the digits."""
+"""Characters rendered from matplotlib's fonts: other images for prompts trained on the digits."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 
 from apd.errors import UserError
-from apd.results.table import check_comparable, header_of, rank
+from apd.results.table import Accuracy, check_comparable, header_of, rank
 
 
 def base_to_new(runs: dict[Path, dict]) -> list[dict]:
@@ -73,7 +73,7 @@ def _cells(runs: Iterable[dict], row: Callable[[dict], object], column: str = "s
     cells: dict = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run["seed"]):
         for evaluation in run["evaluations"]:
-            cells[row(run)][run[column], header_of(evaluation)].append(evaluation["accuracy"])
+            cells[row(run)][run[column], header_of(evaluation)].append(Accuracy.of(evaluation))
     return cells
 
 

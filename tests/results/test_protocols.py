@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from sample_results import record
 
 from apd.results.protocols import base_to_new, transfer
 from apd.results.table import load_runs, main
@@ -107,3 +108,10 @@ def test_a_protocols_table_is_written_too(save, tmp_path):
     (row,) = csv.DictReader(table.open())
     assert row["dataset"] == "Digits" and float(row["H clean (%)"]) == pytest.approx(72)
     assert main([str(tmp_path), "--protocol", "transfer", "--plot", str(table)]) == 2
+
+
+def test_flags_reach_a_protocols_table(save, tmp_path, capsys):
+    evaluations = [{**record("clean", 80.0), "flags": {"random-logits": "other logits each time"}}]
+    save(subsample="base", evaluations=evaluations)
+    assert main([str(tmp_path), "--protocol", "base-to-new"]) == 0
+    assert "random-logits: other logits each time" in capsys.readouterr().out
