@@ -14,7 +14,7 @@ DATASET=${2:-digits}
 SHOTS=${3:-16}
 SEEDS=${4:-1}
 OUTPUT=${OUTPUT:-output}
-METHODS=${METHODS:-ZeroshotCLIP CoOp MaPLe APT AdvPT AdvVPT AdvIVLP AdvMaPLe FAP APD}
+METHODS=${METHODS:-ZeroshotCLIP CoOp VPT IVLP MaPLe APT AdvPT AdvVPT AdvIVLP AdvMaPLe FAP APD}
 case $DATASET in
     digits | letters | rendered_digits) CFG=${CFG:-mini} ;;
     *) CFG=${CFG:-vit_b32} ;;
