@@ -22,7 +22,7 @@ import yaml
 
 import apd
 from apd.config import differences
-from apd.errors import NonFiniteLoss, UserError, one_line
+from apd.errors import UserError, exit_codes, one_line
 from apd.results import is_complete, read_results
 
 try:
@@ -80,7 +80,7 @@ def setup_cfg(args: argparse.Namespace):
     cfg = get_cfg_default()
     apd.extend_cfg(cfg)
     for path in filter(None, (args.dataset_config_file, args.config_file)):
-        found = _find_config(path)
+        found = find_config(path)
         try:
             cfg.merge_from_file(found)
         except Exception as error:  # yacs and YAML raise of every kind, Exception itself too
@@ -111,7 +111,7 @@ def setup_cfg(args: argparse.Namespace):
     return cfg
 
 
-def _find_config(path: str) -> str:
+def find_config(path: str) -> str:
     """``path``, or the file that the package ships under that name (configs/...)."""
     shipped = CONFIGS.parent / path
     if Path(path).is_file():
@@ -155,6 +155,13 @@ class _Tee(io.StringIO):
         sys.__stdout__.flush()
 
 
+def evaluated_prompts(args: argparse.Namespace) -> dict | None:
+    """What an evaluation alone reads, as results.json has it; None for a run that trains."""
+    if not args.eval_only:
+        return None
+    return {"model_dir": args.model_dir, "epoch": args.load_epoch}
+
+
 def finished(cfg, prompts_from: dict | None) -> bool:
     """Whether OUTPUT_DIR holds the results of this very run.
 
@@ -177,9 +184,7 @@ def finished(cfg, prompts_from: dict | None) -> bool:
 
 def run(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args)
-    prompts_from = None
-    if args.eval_only:
-        prompts_from = {"model_dir": args.model_dir, "epoch": args.load_epoch}
+    prompts_from = evaluated_prompts(args)
     # an evaluation without a folder of its own is only printed
     keep = bool(args.output_dir) or not args.eval_only
     if keep and finished(cfg, prompts_from):
@@ -213,18 +218,11 @@ def run(args: argparse.Namespace) -> None:
         trainer.train()
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     apd.register()
     try:
         run(parse_args(argv))
-    except UserError as error:
-        # from a worker of a data loader it comes with that process's traceback
-        message = str(error).splitlines()[-1].removeprefix("apd.errors.UserError: ")
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted: the same command continues this run", file=sys.stderr)
         return 130

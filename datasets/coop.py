@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from apd.datasets.caches import digest
-from apd.datasets.folder import SUFFIXES
+from apd.datasets.folder import image_names, subfolders
 from apd.datasets.published import (
     DRIVE,
     Counts,
@@ -41,21 +41,13 @@ class _Tree(SplitFile):
     @classmethod
     def raw(cls, folder: Path) -> tuple[list[Row]]:
         images = folder / cls.image_dir
-        classes = sorted(
-            entry.name
-            for entry in os.scandir(images)
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in cls.ignored
-        )
+        classes = [f.name for f in subfolders(images) if f.name not in cls.ignored]
         if not classes:
             raise UserError(f"{cls.__name__}: no class folders in {images}")
         rows = []
         for label, name in enumerate(classes):
             # sorted, where CoOp takes the file system's order: the same split on every machine
-            files = sorted(
-                file
-                for file in os.listdir(images / name)
-                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-            )
+            files = image_names(images / name)
             if not files:
                 raise UserError(f"{cls.__name__}: no images in {images / name}")
             rows += [(f"{name}/{file}", label, cls.renamed.get(name, name)) for file in files]

@@ -41,7 +41,7 @@ from apd.datasets.coop import (
 from apd.datasets.fewshot import Entry, check_labels
 from apd.datasets.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from apd.datasets.published import Counts, Published, SplitFile
-from apd.errors import UserError, one_line
+from apd.errors import UserError, exit_codes, one_line
 
 DATASETS: dict[str, type[Published]] = {
     cls.__name__: cls
@@ -212,12 +212,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(finding.usable for finding in findings) else 1
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from apd.errors import UserError
+from apd.errors import UserError, listed
 from apd.host import DatasetBase, Datum
 
 
@@ -116,13 +116,6 @@ def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
         ]
         for split in splits
     ]
-
-
-def listed(names: Iterable[str], most: int = 10) -> str:
-    """Join names for a message of one line; beyond ``most`` of them, say how many more."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 @contextmanager

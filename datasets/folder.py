@@ -6,8 +6,8 @@ import os
 import random
 from pathlib import Path
 
-from apd.datasets.fewshot import FewShotDataset, data_root, listed
-from apd.errors import UserError
+from apd.datasets.fewshot import FewShotDataset, data_root
+from apd.errors import UserError, listed
 from apd.host import DATASET_REGISTRY, Datum, register
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
@@ -53,21 +53,28 @@ class Folder(FewShotDataset):
         ))
 
 
+def subfolders(folder: Path) -> list[os.DirEntry]:
+    """Sorted by name, without hidden ones."""
+    entries = (e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def image_names(folder: str | os.PathLike) -> list[str]:
+    """The image files in a folder, sorted, without hidden ones."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+
+
 def _images(folder: Path) -> dict[str, list[str]]:
     """Return the image paths of each class, both sorted: a file system has an order of its own."""
     if not folder.is_dir():
         raise UserError(f"Folder: there is no folder {folder}: {LAYOUTS}")
     classes = {
-        name: sorted(
-            file.path
-            for file in os.scandir(folder / name)
-            if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
-        )
-        for name in sorted(
-            entry.name
-            for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
+        entry.name: [os.path.join(entry.path, name) for name in image_names(entry.path)]
+        for entry in subfolders(folder)
     }
     if not classes:
         raise UserError(f"Folder: no class folders in {folder}: {LAYOUTS}")

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from apd.datasets.caches import cached, digest, read_pickle
-from apd.datasets.fewshot import Entry, listed
+from apd.datasets.fewshot import Entry
+from apd.datasets.folder import subfolders
 from apd.datasets.published import DRIVE, Counts, Published, Source, lines
-from apd.errors import UserError
+from apd.errors import UserError, listed
 from apd.host import DATASET_REGISTRY, register
 
 Tree = dict[str, list[str]]  # class folder -> its files; the folder's place is its label
@@ -167,10 +168,7 @@ def class_folders(tree: Path) -> list[os.DirEntry]:
     Raises:
         UserError: there are none.
     """
-    found = sorted(
-        (f for f in os.scandir(tree) if f.is_dir() and not f.name.startswith(".")),
-        key=lambda f: f.name,
-    )
+    found = subfolders(tree)
     if not found:
         raise UserError(f"no class folders in {tree}: it must hold one folder of images a class")
     return found

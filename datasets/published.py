@@ -15,8 +15,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from apd.datasets.caches import cached, digest, read_pickle
-from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root, listed
-from apd.errors import UserError, one_line
+from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
+from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it

@@ -37,13 +37,7 @@ class AdversarialTraining:
 
         ``reference``: logits that a "kl" attack moves away from.
         """
-        text = text.detach()
-        return self.pgd(
-            lambda images: self.model.logits(self.model.image_features(images), text),
-            images,
-            labels,
-            reference,
-        )
+        return self.pgd(self.model.classifier(text.detach()), images, labels, reference)
 
     def pgd(
         self,

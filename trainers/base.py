@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.attacks import ThreatModel, find_attack
+from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.datasets.templates import template
 from apd.errors import NonFiniteLoss, UserError
@@ -18,13 +18,6 @@ from apd.evaluate import EVALUATIONS, evaluate, fingerprint
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.results import write_results
 from apd.trainers.resumable import ResumableTrainer
-
-HALF = {  # what a precision computes in where autocast allows it
-    "fp32": None,
-    "amp": torch.float16,  # with a gradient scaler
-    "fp16": torch.float16,  # CoOp's and MAPT's name: read as amp, because the weights stay fp32
-    "bf16": torch.bfloat16,
-}
 
 
 class PromptTrainer(ResumableTrainer):
@@ -84,7 +77,7 @@ class PromptTrainer(ResumableTrainer):
                     "model normalises: take it out"
                 )
         for key, precision in precisions.items():
-            if precision not in HALF:
+            if precision not in PRECISIONS:
                 raise UserError(f"{key} is {precision}: use fp32, amp or bf16")
 
     def build_data_loader(self) -> None:
@@ -113,7 +106,7 @@ class PromptTrainer(ResumableTrainer):
             )
         self.model = self.build_prompted_clip(self.clip_model, **self.prompts())
         self.add_model("prompt_learner", self.model.prompt_learner)
-        fp16 = HALF[self.options.PREC] is torch.float16  # bf16 has the range of fp32
+        fp16 = PRECISIONS[self.options.PREC] is torch.float16  # bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
     def load_clip(self, name: str, robust: str) -> nn.Module:
@@ -169,24 +162,27 @@ class PromptTrainer(ResumableTrainer):
 
     def autocast(self, precision: str) -> torch.autocast:
         """fp32 turns an autocast around it off."""
-        dtype = HALF[precision]
+        dtype = PRECISIONS[precision]
         # no cache: a weight that was cast for an attack has no gradient for training
         return torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False
         )
 
+    def learned(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [p for model in self._models.values() for p in model.parameters()]
+
     def gradient_norm(self) -> Tensor:
         """Of all prompts together."""
-        parameters = [p for model in self._models.values() for p in model.parameters()]
-        norms = [p.grad.norm() for p in parameters if p.grad is not None]
+        norms = [p.grad.norm() for p in self.learned() if p.grad is not None]
         return torch.stack(norms).norm()
 
     def detect_anomaly(self, value: Tensor, what: str) -> None:
         """Stop before a loss or gradient that is not finite reaches the prompts."""
         if not torch.isfinite(value):
-            keys = [f"TRAINER.{self.section}.PREC"] * (HALF[self.options.PREC] is not None)
+            keys = [f"TRAINER.{self.section}.PREC"] * (PRECISIONS[self.options.PREC] is not None)
             if self.adversarial:
-                keys += ["AT.TRAIN.PREC"] * (HALF[self.cfg.AT.TRAIN.PREC] is not None)
+                keys += ["AT.TRAIN.PREC"] * (PRECISIONS[self.cfg.AT.TRAIN.PREC] is not None)
             likely = (
                 f"half precision overflows ({' and '.join(keys)}: use fp32)"
                 if keys
@@ -217,8 +213,7 @@ class PromptTrainer(ResumableTrainer):
     def image_logits(self) -> Callable[[Tensor], Tensor]:
         """The deployed model with its text features computed once: images to logits."""
         self.set_model_mode("eval")
-        text = self.model.text_features()
-        return lambda images: self.model.logits(self.model.image_features(images), text)
+        return self.model.classifier()
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -284,14 +279,13 @@ class PromptTrainer(ResumableTrainer):
         if not self.keep_results:
             return
         cfg = self.cfg
-        parameters = (p for model in self._models.values() for p in model.parameters())
         seconds = sum(record["seconds"] for record in evaluations)
         write_results(
             self.output_dir,
             {
                 "method": type(self).__name__,
                 "modality": self.model.modality,
-                "trainable_parameters": sum(p.numel() for p in parameters),
+                "trainable_parameters": sum(p.numel() for p in self.learned()),
                 "dataset": cfg.DATASET.NAME,
                 "classes": self.num_classes,
                 "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,

@@ -48,32 +48,20 @@ class _Kind:
     flags: tuple[str, ...] = ()
 
 
-def _apgd_ce(threat: ThreatModel, steps: int) -> Build:
-    def build(model, settings):
-        settings = {k: v for k, v in settings.items() if k != "n_classes"}
-        return torchattacks.APGD(model, steps=steps, n_restarts=threat.restarts, **settings)
+def _part(
+    attack: type, steps_name: str = "steps", targeted: bool = False, **options
+) -> Callable[[ThreatModel, int], Build]:
+    """A part of AutoAttack; only targeted ones take the number of classes."""
 
-    return build
+    def of(threat: ThreatModel, steps: int) -> Build:
+        def build(model, settings):
+            shared = {k: v for k, v in settings.items() if targeted or k != "n_classes"}
+            budget = {steps_name: steps, "n_restarts": threat.restarts}
+            return attack(model, **budget, **options, **shared)
 
+        return build
 
-def _apgd_t(threat: ThreatModel, steps: int) -> Build:
-    return lambda model, settings: torchattacks.APGDT(
-        model, steps=steps, n_restarts=threat.restarts, **settings
-    )
-
-
-def _fab_t(threat: ThreatModel, steps: int) -> Build:
-    return lambda model, settings: torchattacks.FAB(
-        model, steps=steps, n_restarts=threat.restarts, multi_targeted=True, **settings
-    )
-
-
-def _square(threat: ThreatModel, steps: int) -> Build:
-    def build(model, settings):
-        settings = {k: v for k, v in settings.items() if k != "n_classes"}
-        return torchattacks.Square(model, n_queries=steps, n_restarts=threat.restarts, **settings)
-
-    return build
+    return of
 
 
 def _difgsm(threat: ThreatModel, steps: int) -> Build:
@@ -103,12 +91,17 @@ class _CW(torchattacks.CW):
 _BOTH = ("linf", "l2")
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
-    "apgd-ce": _Kind(100, _BOTH, "ce", True, _apgd_ce),
-    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _apgd_t),
-    "fab-t": _Kind(100, _BOTH, "distance, targeted", False, _fab_t),
-    "square": _Kind(5000, _BOTH, "margin", True, _square, ("black_box",)),
+    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part(torchattacks.APGD)),
+    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part(torchattacks.APGDT, targeted=True)),
+    "fab-t": _Kind(
+        100, _BOTH, "distance, targeted", False,
+        _part(torchattacks.FAB, targeted=True, multi_targeted=True),
+    ),
+    "square": _Kind(
+        5000, _BOTH, "margin", True, _part(torchattacks.Square, "n_queries"), ("black_box",)
+    ),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
-}
+}  # fmt: skip
 NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")
 
 

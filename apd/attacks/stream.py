@@ -17,6 +17,9 @@ def select(rows: Rows, which: Tensor) -> Rows:
 
 
 def join(parts: list[Rows]) -> Rows:
+    """One part as it is: most steps of an attack join nothing, and need no copy."""
+    if len(parts) == 1:
+        return parts[0]
     return {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
 
 

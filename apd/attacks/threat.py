@@ -6,10 +6,18 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
+
 from apd.errors import UserError
 
 NORMS = ("linf", "l2")
 LOSSES = ("ce", "kl", "margin")
+PRECISIONS = {  # what autocast computes in where it may, in training too
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "amp": torch.float16,  # in training with a gradient scaler
+    "fp16": torch.float16,  # CoOp's and MAPT's name: read as amp, because the weights stay fp32
+}
 
 
 @dataclass(frozen=True)

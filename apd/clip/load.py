@@ -14,7 +14,7 @@ from clip import clip as clip_module
 from clip.model import build_model
 from torch import nn
 
-from apd.errors import UserError, one_line
+from apd.errors import UserError, listed, one_line
 from apd.host.checkpoint import load_checkpoint
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
@@ -97,7 +97,9 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
         ],
     }
     if any(faults.values()):
-        found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys)
+        found = "; ".join(
+            f"{what}: {listed(sorted(keys), most=8)}" for what, keys in faults.items() if keys
+        )
         raise UserError(
             f"{path} does not fit the image encoder of MODEL.BACKBONE.NAME ({found}): choose the "
             "backbone that it was fine-tuned from"
@@ -108,12 +110,6 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
 
 def _shape(value) -> tuple:
     return tuple(getattr(value, "shape", ()))
-
-
-def _listed(keys, most: int = 8) -> str:
-    keys = sorted(keys)
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
 
 
 def _from_file(path: str | os.PathLike) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,11 @@ class PromptedCLIP(nn.Module):
         """
         with torch.autocast(image_features.device.type, enabled=False):
             return self.clip.logit_scale.exp() * image_features @ text_features.t()
+
+    def classifier(self, text_features: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Images to logits, as ``forward``, with the text features given or computed once."""
+        text = self.text_features() if text_features is None else text_features
+        return lambda images: self.logits(self.image_features(images), text)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C) logits of images (B, 3, R, R) in [0, 1]."""

@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 
 import apd
 from apd.attacks import NAMES, ThreatModel, find_attack
-from apd.errors import NonFiniteLoss, UserError, one_line
+from apd.errors import UserError, exit_codes, one_line
 from apd.evaluate.flags import ERROR, add_flags
 from apd.evaluate.loop import Source, evaluate
 from apd.evaluate.state import EVALUATIONS, fingerprint, read_finished, write_finished
@@ -105,12 +105,12 @@ class Run:
             if self.cfg.TRAINER.APD.TEACHER.MODE == "offline":
                 trainer.load_teacher(teacher, str(self.folder / "teacher"))
             teacher.eval()
-            text = teacher.text_features()
-
-            def teacher_logits(images):
-                return teacher.logits(teacher.image_features(trainer.for_teacher(images)), text)
-
-            return Source(name, (self.logits, teacher_logits), fingerprint(teacher))
+            teacher_logits = teacher.classifier()
+            return Source(
+                name,
+                (self.logits, lambda images: teacher_logits(trainer.for_teacher(images))),
+                fingerprint(teacher),
+            )
         kind, _, folder = name.partition(":")
         if kind != "transfer" or not folder:
             raise UserError(
@@ -118,12 +118,7 @@ class Run:
             )
         if folder == "zeroshot":
             model = trainer.build_prompted_clip(trainer.clip_model).eval()
-            text = model.text_features()
-            return Source(
-                name,
-                (lambda images: model.logits(model.image_features(images), text),),
-                fingerprint(model),
-            )
+            return Source(name, (model.classifier(),), fingerprint(model))
         found = load_runs([folder])
         if len(found) > 1:
             raise UserError(f"{name}: one run, please; there are {', '.join(map(str, found))}")
@@ -248,6 +243,7 @@ def _number(text: str) -> float:
         raise UserError(f"--eps {text}: use numbers, in 1/255") from error
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     apd.register()
@@ -266,12 +262,6 @@ def main(argv: list[str] | None = None) -> int:
 
             draw(evaluated, Path(args.figures))
         impossible = any(ERROR in r["flags"] for _, records in evaluated for r in records)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
         return 130

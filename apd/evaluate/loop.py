@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from apd.attacks import PGD, Attack, ThreatModel, find_attack, seeded_start, surviving
+from apd.attacks import (
+    PGD,
+    PRECISIONS,
+    Attack,
+    ThreatModel,
+    find_attack,
+    seeded_start,
+    surviving,
+)
 from apd.attacks.pgd import correct
 from apd.attacks.stream import Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
@@ -32,7 +40,6 @@ from apd.files import atomic_write
 
 LogitsFn = Callable[[Tensor], Tensor]
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "amp": torch.float16, "fp16": torch.float16}
 SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
 
 # An attack that may do anything must fool every model (Carlini et al. 2019, section 5).

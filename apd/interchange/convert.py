@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from apd.errors import UserError
+from apd.errors import UserError, exit_codes
 from apd.host.checkpoint import load_checkpoint, save_checkpoint
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
@@ -55,6 +55,7 @@ def _plain(value) -> bool:
     return isinstance(value, (str, int, float))
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,11 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write to")
     parser.add_argument("--epoch", type=int, help="default: the best, or else the last")
     args = parser.parse_args(argv)
-    try:
-        convert(args.source, args.target, args.epoch)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    convert(args.source, args.target, args.epoch)
     return 0
 
 

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from tabulate import tabulate
 
-from apd.errors import UserError
+from apd.errors import UserError, exit_codes
 from apd.files import atomic_write
 from apd.results.schema import RESULTS_NAME, is_complete, read_results
 
@@ -186,6 +186,7 @@ def write_csv(rows: list[dict], path: str | Path) -> None:
             writer.writerow(cells)
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,29 +201,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--plot", metavar="FILE", help="plot clean against robust (.png)")
     args = parser.parse_args(argv)
-    try:
-        runs = load_runs(args.runs)
-        if args.protocol and args.plot:
-            raise UserError("--plot draws the table of methods: leave out --protocol")
-        if args.protocol:
-            from apd.results.protocols import PROTOCOLS
+    runs = load_runs(args.runs)
+    if args.protocol and args.plot:
+        raise UserError("--plot draws the table of methods: leave out --protocol")
+    if args.protocol:
+        from apd.results.protocols import PROTOCOLS
 
-            rows = PROTOCOLS[args.protocol](runs)
-        else:
-            rows = build_table(runs)
-        print(format_table(rows))
-        if args.markdown:
-            with atomic_write(args.markdown) as temporary:
-                temporary.write_text(format_table(rows, "pipe") + "\n", encoding="utf-8")
-        if args.csv:
-            write_csv(rows, args.csv)
-        if args.plot:
-            from apd.results.plot import plot  # matplotlib is slow to import
+        rows = PROTOCOLS[args.protocol](runs)
+    else:
+        rows = build_table(runs)
+    print(format_table(rows))
+    if args.markdown:
+        with atomic_write(args.markdown) as temporary:
+            temporary.write_text(format_table(rows, "pipe") + "\n", encoding="utf-8")
+    if args.csv:
+        write_csv(rows, args.csv)
+    if args.plot:
+        from apd.results.plot import plot  # matplotlib is slow to import
 
-            plot(rows, args.plot)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        plot(rows, args.plot)
     return 0
 
 

@@ -54,13 +54,12 @@ class Cell:
         Raises:
             UserError: the cell's configuration is wrong.
         """
-        from apd.train import finished, parse_args, setup_cfg
+        from apd.train import evaluated_prompts, finished, parse_args, setup_cfg
 
         args = parse_args(list(self.argv))
         cfg = setup_cfg(args)
-        prompts = {"model_dir": args.model_dir, "epoch": args.load_epoch} if self.needs else None
         try:
-            if finished(cfg, prompts):
+            if finished(cfg, evaluated_prompts(args)):
                 return State("done")
         except UserError as error:
             return State("blocked", str(error))

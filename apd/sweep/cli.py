@@ -23,7 +23,7 @@ import yaml
 from tabulate import tabulate
 
 import apd
-from apd.errors import UserError
+from apd.errors import UserError, exit_codes
 from apd.results import read_results
 from apd.sweep.cell import Cell, State
 from apd.sweep.display import Display
@@ -67,23 +67,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     apd.register()
-    try:
-        for name in ("jobs", "threads"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise UserError(f"--{name} is {value}: use 1 or more")
-        cells = read_cells(args)
-        states = {cell: cell.state() for cell in cells}
-        jobs = args.jobs or _jobs()
-        if args.dry_run:
-            _list(states, jobs)
-            return 0
-        return _run(args, states, jobs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in ("jobs", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} is {value}: use 1 or more")
+    cells = read_cells(args)
+    states = {cell: cell.state() for cell in cells}
+    jobs = args.jobs or _jobs()
+    if args.dry_run:
+        _list(states, jobs)
+        return 0
+    return _run(args, states, jobs)
 
 
 def read_cells(args: argparse.Namespace) -> list[Cell]:

@@ -15,7 +15,7 @@ import sys
 from tabulate import tabulate
 
 import apd
-from apd.errors import UserError
+from apd.errors import UserError, exit_codes
 from apd.sweep.cell import Cell
 
 SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
@@ -36,15 +36,6 @@ _PASSES = {
 }  # fmt: skip
 _ATTACKED = {"APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"}
 
-# classes and test images (CoOp's splits)
-_IMAGES = {
-    "ImageNet": (1000, 50000), "Caltech101": (100, 2465), "OxfordPets": (37, 3669),
-    "StanfordCars": (196, 8041), "OxfordFlowers": (102, 2463), "Food101": (101, 30300),
-    "FGVCAircraft": (100, 3333), "SUN397": (397, 19850), "DescribableTextures": (47, 1692),
-    "EuroSAT": (10, 8100), "UCF101": (101, 3783), "ImageNetV2": (1000, 10000),
-    "ImageNetSketch": (1000, 50889), "ImageNetA": (200, 7500), "ImageNetR": (200, 30000),
-}  # fmt: skip
-
 
 def gpu_seconds(cell: Cell) -> float:
     """The estimate for a cell from nothing to its results.
@@ -52,11 +43,13 @@ def gpu_seconds(cell: Cell) -> float:
     Raises:
         UserError: nothing is known of its trainer, data set or backbone.
     """
+    from apd.datasets.doctor import DATASETS
     from apd.train import parse_args, setup_cfg
 
     cfg = setup_cfg(parse_args(list(cell.argv)))
     part = 1 if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else 2
-    classes, tested = (n / part for n in _known(_IMAGES, "data set", cfg.DATASET.NAME))
+    counts = _known(DATASETS, "data set", cfg.DATASET.NAME).counts
+    classes, tested = counts.classes / part, counts.test / part
     of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
     of_class *= TOKENS / 77
     trainer, attack = cfg.TRAINER.NAME, cfg.AT.TRAIN
@@ -84,18 +77,15 @@ def _known(table: dict, what: str, name: str):
     return table[name]
 
 
+@exit_codes
 def main(argv: list[str] | None = None) -> int:
     from apd.sweep.cli import parse_args, read_cells
 
     apd.register()
-    try:
-        cells = read_cells(parse_args(argv))
-        hours: dict[str, list[float]] = {}
-        for cell in cells:
-            hours.setdefault(cell.like[2], []).append(gpu_seconds(cell) / 3600)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cells = read_cells(parse_args(argv))
+    hours: dict[str, list[float]] = {}
+    for cell in cells:
+        hours.setdefault(cell.like[2], []).append(gpu_seconds(cell) / 3600)
     hours["all"] = [one for trainer in hours.values() for one in trainer]
     table = [[name, len(cells), f"{sum(cells):,.1f}"] for name, cells in hours.items()]
     print(tabulate(table, ["trainer", "cells", "GPU hours"], colalign=["left", "right", "right"]))

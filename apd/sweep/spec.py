@@ -55,11 +55,11 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
         UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
             kind. The configs that the cells name are read when a cell is looked at.
     """
-    from apd.train import _find_config
+    from apd.train import find_config
 
     path = str(path)
     try:
-        spec = yaml.safe_load(Path(_find_config(path)).read_text(encoding="utf-8"))
+        spec = yaml.safe_load(Path(find_config(path)).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error
     try:

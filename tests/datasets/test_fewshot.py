@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from apd.datasets.digits import Digits
-from apd.datasets.fewshot import FewShotDataset, listed, subsample_classes
-from apd.errors import UserError
+from apd.datasets.fewshot import FewShotDataset, subsample_classes
+from apd.errors import UserError, listed
 from apd.host import Datum
 
 
