@@ -47,7 +47,8 @@ setup(
         "matplotlib>=3.6",
     ],
     extras_require={
-        "test": ["pytest>=7", "hypothesis>=6"],
+        "test": ["pytest>=7", "pytest-xdist>=3", "hypothesis>=6", "tensorboard>=2.10"],
+        "tensorboard": ["tensorboard>=2.10"],
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },

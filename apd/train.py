@@ -68,7 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--load-epoch", type=int, help="its epoch (default: the best, or else the last)")
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return args
 
 
 def setup_cfg(args: argparse.Namespace):
@@ -208,7 +210,7 @@ def run(args: argparse.Namespace) -> None:
             trainer.resume_model_if_exist(cfg.RESUME or cfg.OUTPUT_DIR)
     if args.no_train and not args.eval_only:
         return
-    trainer.keep_results, trainer.prompts_from = keep, prompts_from
+    trainer.keep_results, trainer.prompts_from, trainer.argv = keep, prompts_from, args.argv
     if keep:
         setup_logger(cfg.OUTPUT_DIR)
         sys.stdout.file.write(early.getvalue())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class PromptTrainer(ResumableTrainer):
     batches = ("adv_full", "adv_half", "clean")  # what AT.TRAIN.AT_LOSS_TYPE may be
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
+    argv: list[str] | None = None  # the command line, where it is train.py's
 
     def prompts(self) -> dict:
         """This method's prompts, as arguments of ``build_prompted_clip``."""
@@ -158,7 +161,8 @@ class PromptTrainer(ResumableTrainer):
             self.update_lr()
         self.progress.set_postfix(epoch=self.epoch + 1, refresh=False)
         self.progress.update()
-        return {name: loss.item() for name, loss in losses.items()}
+        self.logged.append({name: loss.item() for name, loss in losses.items()})
+        return self.logged[-1]
 
     def autocast(self, precision: str) -> torch.autocast:
         """fp32 turns an autocast around it off."""
@@ -294,9 +298,13 @@ class PromptTrainer(ResumableTrainer):
                 "backbone": backbone_name(cfg.MODEL.BACKBONE),
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
+                "fingerprint": fingerprint(self.model),
                 "evaluations": evaluations,
+                "epochs": len(self.history),
                 "train_seconds": self.train_seconds,
                 "seconds": self.train_seconds + seconds,
+                "peak_memory": peak_memory(self.device),
+                "argv": self.argv,
                 "config": self.config,
             },
         )
@@ -305,6 +313,14 @@ class PromptTrainer(ResumableTrainer):
 def backbone_name(part) -> str:
     """cfg.MODEL.BACKBONE in a word: the CLIP, and the file of its robust image encoder."""
     return f"{part.NAME} ({Path(part.ROBUST).name})" if part.ROBUST else part.NAME
+
+
+def peak_memory(device: torch.device) -> int:
+    """In bytes, of this process: what PyTorch allocated on a GPU, or else what was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def threat_model(part) -> ThreatModel:

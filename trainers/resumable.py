@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -13,26 +14,30 @@ import yaml
 from apd.clip import PromptedCLIP
 from apd.config import differences
 from apd.errors import UserError
-from apd.files import atomic_write
+from apd.files import atomic_write, write_csv
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 
 RESUME_NAME = "resume.pth.tar"
+HISTORY_NAME = "history.csv"
 
 
 class ResumableTrainer(TrainerX):
     """``TrainerX`` with sound checkpoints, on the embedded host and on upstream Dassl alike.
 
-    Two kinds: Dassl's own layout (``<name>/model.pth.tar-N``, as often as TRAIN.CHECKPOINT_FREQ
-    says), for evaluation; and ``resume.pth.tar``, rewritten atomically after every epoch, with
-    all that the next epoch depends on: prompts, optimisers, schedulers, random states. Dassl's
-    own resume forgets the random state and freezes the learning rate after warm-up.
+    history.csv has a row an epoch: learning rate, seconds, and means of all that is logged.
+    Checkpoints are of two kinds: Dassl's own layout (``<name>/model.pth.tar-N``, as often as
+    TRAIN.CHECKPOINT_FREQ says), for evaluation; and ``resume.pth.tar``, rewritten atomically after
+    every epoch, with all that the next epoch depends on: prompts, optimisers, schedulers, random
+    states. Dassl's own resume forgets the random state and freezes the learning rate after
+    warm-up.
     """
 
     class_specific = False  # whether the prompts belong to the classes they were trained on
     train_seconds = 0.0
 
     def check_cfg(self, cfg) -> None:
+        self.history: list[dict[str, float]] = []  # of epochs
         self.config = yaml.safe_load(cfg.dump())  # plain data, as the user gave it
 
     # -- Dassl's layout ------------------------------------------------------------------------
@@ -112,11 +117,17 @@ class ResumableTrainer(TrainerX):
 
     def before_epoch(self) -> None:
         super().before_epoch()
-        self.epoch_start = time.time()
+        self.epoch_start, self.epoch_lr = time.time(), self.get_current_lr()
+        self.logged: list[dict[str, float]] = []  # of the epoch's steps
 
     def after_epoch(self) -> None:
         super().after_epoch()
-        self.train_seconds += time.time() - self.epoch_start
+        seconds = time.time() - self.epoch_start
+        self.train_seconds += seconds
+        means = {name: mean(step[name] for step in self.logged) for name in self.logged[0]}
+        row = {"epoch": self.epoch + 1, "lr": self.epoch_lr, "seconds": seconds, **means}
+        self.history.append(row)
+        write_csv(Path(self.output_dir) / HISTORY_NAME, self.history)
         names = self.get_model_names()
         state = {
             "epoch": self.epoch + 1,
@@ -126,6 +137,7 @@ class ResumableTrainer(TrainerX):
             "scaler": self.scaler.state_dict(),
             "best_result": float(self.best_result),
             "train_seconds": self.train_seconds,
+            "history": self.history,
             "random": _random_state(),
             "config": self.config,
             **self.identity(),
@@ -163,6 +175,7 @@ class ResumableTrainer(TrainerX):
         self.scaler.load_state_dict(state["scaler"])
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
+        self.history = state["history"]
         _set_random_state(state["random"])
         print(f"Resuming {path} after epoch {state['epoch']}")
         return state["epoch"]

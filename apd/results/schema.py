@@ -1,6 +1,6 @@
 """results.json: what one run found, and under which conditions.
 
-Fields (schema 1):
+Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory and argv):
     schema: version of this list.
     complete: true; the file is written last, so a run is complete when it says so.
     method: trainer name.
@@ -11,7 +11,11 @@ Fields (schema 1):
     host: the toolbox and its version.
     evaluations: list of records of ``apd.evaluate.evaluate``: attack, threat_model, correct,
         total, accuracy (%), seconds, images, flags and, under attack, key and checks.
+    fingerprint: of the model, as the files in evaluations/ have it.
+    epochs: that were trained.
     train_seconds, seconds: training alone, and training with evaluation.
+    peak_memory: in bytes, of the process that finished the run: on the GPU, or else all of it.
+    argv: the command line, as a list; None if it was not train.py's.
     config: the whole config, as a dict.
     versions: of Python and of the packages that decide a result; None where not installed.
     git_commit: of the clone that the package ran from, "-dirty" after it if files had changed;

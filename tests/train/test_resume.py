@@ -1,5 +1,7 @@
 """A run that is interrupted and started again ends with the same bits."""
 
+import csv
+
 import pytest
 import torch
 
@@ -52,6 +54,14 @@ def assert_same(folder, other):
     assert weights.keys() == other_weights.keys() and weights
     assert [name for name in weights if not torch.equal(weights[name], other_weights[name])] == []
     assert counts == other_counts
+    assert history(folder) == history(other)
+
+
+def history(folder):
+    """history.csv without what depends on the machine."""
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,11 +1,15 @@
 """Every method trains its prompts and nothing else, and writes down what it was and found."""
 
 import copy
+import csv
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from apd.evaluate import fingerprint
 from apd.host import HOST, HOST_VERSION
 from apd.results import read_results
 from apd.trainers.base import PromptTrainer
@@ -94,6 +98,37 @@ def test_results_say_what_was_run(finished, method):
     assert config["AT"]["TEST"]["EPS"] == 1.0 and config["OPTIM"]["MAX_EPOCH"] == 2
     assert results["seconds"] > results["train_seconds"] >= 0
     assert bool(results["train_seconds"]) == (method in TRAINED)
+    assert results["fingerprint"] == fingerprint(finished(method).trainer.model)
+    assert results["argv"][results["argv"].index("--trainer") + 1] == method
+    assert 2**27 < results["peak_memory"] < 2**36  # PyTorch alone has 128 MiB
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_history_has_a_row_an_epoch_with_the_means_of_what_is_logged(finished, method):
+    run = finished(method)
+    with open(run.folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert len(rows) == read_results(run.folder)["epochs"]
+    assert float(rows[0]["lr"]) == 0.001  # warm-up
+    assert float(rows[1]["lr"]) == 0.02
+    assert math.isclose(
+        sum(float(row["seconds"]) for row in rows),
+        read_results(run.folder)["train_seconds"],
+        rel_tol=0 if method != "AdvPT" else 1,  # its attack comes before the first epoch
+        abs_tol=1e-6,
+    )
+    logged = re.findall(r"epoch \[(\d)/2\] .*? loss [\d.]+ \(([\d.]+)\)", run.log)
+    last = dict(logged)  # the log's running means, the last of each epoch
+    assert [f"{float(row['loss']):.4f}" for row in rows] == [last["1"], last["2"]]
+
+
+def test_tensorboard_has_the_scalars_that_dassl_writes(finished):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = events.EventAccumulator(str(finished("APD").folder / "tensorboard")).Reload()
+    names = {"train/loss", "train/student", "train/teacher", "train/lr", "test/accuracy"}
+    assert names | {"test/pgd-3"} <= set(found.Tags()["scalars"])
+    assert len(found.Scalars("train/loss")) == 4  # steps
 
 
 @pytest.mark.parametrize("method", METHODS)
