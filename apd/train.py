@@ -18,7 +18,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-import yaml
 
 import apd
 from apd.config import differences
@@ -173,7 +172,7 @@ def finished(cfg, prompts_from: dict | None) -> bool:
     if not is_complete(cfg.OUTPUT_DIR):
         return False
     results = read_results(cfg.OUTPUT_DIR)
-    changed = differences(yaml.safe_load(cfg.dump()), results["config"])
+    changed = differences(cfg, results["config"])
     if results["prompts_from"] != prompts_from:
         changed.append(f"prompts from {prompts_from}, was {results['prompts_from']}")
     if changed:

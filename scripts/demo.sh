@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Train and evaluate every method on the embedded default (mini CLIP, handwritten digits, 16 shots)
-# and print one table. Finished runs are kept; a killed one resumes.
-#   bash scripts/demo.sh [OUTPUT=output] [SEED=1]
+# and print one table; then put AutoAttack on ATTACKED test images, the same for all, into it.
+#   bash scripts/demo.sh [DATA] [DATASET] [SHOTS] [SEEDS]
+# See scripts/protocol.sh for METHODS, OUTPUT and others; ATTACKED=0 leaves AutoAttack out.
 set -euo pipefail
-OUTPUT=${1:-output}
-SEED=${2:-1}
-set --
+SPEC=configs/sweeps/demo.yaml
 source "$(dirname "$0")/protocol.sh"
 
-for METHOD in $METHODS; do
-    run "$METHOD" digits 16 "$SEED" "$OUTPUT/digits/$METHOD/mini_16shots/seed$SEED"
-done
-
-apd-table "$OUTPUT/digits" --markdown "$OUTPUT/demo.md" --csv "$OUTPUT/demo.csv" \
-    --plot "$OUTPUT/demo.png"
+run
+show methods
+ATTACKED=${ATTACKED:-100}
+if [ "$ATTACKED" -gt 0 ]; then
+    apd-eval $RUNS --attack autoattack --subset "$ATTACKED" > /dev/null
+    show methods
+fi
+exit "$STATUS"

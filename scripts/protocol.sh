@@ -1,46 +1,39 @@
 # Sourced by the protocols' scripts, which take
-#   [DATA=data] [DATASET=digits] [SHOTS=16] [SEEDS=1]
-# (several shots or seeds: in quotes), and from the environment
-#   METHODS  trainers (default: all)
-#   CFG      file in configs/trainers/<trainer>/ (default: mini on the embedded data sets, else
-#            vit_b32)
-#   OUTPUT   folder of the runs (default: output)
-#   OPTIONS  KEY VALUE pairs for every run
-# Finished runs are kept, killed ones resume.
+#   [DATA] [DATASET] [SHOTS] [SEEDS]
+# (several: in quotes) in place of what configs/sweeps/<script>.yaml says. Without arguments, and for
+# the data sets that need no download, it is configs/sweeps/digits_<script>.yaml. From the
+# environment:
+#   METHODS, CFG, TARGETS  trainers, configs in configs/trainers/<trainer>/, data sets to transfer to
+#   SPEC                   another sweep
+#   OUTPUT                 folder of the runs, tables and figures (default: output)
+#   OPTIONS                KEY VALUE pairs for every run
+#   FLAGS                  further flags of apd-sweep: "--jobs 4", "--executor ray", ...
+# Finished runs are kept, killed ones resume; a failing one does not stop the others.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-DATA=${1:-data}
-DATASET=${2:-digits}
-SHOTS=${3:-16}
-SEEDS=${4:-1}
+NAME=$(basename "$0" .sh)
 OUTPUT=${OUTPUT:-output}
-METHODS=${METHODS:-ZeroshotCLIP CoOp VPT IVLP MaPLe APT AdvPT AdvVPT AdvIVLP AdvMaPLe FAP APD}
-case $DATASET in
-    digits | letters | rendered_digits) CFG=${CFG:-mini} ;;
-    *) CFG=${CFG:-vit_b32} ;;
+case "$#/${2:-}" in
+    0/ | */digits | */letters | */rendered_digits) SPEC=${SPEC:-configs/sweeps/digits_$NAME.yaml} ;;
+    *) SPEC=${SPEC:-configs/sweeps/$NAME.yaml} ;;
 esac
+SWEEP=(apd-sweep "$SPEC" --root "${1:-data}" --output "$OUTPUT"
+    ${2:+--dataset $2} ${3:+--shots $3} ${4:+--seed $4}
+    ${METHODS:+--trainer $METHODS} ${CFG:+--config $CFG} ${TARGETS:+--targets $TARGETS}
+    ${OPTIONS:+--set $OPTIONS})
 
-# run METHOD DATASET SHOTS SEED FOLDER [flags] [KEY VALUE]...
-# The terminal shows the progress bars, FOLDER/log.txt has the rest.
+# run: the sweep, into STATUS: 1 if some of its runs have failed (the tables show the others)
+STATUS=0
 run() {
-    local method=$1 dataset=$2 shots=$3 seed=$4 folder=$5
-    echo "== $method on $dataset, $shots shots, seed $seed ($folder/log.txt)"
-    python train.py \
-        --root "$DATA" \
-        --seed "$seed" \
-        --trainer "$method" \
-        --dataset-config-file "configs/datasets/$dataset.yaml" \
-        --config-file "configs/trainers/$method/$CFG.yaml" \
-        --output-dir "$folder" \
-        "${@:6}" DATASET.NUM_SHOTS "$shots" ${OPTIONS:-} > /dev/null
+    "${SWEEP[@]}" ${FLAGS:-} || STATUS=$?
+    [ "$STATUS" -le 1 ] || exit "$STATUS"
+    RUNS=$("${SWEEP[@]}" --folders)
 }
 
-# epochs METHOD SHOTS: CoOp and APT train longer with more shots, but not on ImageNet; the mini
-# configs do not.
-epochs() {
-    case $CFG/$DATASET/$1/$2 in
-        mini/*) ;;
-        */CoOp/1 | */APT/1 | */imagenet/CoOp/* | */imagenet/APT/*) echo OPTIM.MAX_EPOCH 50 ;;
-        */CoOp/[24] | */APT/[24]) echo OPTIM.MAX_EPOCH 100 ;;
-    esac
+# show TABLE: print it, and leave it in $OUTPUT, with the figures and a report
+show() {
+    local files=$OUTPUT/$NAME
+    apd-table $RUNS --table "$1" --markdown "$files.md" --csv "$files.csv" --latex "$files.tex"
+    apd-plot $RUNS --output "$files"
+    apd-report $RUNS --output "$files.html"
 }

@@ -40,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("spec", metavar="SPEC.yaml")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their states")
+    parser.add_argument("--folders", action="store_true", help="print the finished cells' folders")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
 
     group = parser.add_argument_group("in place of what SPEC says")
@@ -79,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     jobs = args.jobs or _jobs()
     if args.dry_run:
         _list(states, jobs)
+        return 0
+    if args.folders:
+        print("\n".join(cell.folder for cell, state in states.items() if state.kind == "done"))
         return 0
     return _run(args, states, jobs)
 

@@ -1,5 +1,7 @@
 """A sweep's specification: YAML to cells.
 
+    base: main_table.yaml       # another file beside this one, whose keys (of grid: each) stay
+                                # unless they stand here
     output: output              # folder of the runs (default: output)
     root: data                  # folder of the data sets (default: data)
     protocol: few-shot          # or base-to-new, or transfer (default: few-shot)
@@ -37,7 +39,7 @@ import yaml
 from apd.errors import UserError, one_line
 from apd.sweep.cell import Cell
 
-_TOP = {"output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
+_TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
 _NEEDED = ("trainer", "config", "dataset", "shots", "seed")
 _AXES = {*_NEEDED, "backbone"}
 _PROTOCOLS = ("few-shot", "base-to-new", "transfer")
@@ -57,23 +59,39 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
     """
     from apd.train import find_config
 
-    path = str(path)
+    found = find_config(str(path))
     try:
-        spec = yaml.safe_load(Path(find_config(path)).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
-    try:
-        return list(_expand(_checked(spec), replaced))
+        return list(_expand(_checked(_read(Path(found))), replaced))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-# -- checking --------------------------------------------------------------------------------------
+# -- reading and checking --------------------------------------------------------------------------
 
 
-def _checked(spec) -> dict:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The mapping in a file, laid over that of its base."""
+    if path in above:
+        raise UserError(f"{path.name} is its own base")
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(one_line(error)) from error
     if not isinstance(spec, dict):
         raise UserError("a sweep is a mapping with the keys " + ", ".join(sorted(_TOP)))
+    if (name := spec.pop("base", None)) is not None:
+        try:
+            base = _read(path.parent / str(name), (*above, path))
+        except UserError as error:
+            raise UserError(f"base {name}: {error}") from error
+        grids = [part["grid"] for part in (base, spec) if isinstance(part.get("grid"), dict)]
+        spec = {**base, **spec}
+        if len(grids) == 2:
+            spec["grid"] = {**grids[0], **grids[1]}
+    return spec
+
+
+def _checked(spec: dict) -> dict:
     _check_keys(spec, _TOP, "the sweep")
     spec = {"output": "output", "root": "data", "protocol": "few-shot", "targets": [], **spec}
     for key in ("grid", "set"):
