@@ -57,6 +57,8 @@ setup(
             "apd-train = apd.train:main",
             "apd-sweep = apd.sweep.cli:main",
             "apd-table = apd.results.table:main",
+            "apd-plot = apd.results.plot:main",
+            "apd-report = apd.results.report:main",
             "apd-doctor = apd.datasets.doctor:main",
             "apd-eval = apd.evaluate.command:main",
             "apd-convert = apd.interchange.convert:main",

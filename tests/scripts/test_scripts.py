@@ -1,80 +1,116 @@
-"""The protocols' scripts, from their first line to their table, on the embedded default."""
+"""The protocols' scripts: which sweep they run, and from their first line to their report."""
 
+import csv
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PROTOCOLS = ("main_table", "fewshot", "base2new", "cross_dataset", "domain_shift", "ablation")
 SHORT = "OPTIM.MAX_EPOCH 1 AT.TEST.STEPS 1"
+FAKE = """#!/bin/sh
+case "$*" in *--folders*) echo one two; exit ;; esac
+echo $(basename "$0") "$@" >> "$CALLS"
+[ "$0" != "$FAILS" ] || exit "$CODE"
+"""
+VARIABLES = ("METHODS", "CFG", "TARGETS", "SPEC", "OUTPUT", "OPTIONS", "FLAGS", "ATTACKED")
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    """Function: run a script; what it printed, and the folder of its runs."""
-    folder = tmp_path_factory.mktemp("protocols")
-
-    def script(name, *args, **environment):
-        more = {"INSTALL": "no", "OUTPUT": str(folder / "output"), "OPTIONS": SHORT,
-                "METHODS": "CoOp", "OMP_NUM_THREADS": "1"}  # fmt: skip
-        result = subprocess.run(
-            ["bash", f"scripts/{name}.sh", str(folder / "data"), *args], cwd=ROOT, text=True,
-            capture_output=True, env=os.environ | more | environment,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr[-2000:]
-        return result.stdout, folder / "output"
-
-    return script
+def bash(command, **environment):
+    clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    environment = {**clean, "INSTALL": "no", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, text=True, capture_output=True, env=environment
+    )
 
 
-def cells(table, method):
-    rows = (line.split() for line in table.splitlines() if not line.startswith("=="))
-    return [row for row in rows if method in row]
+@pytest.fixture
+def calls(tmp_path):
+    """Function: the commands that a script would run, without running them."""
+    (tmp_path / "bin").mkdir()
+    for name in ("apd-sweep", "apd-table", "apd-plot", "apd-report", "apd-eval"):
+        program = tmp_path / "bin" / name
+        program.write_text(FAKE)
+        program.chmod(0o755)
+
+    def calls(script, *args, fails="", code=0, **environment):
+        environment |= {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"),
+            "FAILS": str(tmp_path / "bin" / fails), "CODE": str(code),
+        }  # fmt: skip
+        (tmp_path / "calls").write_text("")
+        result = bash(shlex.join(["bash", f"scripts/{script}.sh", *args]), **environment)
+        made = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        return made, result.returncode
+
+    return calls
 
 
-def test_fewshot(script):
-    printed, output = script("fewshot", "digits", "1 2", "1")
-    assert [p.name for p in sorted((output / "digits/CoOp").iterdir())] == [
-        "mini_1shots", "mini_2shots",
-    ]  # fmt: skip
-    tables = printed.split("method ")[1:]
-    assert len(tables) == 2 and all(len(cells(table, "CoOp")) == 1 for table in tables)
+@pytest.mark.parametrize("script", PROTOCOLS)
+def test_without_arguments_on_the_digits(calls, script):
+    (sweep, table, plot, report), code = calls(script)
+    assert sweep[:2] == ["apd-sweep", f"configs/sweeps/digits_{script}.yaml"] and code == 0
+    assert (ROOT / sweep[1]).is_file()
+    assert sweep[2:] == ["--root", "data", "--output", "output"]
+    assert table[:3] == ["apd-table", "one", "two"]
+    assert f"output/{script}.md" in table
+    assert plot[0] == "apd-plot" and report[-1] == f"output/{script}.html"
 
 
-def test_base_to_new(script):
-    printed, _ = script("base2new", "digits", "2", "1")
-    ((dataset, _, base, new, harmonic, *_),) = cells(printed.split("dataset ")[1], "CoOp")
-    base, new, harmonic = float(base), float(new), float(harmonic)
-    assert dataset == "Digits" and min(base, new) > 50
-    assert harmonic == pytest.approx(2 * base * new / (base + new), abs=0.1)
+@pytest.mark.parametrize("script", PROTOCOLS)
+def test_with_a_root_the_papers_data_sets(calls, script):
+    (sweep, *_), _ = calls(script, "/data", OUTPUT="there")
+    assert sweep[1:] == [f"configs/sweeps/{script}.yaml", "--root", "/data", "--output", "there"]
+    assert (ROOT / sweep[1]).is_file()
+
+
+def test_arguments_and_environment_replace_what_the_sweep_says(calls):
+    (sweep, *_), _ = calls(
+        "fewshot", "/data", "dtd eurosat", "1 2", "1 3", METHODS="CoOp APD", CFG="vit_b16",
+        OPTIONS="OPTIM.LR 0.1 AT.TEST.EPS 2", FLAGS="--jobs 4", TARGETS="letters",
+    )  # fmt: skip
+    assert " ".join(sweep[6:]) == (
+        "--dataset dtd eurosat --shots 1 2 --seed 1 3 --trainer CoOp APD --config vit_b16 "
+        "--targets letters --set OPTIM.LR 0.1 AT.TEST.EPS 2 --jobs 4"
+    )
+    (sweep, *_), _ = calls("fewshot", "data", "digits")
+    assert sweep[1] == "configs/sweeps/digits_fewshot.yaml"
+
+
+def test_the_demo_shows_its_table_before_and_after_autoattack(calls):
+    made, _ = calls("demo")
+    assert made[0][1] == "configs/sweeps/demo.yaml"
+    assert [call[0] for call in made].count("apd-table") == 2
+    (attack,) = [call for call in made if call[0] == "apd-eval"]
+    assert attack[1:] == ["one", "two", "--attack", "autoattack", "--subset", "100"]
+    assert [call[0] for call in calls("demo", ATTACKED="0")[0]].count("apd-eval") == 0
+
+
+def test_failed_cells_are_told_after_the_tables_of_the_others(calls):
+    made, code = calls("fewshot", fails="apd-sweep", code=1)
+    assert code == 1 and made[-1][0] == "apd-report"
+    made, code = calls("fewshot", fails="apd-sweep", code=130)
+    assert code == 130 and len(made) == 1
 
 
 @pytest.mark.parametrize(
-    "name, target", [("cross_dataset", "Letters"), ("domain_shift", "RenderedDigits")]
-)
-def test_transfer(script, name, target):
-    printed, output = script(name, "digits", "2", "1")
-    header, *_ = [line for line in printed.splitlines() if line.startswith("images")]
-    assert f"{target} (%)" in header and "Digits (source, %)" in header
-    clean, robust = cells(printed.split("images ")[1], "CoOp")
-    assert clean[0] == "clean" and float(clean[3]) > 50
-    # trained once: the prompts are those of the few-shot run
-    assert (output / "digits/CoOp/mini_2shots/seed1/results.json").exists()
-    log = next((output / "evaluation").rglob("CoOp/**/log.txt")).read_text()
-    assert "Loaded" in log and "trained on other classes" in log or target == "RenderedDigits"
-
-
-def test_coop_and_apt_train_longer_with_more_shots():
-    def epochs(config, method, shots, dataset="caltech101"):
-        program = f"CFG={config}; set -- data {dataset}; source scripts/protocol.sh; " \
-                  f"epochs {method} {shots}"  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if k != "CFG"} | {"INSTALL": "no"}
-        return subprocess.run(
-            ["bash", "-c", program], cwd=ROOT, text=True, capture_output=True, env=environment
-        ).stdout.split()
-
-    assert [epochs("vit_b32", "APT", k)[-1:] for k in (1, 2, 4, 8)] == [["50"], ["100"], ["100"], []]
-    assert epochs("vit_b32", "APT", 16, "imagenet") == ["OPTIM.MAX_EPOCH", "50"]
-    assert epochs("rn50", "CoOp", 1) == ["OPTIM.MAX_EPOCH", "50"]
-    assert epochs("mini", "CoOp", 1) == epochs("vit_b32", "APD", 1) == []
+    "script, folder", [
+        ("fewshot", "digits/CoOp/mini_2shots/seed1"),
+        ("base2new", "base2new/test_new/digits/shots_2/CoOp/mini/seed1"),
+        ("cross_dataset", "evaluation/digits/CoOp/mini_2shots/letters/seed1"),
+    ],
+)  # fmt: skip
+def test_from_the_first_line_to_the_report(tmp_path, script, folder):
+    result = bash(
+        f"bash scripts/{script}.sh {tmp_path}/data digits 2 1", METHODS="CoOp", OPTIONS=SHORT,
+        OUTPUT=str(tmp_path),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / folder / "results.json").is_file()
+    with open(tmp_path / f"{script}.csv", newline="") as file:
+        rows = [" ".join(row) for row in csv.reader(file)]
+    assert any("CoOp" in row for row in rows)
+    assert "CoOp" in result.stdout and "CoOp" in (tmp_path / f"{script}.html").read_text()

@@ -53,6 +53,7 @@ def test_a_failing_cell_does_not_stop_the_rest(sweep, write_spec):
     assert "    error: the loss is nan at epoch" in result.out  # its last lines
     assert "2 cells: 1 done (1 in this sweep), 1 failed" in result.out
     assert good.state().kind == "done" and bad.state().kind == "failed"
+    assert sweep(spec, "--folders").out.split() == [good.folder]
 
     assert sweep(spec).started == []
     again = sweep(spec, "--retry-failed")

@@ -73,6 +73,29 @@ def test_all_images(cells):
     assert config(cell).DATASET.NUM_SHOTS == -1
 
 
+def test_a_base_gives_what_the_file_does_not_say(cells, tmp_path):
+    (tmp_path / "below.yaml").write_text(
+        yaml.safe_dump({"base": "base.yaml", "grid": {"seed": 5}, "set": {"TRAIN.PRINT_FREQ": 2}})
+    )
+    base = {"grid": {**GRID, "seed": [1, 2]}, "output": "there", "set": {"OPTIM.MAX_EPOCH": 1}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    assert folders(read_spec(tmp_path / "base.yaml")) == [
+        f"there/digits/APD/mini_16shots/seed{seed}" for seed in (1, 2)
+    ]
+    (cell,) = read_spec(tmp_path / "below.yaml")
+    assert cell.folder == "there/digits/APD/mini_16shots/seed5"
+    assert config(cell).TRAIN.PRINT_FREQ == 2 and config(cell).OPTIM.MAX_EPOCH != 1
+
+
+@pytest.mark.parametrize(
+    "base, told", [("below.yaml", "below.yaml is its own base"), ("no.yaml", "base no.yaml: ")]
+)
+def test_a_base_that_is_none(tmp_path, base, told):
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump({"base": base, "grid": GRID}))
+    with pytest.raises(UserError, match=told):
+        read_spec(tmp_path / "below.yaml")
+
+
 def test_variants_come_one_after_another(cells):
     found = cells(
         variants=[{}, {"TRAINER.APD.BETA": [0.1, 1.0]}, {"TRAINER.APD.COUPLED": True, "seed": 2}]
