@@ -38,6 +38,7 @@ setup(
         "regex",
         "yacs>=0.1.8",
         "tabulate>=0.9",
+        "jinja2>=3",
         "tqdm>=4.60",
         "numpy>=1.23",
         "pillow>=9.1",

@@ -111,8 +111,8 @@ def _add(node: CfgNode, keys: dict) -> None:
             node.setdefault(key, value)
 
 
-# Keys that cannot change a result.
-_HARMLESS = {
+# keys that cannot change a result
+HARMLESS = {
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
@@ -124,17 +124,18 @@ _HARMLESS = {
 
 def differences(config: dict, other: dict) -> list[str]:
     """What in ``other`` could give another result than ``config``, as "KEY: value, was other"."""
-    ours, theirs = dict(_flat(config)), dict(_flat(other))
+    ours, theirs = dict(flat(config)), dict(flat(other))
     return [
         f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if key not in _HARMLESS and ours.get(key) != theirs.get(key)
+        if key not in HARMLESS and ours.get(key) != theirs.get(key)
     ]
 
 
-def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Key, with dots, and value of all that a config holds."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:  # YAML and JSON have no tuples
             yield prefix + key, list(value) if isinstance(value, tuple) else value

@@ -16,9 +16,9 @@ from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.datasets.templates import template
 from apd.errors import NonFiniteLoss, UserError
-from apd.evaluate import EVALUATIONS, evaluate, fingerprint
+from apd.evaluate import evaluate, fingerprint
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
-from apd.results import write_results
+from apd.results import EVALUATIONS, write_results
 from apd.trainers.resumable import ResumableTrainer
 
 

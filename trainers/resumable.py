@@ -17,9 +17,9 @@ from apd.errors import UserError
 from apd.files import atomic_write, write_csv
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
+from apd.results import HISTORY_NAME
 
 RESUME_NAME = "resume.pth.tar"
-HISTORY_NAME = "history.csv"
 
 
 class ResumableTrainer(TrainerX):

@@ -10,11 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apd.attacks import ThreatModel, pgd
-from apd.files import atomic_write
+from apd.results.drawing import Lines, draw_lines
+from apd.results.points import shots_of
+from apd.results.style import legend, look, panels, save, styles
 
 EXAMPLES = 6  # images a figure
 
 
+@look
 def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
     """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
 
@@ -27,15 +30,15 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
         attacks = records[1:]
         if not attacks:
             continue
-        written.append(_save(_examples(run, attacks[0]), folder / f"{stem}_examples.png"))
+        written.append(save(_examples(run, attacks[0]), folder / f"{stem}_examples.png"))
         stored = {one["record"]["key"]: one for one in run.stored()}
         shown = [(r, stored[r["key"]]) for r in attacks]
-        written.append(_save(_classes(run, shown), folder / f"{stem}_classes.png"))
+        written.append(save(_classes(run, shown), folder / f"{stem}_classes.png"))
     curves = _by_attack(evaluated)
     for attack, lines in curves.items():
         if any(len(points) > 1 for points in lines.values()):
             name = attack.replace(":", "-").replace("/", "-").replace(" ", "_")
-            written.append(_save(_curves(attack, lines), folder / f"eps_{name}.png"))
+            written.append(save(_curves(attack, lines), folder / f"eps_{name}.png"))
     return written
 
 
@@ -54,7 +57,7 @@ def _examples(run, record: dict) -> Figure:
     delta = attacked - images
     scale = delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
     rows = [images, attacked, 0.5 + 0.5 * delta / scale]
-    figure = Figure(figsize=(1.7 * len(images), 5.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.7 * len(images), 5.6), layout="constrained")
     axes = figure.subplots(3, len(images), squeeze=False)
     for j in range(len(images)):
         for i, row in enumerate(rows):
@@ -92,7 +95,7 @@ def _first_right(run) -> tuple[Tensor, Tensor]:
 def _classes(run, shown: list[tuple[dict, dict]]) -> Figure:
     """Accuracy of each class under each attack, worst class first."""
     names = run.classnames
-    figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     order = None
     for record, stored in shown:
@@ -100,41 +103,36 @@ def _classes(run, shown: list[tuple[dict, dict]]) -> Figure:
         count = torch.bincount(labels, minlength=len(names)).clamp_min(1)
         share = 100 * torch.bincount(labels[lost == 0], minlength=len(names)) / count
         order = share.argsort() if order is None else order
-        axes.plot(share[order], "o-", markersize=3, linewidth=1, label=_of(record))
+        axes.plot(share[order], markersize=3, linewidth=1, label=_of(record))
     axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
     axes.set_ylabel("robust accuracy (%)")
     axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     axes.set_title(run.name, fontsize=9)
     return figure
 
 
-def _by_attack(evaluated: list[tuple]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Attack -> run -> (eps, accuracy), the clean accuracy at 0."""
-    curves: dict = defaultdict(lambda: defaultdict(dict))
+def _by_attack(evaluated: list[tuple]) -> dict[str, Lines]:
+    """Attack -> method -> eps -> seed -> accuracy, the clean accuracy at 0."""
+    curves: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    several = len({shots_of(run.results) for run, _ in evaluated} - {None}) > 1
     for run, (clean, *records) in evaluated:
+        results, shots = run.results, shots_of(run.results)
+        name = results["method"] + f", {shots} shots" * (several and shots is not None)
         for record in records:
-            points = curves[_of(record, eps=False)][run.name]
-            points[0.0] = clean["accuracy"]
-            points[record["threat_model"]["eps"]] = record["accuracy"]
-    return {
-        attack: {name: sorted(points.items()) for name, points in lines.items()}
-        for attack, lines in curves.items()
-    }
+            points = curves[_of(record, eps=False)][name]
+            points[0.0][results["seed"]] = clean["accuracy"]
+            points[record["threat_model"]["eps"]][results["seed"]] = record["accuracy"]
+    return curves
 
 
-def _curves(attack: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
-    figure = Figure(figsize=(5.4, 3.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for (name, points), marker in zip(lines.items(), "os^Dv<>P*X" * len(lines)):
-        axes.plot(*zip(*points), marker=marker, markersize=4, label=name)
+def _curves(attack: str, lines: Lines) -> Figure:
+    figure, (axes,) = panels(1, attack)
+    draw_lines(axes, lines, styles(lines))
     axes.set_xlabel("eps (1/255)")
     axes.set_ylabel("robust accuracy (%)")
     axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
-    axes.set_title(attack, fontsize=9)
+    legend(figure)
     return figure
 
 
@@ -146,9 +144,3 @@ def _of(record: dict, eps: bool = True) -> str:
     parts += [threat["source"]] * (threat["source"] != "white-box")
     parts += [threat["precision"]] * (threat["precision"] != "fp32")
     return " ".join(parts)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path

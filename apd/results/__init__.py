@@ -1,6 +1,8 @@
 """results.json of a run, and tables and plots of many."""
 
 from apd.results.schema import (
+    EVALUATIONS,
+    HISTORY_NAME,
     RESULTS_NAME,
     SCHEMA_VERSION,
     environment,
@@ -10,6 +12,8 @@ from apd.results.schema import (
 )
 
 __all__ = [
+    "EVALUATIONS",
+    "HISTORY_NAME",
     "RESULTS_NAME",
     "SCHEMA_VERSION",
     "environment",

@@ -1,84 +1,307 @@
-"""Tables of the protocols that put one run's prompts before other classes or datasets.
+"""The tables: of methods, of shots, of the protocols, of an ablation, and of costs.
 
 * base-to-new (CoCoOp, Zhou 2022, section 4.1): trained on the first half of the classes, tested on
   both halves; H is the harmonic mean of the two means.
-* transfer (the same, sections 4.2 and 4.3): trained on one dataset, tested on others; cross-dataset
-  where these have other classes, domain shift where they have the same ones.
+* transfer (the same, sections 4.2 and 4.3): trained on one data set, tested on others;
+  cross-dataset where these have other classes, domain shift where they have the same ones.
+
+Each takes runs by folder (``apd.results.runs.load_runs``), and refuses what cannot be compared.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from statistics import harmonic_mean, mean
 
 from apd.errors import UserError
-from apd.results.table import Accuracy, check_comparable, header_of, rank
+from apd.results.cells import Cell, Grid, Place, average, harmonic, learns, settings, shots_name
+from apd.results.formats import Table
+from apd.results.stats import compare
+
+DEFAULT = "default"  # of an ablation: its row that changes nothing
 
 
-def base_to_new(runs: dict[Path, dict]) -> list[dict]:
-    """One row a dataset and method: base, new and H, for clean images and each attack.
-
-    Raises:
-        UserError: no run of either half, or runs that cannot be compared.
+def methods(runs: dict[Path, dict]) -> list[Table]:
+    """One row a method. Evaluations of a part of the images that some methods lack have a table of
+    their own; of several data sets there is a table an evaluation.
     """
-    check_comparable(runs, same=("backbone",), apart=("dataset", "subsample"))
-    halves = {"base", "new"}
-    if found := {run["subsample"] for run in runs.values()} - halves:
-        raise UserError(f"base-to-new compares base and new classes, there are runs of {found}")
-    cells = _cells(runs.values(), lambda run: (run["dataset"], run["method"]))
+    grid = Grid(runs, same=("backbone", "subsample", "shots"))
+    title = _title(runs, "dataset", "shots", "backbone")
+    if len(grid.places) > 1:
+        return [
+            Table("methods", f"{header}, {title}", _over_data_sets(grid, header))
+            for header in grid.headers
+        ]
+    main, *others = _headers_by_images(grid)
+    tables = [Table("methods", title, _of_one_data_set(grid, main[1], with_seconds=True))]
+    for images, headers in others:
+        rows = _of_one_data_set(grid, headers)
+        tables.append(Table("methods", f"{title}, {images}", rows))
+    return tables
+
+
+def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
+    """Columns of all images, with those of a part that all methods have; then the other parts'."""
+    (place,) = grid.places
+    main, *others = grid.headers_by_images().items()
+    for images, headers in list(others):
+        if all(grid.cell(method, place, name) for method in grid.rows for name in headers):
+            main[1].extend(headers)
+            others.remove((images, headers))
+    return [main, *others]
+
+
+def _of_one_data_set(grid: Grid, headers: list[str], with_seconds: bool = False) -> list[dict]:
+    (place,) = grid.places
     rows = []
-    for dataset, method in sorted(cells, key=lambda key: (key[0], rank(key[1]))):
-        row = {"dataset": dataset, "method": method}
-        for header in _headers(runs.values()):
-            half = {name: cells[dataset, method].get((name, header), []) for name in halves}
-            row |= {f"base {header}": half["base"], f"new {header}": half["new"]}
-            means = [mean(values) for values in half.values() if values]
-            row[f"H {header}"] = [harmonic_mean(means)] if len(means) == 2 else []
-        rows.append(row)
+    for method in grid.rows:
+        run = grid.first(method)
+        row = {"method": method, "prompts": run["modality"]}
+        row["parameters"] = run["trainable_parameters"]
+        cells = {header: grid.cell(method, place, header) for header in headers}
+        if with_seconds:
+            cells["seconds"] = grid.numbers(method, place, lambda run: run["seconds"])
+        if any(cells.values()):
+            rows.append(row | cells)
     return rows
 
 
-def transfer(runs: dict[Path, dict]) -> list[dict]:
-    """One row a method and kind of image: the source dataset, the others, and their average.
+def _over_data_sets(grid: Grid, header: str) -> list[dict]:
+    rows = []
+    for method in grid.rows:
+        cells = {place.dataset: grid.cell(method, place, header) for place in grid.places}
+        rows.append({"method": method, **cells, "average": average(list(cells.values()))})
+    return rows
 
-    Raises:
-        UserError: no source or several, or runs that cannot be compared.
+
+def few_shot(runs: dict[Path, dict]) -> list[Table]:
+    """Methods by shots: for each evaluation, a table a data set and one of their average."""
+    grid = Grid(runs, same=("backbone", "subsample"))
+    data_sets, shots = grid.values("dataset"), grid.values("shots")
+    (subsample,) = grid.values("subsample")
+
+    def table(header: str, group: list[str]) -> Table:
+        rows = []
+        for method in grid.rows:
+            row = {"method": method}
+            for k in shots:
+                cells = [grid.cell(method, Place(name, subsample, k), header) for name in group]
+                row[shots_name(k)] = _mean(cells)
+            rows.append(row)
+        return Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
+
+    groups = _with_all([[dataset] for dataset in data_sets])
+    return [table(header, group) for header in grid.headers for group in groups]
+
+
+def base_to_new(runs: dict[Path, dict]) -> list[Table]:
+    """Base, new and H of every evaluation: a table a data set, and one of their average.
+
+    The average's H is that of the averages of base and new.
     """
-    check_comparable(runs, same=("backbone", "subsample"), apart=("dataset",))
-    learned = [run for run in runs.values() if run["trainable_parameters"]]
-    sources = {run["dataset"] for run in learned if not run.get("prompts_from")}
+    if found := {run["subsample"] for run in runs.values()} - {"base", "new"}:
+        raise UserError(f"base-to-new compares base and new classes, there are runs of {found}")
+    grid = Grid(runs, same=("backbone", "shots"))
+    data_sets, (shots,) = grid.values("dataset"), grid.values("shots")
+
+    def table(group: list[str]) -> Table:
+        rows = []
+        for method in grid.rows:
+            row = {"method": method}
+            for header in grid.headers:
+                base, new = (
+                    _mean([grid.cell(method, Place(name, half, shots), header) for name in group])
+                    for half in ("base", "new")
+                )
+                row |= {f"base {header}": base, f"new {header}": new}
+                row[f"H {header}"] = harmonic([base, new])
+            rows.append(row)
+        what = _title(runs, "shots", "backbone")
+        return Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows)
+
+    return [table(group) for group in _with_all([[dataset] for dataset in data_sets])]
+
+
+def transfer(runs: dict[Path, dict]) -> list[Table]:
+    """For each evaluation: the source data set, the others, and their average."""
+    grid = Grid(runs, same=("backbone", "subsample", "shots"))
+    sources = _sources(runs)
     if len(sources) != 1:
         names = ", ".join(sorted(sources)) or "none"
-        raise UserError(f"transfer is from one dataset that was trained on, here from: {names}")
+        raise UserError(f"transfer is from one data set that was trained on, here from: {names}")
     (source,) = sources
-    targets = list(dict.fromkeys(r["dataset"] for r in runs.values() if r["dataset"] != source))
-    cells = _cells(runs.values(), lambda run: run["method"], "dataset")
-    rows = []
-    for header in _headers(runs.values()):
-        for method in sorted(cells, key=rank):
-            row = {"images": header.removesuffix(" (%)"), "method": method}
-            row[f"{source} (source, %)"] = cells[method].get((source, header), [])
-            for target in targets:
-                row[f"{target} (%)"] = cells[method].get((target, header), [])
-            means = [mean(v) for t in targets if (v := cells[method].get((t, header)))]
-            row["average of targets (%)"] = [mean(means)] if len(means) == len(targets) > 0 else []
+    places = {place.dataset: place for place in grid.places}
+    targets = [name for name in places if name != source]
+    tables = []
+    for header in grid.headers:
+        rows = []
+        for method in grid.rows:
+            row = {"method": method}
+            row[f"{source} (source)"] = grid.cell(method, places[source], header)
+            cells = {name: grid.cell(method, places[name], header) for name in targets}
+            row |= cells
+            row["average of targets"] = average(list(cells.values())) if cells else Cell()
             rows.append(row)
-    return rows
+        title = f"{header}, transfer from {source}, {_title(runs, 'shots', 'backbone')}"
+        tables.append(Table("transfer", title, rows))
+    return tables
 
 
-def _cells(runs: Iterable[dict], row: Callable[[dict], object], column: str = "subsample") -> dict:
-    """Accuracies over seeds: row -> (column, header of the evaluation) -> values."""
-    cells: dict = defaultdict(lambda: defaultdict(list))
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        for evaluation in run["evaluations"]:
-            cells[row(run)][run[column], header_of(evaluation)].append(Accuracy.of(evaluation))
-    return cells
+def _sources(runs: dict[Path, dict]) -> set[str]:
+    """The data sets that something was trained on."""
+    return {r["dataset"] for r in runs.values() if learns(r) and not r.get("prompts_from")}
 
 
-def _headers(runs: Iterable[dict]) -> list[str]:
-    return list(dict.fromkeys(header_of(e) for run in runs for e in run["evaluations"]))
+def ablation(runs: dict[Path, dict]) -> list[Table]:
+    """One row a config of a method: what it changes, and the difference to the default's row.
+
+    The default has every key's most common value. A table a data set, and one of their average.
+    """
+    tables = []
+    for method in dict.fromkeys(run["method"] for run in runs.values()):
+        same = _of_method(runs, method)
+        names, default = _configs(same)
+        if len(set(names.values())) == 1:
+            continue
+        grid = Grid(same, ("backbone", "subsample", "shots"), lambda folder, _: names[folder])
+        grid.rows.sort(key=lambda name: (name != DEFAULT, name))
+        for group in _with_all([[place] for place in grid.places]):
+            rows = [
+                {"config": name}
+                | {
+                    header: _mean([grid.cell(name, place, header) for place in group])
+                    for header in grid.headers
+                }
+                for name in grid.rows
+            ]
+            where = _named([place.dataset for place in group])
+            title = f"{method}, {where}, {_title(same, 'shots', 'backbone')}"
+            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {default}"]))
+            if DEFAULT in grid.rows:
+                compare(tables[-1:], DEFAULT)
+    if not tables:
+        raise UserError("an ablation compares configs of a method, these runs have one each")
+    return tables
 
 
-PROTOCOLS = {"base-to-new": base_to_new, "transfer": transfer}
+def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, str], str]:
+    """What each run of a method changes, and the values of what is changed by default."""
+    found = {folder: settings(run) for folder, run in runs.items()}
+    # of equally common values the default's run has the shorter name
+    folders = sorted(runs, key=lambda folder: len(runs[folder]["config"].get("OUTPUT_DIR", "")))
+    default = {}
+    for key in sorted(set.intersection(*map(set, found.values()))):
+        counts = Counter(repr(found[folder][key]) for folder in folders)
+        if len(counts) > 1 and not key.startswith("DATASET."):
+            usual = counts.most_common(1)[0][0]
+            default[key] = next(s[key] for s in found.values() if repr(s[key]) == usual)
+    names = {}
+    for folder, setting in found.items():
+        changed = {key: setting[key] for key in default if setting[key] != default[key]}
+        names[folder] = _assigned(changed) or DEFAULT
+    return names, _assigned(default)
+
+
+def _assigned(values: dict) -> str:
+    return ", ".join(f"{key.removeprefix('TRAINER.')}={value}" for key, value in values.items())
+
+
+def cost(runs: dict[Path, dict]) -> list[Table]:
+    """What each method takes, by shots: a table a data set."""
+    grid = Grid(runs, same=("backbone", "subsample"))
+    several = len(grid.values("shots")) > 1
+    tables = []
+    for dataset in grid.values("dataset"):
+        rows = []
+        for method in grid.rows:
+            first = grid.first(method)
+            places = [place for place in grid.places if place.dataset == dataset]
+            # zero-shot is the same at every number of shots
+            for place in places if learns(first) else places[:1]:
+                row = {"method": method}
+                if several:
+                    row["shots"] = shots_name(place.shots) if learns(first) else "-"
+                row["parameters"] = first["trainable_parameters"]
+                for name, number in _COSTS.items():
+                    row[name] = grid.numbers(method, place, number)
+                rows.append(row)
+        titles = ("backbone",) if several else ("shots", "backbone")
+        tables.append(Table("cost", f"cost, {dataset}, {_title(runs, *titles)}", rows))
+    return tables
+
+
+def _epoch_seconds(run: dict) -> float | None:
+    epochs = run.get("epochs") or run["config"].get("OPTIM", {}).get("MAX_EPOCH")
+    return run["train_seconds"] / epochs if run["train_seconds"] and epochs else None
+
+
+_COSTS: dict[str, Callable[[dict], float | None]] = {
+    "seconds per epoch": _epoch_seconds,
+    "training (s)": lambda run: run["train_seconds"] or None,
+    "evaluation (s)": lambda run: run["seconds"] - run["train_seconds"],
+    "peak memory (MiB)": lambda run: run["peak_memory"] / 2**20 if run.get("peak_memory") else None,
+}
+
+TABLES: dict[str, Callable[[dict[Path, dict]], list[Table]]] = {
+    "methods": methods,
+    "few-shot": few_shot,
+    "base-to-new": base_to_new,
+    "transfer": transfer,
+    "ablation": ablation,
+    "cost": cost,
+}
+
+
+def fitting(runs: dict[Path, dict]) -> list[str]:
+    """Names of the tables that these runs are for, the main one first.
+
+    They may still refuse, and say why, if the runs cannot be compared.
+    """
+    if _varied(runs):
+        return ["ablation"]
+    if {run["subsample"] for run in runs.values()} != {"all"}:
+        return ["base-to-new"]
+    evaluated = {r["dataset"] for r in runs.values() if learns(r) and r.get("prompts_from")}
+    if evaluated - (sources := _sources(runs)) and sources:
+        return ["transfer", "cost"]
+    shots = {run["shots"] for run in runs.values() if learns(run)}
+    return ["few-shot" if len(shots) > 1 else "methods", "cost"]
+
+
+def _varied(runs: dict[Path, dict]) -> bool:
+    """Whether some method was run with several configs on the same data and seed."""
+    made = Counter(
+        (run["method"], run["dataset"], run["subsample"], run["shots"], run["seed"])
+        for run in runs.values()
+    )
+    twice = {key[0] for key, count in made.items() if count > 1}
+    return any(len(set(_configs(_of_method(runs, name))[0].values())) > 1 for name in twice)
+
+
+def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:
+    return {folder: run for folder, run in runs.items() if run["method"] == method}
+
+
+def _title(runs: dict[Path, dict], *fields: str) -> str:
+    """What all runs share of ``fields`` (default: the backbone)."""
+    parts = []
+    for field in fields or ("backbone",):
+        found = {run[field] for run in runs.values() if field != "shots" or learns(run)}
+        if len(found) == 1:
+            (value,) = found
+            parts.append(shots_name(value) if field == "shots" else value)
+    return ", ".join(parts)
+
+
+def _with_all(groups: list[list]) -> list[list]:
+    """Groups of one, and one of all of them if they are several."""
+    return [*groups, sum(groups, [])] if len(groups) > 1 else groups
+
+
+def _mean(cells: list[Cell]) -> Cell:
+    return average(cells) if len(cells) > 1 else cells[0]
+
+
+def _named(data_sets: list[str]) -> str:
+    return data_sets[0] if len(data_sets) == 1 else f"average of {len(data_sets)} data sets"

@@ -36,6 +36,8 @@ from apd.files import write_json
 
 SCHEMA_VERSION = 1
 RESULTS_NAME = "results.json"
+HISTORY_NAME = "history.csv"
+EVALUATIONS = "evaluations"  # folder, in a run's, of verdicts image by image
 
 _GIVEN = {  # by the run; the other fields are filled in here
     *("method", "modality", "trainable_parameters", "dataset", "classes", "subsample", "shots"),

@@ -1,5 +1,11 @@
 """Made-up results."""
 
+import json
+import os
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "golden"
+
 THREAT = {
     "norm": "linf",
     "eps": 2,
@@ -16,7 +22,7 @@ THREAT = {
 }
 
 
-def record(attack, accuracy, threat=None, total=500):
+def record(attack, accuracy, threat=None, total=500, **fields):
     return {
         "attack": attack,
         "threat_model": threat,
@@ -24,6 +30,7 @@ def record(attack, accuracy, threat=None, total=500):
         "total": total,
         "accuracy": accuracy,
         "seconds": 1.5,
+        **fields,
     }
 
 
@@ -48,3 +55,22 @@ def results(method="APD", clean=85.0, robust=42.0, threat=None, **fields):
         "config": {"SEED": 1, "INPUT": {"SIZE": [32, 32]}},
         **fields,
     }
+
+
+def keep_verdicts(run, evaluation, lost, images="i", model="m"):
+    """Write a finished evaluation, as apd-eval does; ``lost`` (N,): see ``apd.evaluate.state``."""
+    path = Path(run) / "evaluations" / f"{evaluation['key']}.json"
+    path.parent.mkdir(exist_ok=True)
+    identity = {"model": model, "images": images}
+    kept = {"record": evaluation, "identity": identity, "lost_to": lost, "labels": [0] * len(lost)}
+    path.write_text(json.dumps(kept))
+    return path
+
+
+def check_golden(name, text):
+    """Compare with the file of that name in golden/; UPDATE_GOLDEN=1 writes it."""
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8")

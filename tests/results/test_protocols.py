@@ -1,21 +1,99 @@
-"""Tables of base-to-new and of transfer, from made-up results."""
-
-import csv
+"""Tables of shots, protocols, ablations and costs, from made-up results."""
 
 import pytest
-from sample_results import record
+from sample_results import check_golden, record
 
-from apd.results.protocols import base_to_new, transfer
+from apd.results.protocols import ablation, base_to_new, cost, few_shot, fitting, transfer
 from apd.results.table import load_runs, main
 
 ROBUST = "PGD-100 eps=2/255 (%)"
 FROM = {"prompts_from": {"model_dir": "elsewhere", "epoch": None}}
+ZERO_SHOT = {"method": "ZeroshotCLIP", "trainable_parameters": 0}
+
+
+def golden(name, tables):
+    check_golden(name, "\n\n".join(table.format() for table in tables))
+
+
+# -- few-shot --------------------------------------------------------------------------------------
+
+
+def save_shots(save, methods=("CoOp", "APD"), data_sets=("Digits", "UCF101", "Caltech101")):
+    for i, method in enumerate(methods):
+        for j, dataset in enumerate(data_sets):
+            for shots in (1, 16, -1):
+                for seed in (1, 2):
+                    clean = 50 + 10 * i + 5 * j + abs(shots) + seed
+                    save(f"{method}/{dataset}/{shots}/{seed}", method=method, dataset=dataset,
+                         shots=shots, seed=seed, clean=clean, robust=clean / 2)  # fmt: skip
+
+
+def test_few_shot_has_a_table_for_each_data_set_and_their_average(save, tmp_path):
+    save_shots(save)
+    tables = few_shot(load_runs([tmp_path]))
+    assert [table.title for table in tables[:4]] == [
+        # as the papers order them, and then by name
+        "clean (%), Caltech101, mini", "clean (%), UCF101, mini", "clean (%), Digits, mini",
+        "clean (%), average of 3 data sets, mini",
+    ]  # fmt: skip
+    assert all(table.title.startswith(ROBUST) for table in tables[4:]) and len(tables) == 8
+    coop, apd = tables[3].rows
+    assert list(apd) == ["method", "1 shot", "16 shots", "all images"]
+    assert coop["1 shot"] == [57, 58] and apd["16 shots"] == [82, 83]
+
+
+def test_few_shot_averages_only_where_all_data_sets_are_there(save, tmp_path):
+    save_shots(save, data_sets=("Digits", "DTD"))
+    save_shots(save, ["CoOp"], data_sets=("EuroSAT",))
+    average = few_shot(load_runs([tmp_path]))[3]
+    coop, apd = average.rows
+    assert coop["1 shot"] == [52 + 5 / 3, 53 + 5 / 3]
+    assert apd["1 shot"] == [] and len(apd["1 shot"].missing) == 2 and len(average.missing) == 6
+
+
+def test_zero_shot_stands_at_every_number_of_shots(save, tmp_path):
+    save_shots(save, data_sets=("Digits",))
+    for shots in (1, 16):  # a sweep makes it for each
+        for seed in (1, 2):
+            save(f"zero/{shots}/{seed}", shots=shots, seed=seed, clean=33.0, **ZERO_SHOT)
+    clean, _ = few_shot(load_runs([tmp_path]))
+    assert list(clean.rows[0].values())[1:] == [[33, 33]] * 3 and not clean.missing
+
+
+def test_zero_shot_makes_nothing_missing_where_nobody_was_trained(save, tmp_path):
+    save_shots(save, ["CoOp"], data_sets=("Digits",))
+    for seed in (1, 2):
+        save(f"CoOp/DTD/{seed}", method="CoOp", dataset="DTD", shots=16, seed=seed)
+        for dataset in ("Digits", "DTD"):
+            save(f"zero/{dataset}/{seed}", dataset=dataset, seed=seed, **ZERO_SHOT)
+    dtd, *_ = few_shot(load_runs([tmp_path]))
+    zero_shot, coop = dtd.rows
+    assert "DTD" in dtd.title and not dtd.missing
+    assert [len(cell) for cell in list(zero_shot.values())[1:]] == [0, 2, 0]
+    assert [len(cell) for cell in list(coop.values())[1:]] == [0, 2, 0]
+
+
+def test_few_shot_takes_one_backbone(save, tmp_path, capsys):
+    save(shots=1)
+    save(method="CoOp", shots=2, backbone="RN50")
+    assert main([str(tmp_path), "--table", "few-shot"]) == 2
+    assert "two values of backbone" in capsys.readouterr().err
+
+
+def test_golden_few_shot(save, tmp_path):
+    save_shots(save, data_sets=("Digits", "Caltech101"))
+    (tmp_path / "APD/Digits/16/2/results.json").unlink()
+    golden("few-shot.txt", few_shot(load_runs([tmp_path])))
+
+
+# -- base-to-new -----------------------------------------------------------------------------------
 
 
 def save_halves(save, method, seed, base, new, **fields):
-    save(f"{method}/{seed}/base", method=method, seed=seed, subsample="base", clean=base[0],
+    folder = f"{method}/{fields.get('dataset', '')}/{seed}"
+    save(f"{folder}/base", method=method, seed=seed, subsample="base", clean=base[0],
          robust=base[1], **fields)  # fmt: skip
-    save(f"{method}/{seed}/new", method=method, seed=seed, subsample="new", clean=new[0],
+    save(f"{folder}/new", method=method, seed=seed, subsample="new", clean=new[0],
          robust=new[1], **FROM, **fields)  # fmt: skip
 
 
@@ -23,31 +101,57 @@ def test_base_to_new_has_the_harmonic_mean_of_the_means(save, tmp_path):
     save_halves(save, "APD", 1, (90.0, 40.0), (60.0, 0.0))
     save_halves(save, "APD", 2, (70.0, 60.0), (80.0, 0.0))
     save_halves(save, "CoOp", 1, (50.0, 10.0), (50.0, 30.0))
-    coop, apd = base_to_new(load_runs([tmp_path]))
-    assert (coop["method"], apd["method"], apd["dataset"]) == ("CoOp", "APD", "Digits")
+    (table,) = base_to_new(load_runs([tmp_path]))
+    coop, apd = table.rows
+    assert (coop["method"], apd["method"], "Digits" in table.title) == ("CoOp", "APD", True)
     assert (apd["base clean (%)"], apd["new clean (%)"]) == ([90, 70], [60, 80])
     assert apd["H clean (%)"] == [pytest.approx(2 * 80 * 70 / 150)]
+    assert apd["H clean (%)"].n == 2  # of two seeds, though it is one number
     assert apd[f"H {ROBUST}"] == [0]
     assert coop["H clean (%)"] == [50] and coop[f"H {ROBUST}"] == [15]
 
 
-def test_a_half_that_is_missing_leaves_no_harmonic_mean(save, tmp_path, capsys):
+def test_the_averages_h_is_that_of_the_averages(save, tmp_path):
+    save_halves(save, "APD", 1, (90.0, 40.0), (60.0, 10.0))
+    save_halves(save, "APD", 1, (70.0, 20.0), (80.0, 30.0), dataset="DTD")
+    *each, average = base_to_new(load_runs([tmp_path]))
+    (row,) = average.rows
+    assert len(each) == 2 and "average of 2 data sets" in average.title
+    assert row["base clean (%)"] == [80] and row["new clean (%)"] == [70]
+    assert row["H clean (%)"] == [pytest.approx(2 * 80 * 70 / 150)]
+
+
+def test_a_half_that_nobody_has_leaves_no_harmonic_mean(save, tmp_path, capsys):
     save(subsample="base")
-    (row,) = base_to_new(load_runs([tmp_path]))
+    (table,) = base_to_new(load_runs([tmp_path]))
+    (row,) = table.rows
     assert row["new clean (%)"] == [] and row["H clean (%)"] == []
-    assert main([str(tmp_path), "--protocol", "base-to-new"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].split()[:6] == [
-        "Digits", "APD", "85.0", "-", "-", "42.0",
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "APD", "85.0", "-", "-", "42.0", "-", "-",
     ]  # fmt: skip
 
 
-def test_base_to_new_of_several_datasets_has_a_row_each(save, tmp_path):
-    for dataset, base in (("Digits", 90.0), ("Caltech101", 80.0)):
-        save(f"{dataset}/base", dataset=dataset, subsample="base", clean=base)
-    rows = base_to_new(load_runs([tmp_path]))
-    assert [(row["dataset"], row["base clean (%)"]) for row in rows] == [
-        ("Caltech101", [80.0]), ("Digits", [90.0]),
-    ]  # fmt: skip
+def test_flags_reach_the_harmonic_mean(save, tmp_path):
+    flags = {"flags": {"random-logits": "other logits each time"}}
+    save("base", subsample="base", evaluations=[record("clean", 80.0, **flags)])
+    save("new", subsample="new", evaluations=[record("clean", 80.0)], **FROM)
+    text = base_to_new(load_runs([tmp_path]))[0].format()
+    assert "random-logits: other logits each time" in text
+    assert "random-logits: of a number in this mean" in text
+
+
+def test_golden_base_to_new(save, tmp_path):
+    for dataset in ("Digits", "EuroSAT"):
+        for seed in (1, 2):
+            for i, method in enumerate(("CoOp", "APD")):
+                halves = (90.0 + seed, 40.0 + 10 * i), (60.0, 20.0 - 5 * i)
+                save_halves(save, method, seed, *halves, dataset=dataset)
+    (tmp_path / "CoOp/EuroSAT/2/new/results.json").unlink()
+    golden("base-to-new.txt", base_to_new(load_runs([tmp_path])))
+
+
+# -- transfer --------------------------------------------------------------------------------------
 
 
 def save_transfer(save, method, source, targets, seed=1, **fields):
@@ -62,56 +166,248 @@ def test_transfer_has_the_source_the_targets_and_their_average(save, tmp_path):
                   trainable_parameters=0, shots=0)  # fmt: skip
     save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
     save_transfer(save, "APD", 82.0, {"Letters": 50.0, "DTD": 20.0}, seed=2)
-    rows = transfer(load_runs([tmp_path]))
-    assert [(row["images"], row["method"]) for row in rows] == [
-        ("clean", "ZeroshotCLIP"), ("clean", "APD"),
-        ("PGD-100 eps=2/255", "ZeroshotCLIP"), ("PGD-100 eps=2/255", "APD"),
-    ]  # fmt: skip
-    assert rows[0]["average of targets (%)"] == [20]
-    apd = rows[1]
-    assert apd["Digits (source, %)"] == [80, 82] and apd["Letters (%)"] == [60, 50]
-    assert apd["average of targets (%)"] == [pytest.approx((55 + 20) / 2)]
+    clean, robust = transfer(load_runs([tmp_path]))
+    assert clean.title == "clean (%), transfer from Digits, 16 shots, mini"
+    assert robust.title.startswith(ROBUST)
+    zero_shot, apd = clean.rows
+    assert list(apd) == ["method", "Digits (source)", "DTD", "Letters", "average of targets"]
+    assert zero_shot["average of targets"] == [20]
+    assert apd["Digits (source)"] == [80, 82] and apd["Letters"] == [60, 50]
+    assert apd["average of targets"] == [40, 35]
 
 
 def test_a_target_that_is_missing_leaves_no_average(save, tmp_path):
     save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
     save_transfer(save, "CoOp", 70.0, {"Letters": 60.0})
-    coop, apd = transfer(load_runs([tmp_path]))[:2]
-    assert coop["DTD (%)"] == [] and coop["average of targets (%)"] == []
-    assert apd["average of targets (%)"] == [40]
+    coop, apd = transfer(load_runs([tmp_path]))[0].rows
+    assert coop["DTD"] == [] and coop["average of targets"] == [] and coop["DTD"].missing
+    assert apd["average of targets"] == [40]
+
+
+def test_golden_transfer(save, tmp_path):
+    save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
+    save_transfer(save, "CoOp", 70.0, {"Letters": 60.0})
+    golden("transfer.txt", transfer(load_runs([tmp_path])))
+
+
+# -- ablation --------------------------------------------------------------------------------------
+
+
+def save_config(save, name, clean, seed=1, dataset="Digits", **changed):
+    values = {"TAU": 1.0, "BETA": 0.0, **changed}
+    config = {
+        "OUTPUT_DIR": f"output/{name}", "SEED": seed, "DATASET": {"NAME": dataset},
+        "TRAINER": {"APD": values},
+    }  # fmt: skip
+    save(f"{dataset}/{name}/{seed}", clean=clean, seed=seed, dataset=dataset, config=config)
+
+
+def test_an_ablations_rows_are_what_differs_from_the_usual_config(save, tmp_path):
+    save_config(save, "+TAU=2.0", 82.0, TAU=2.0)
+    save_config(save, "+TAU=4.0", 84.0, TAU=4.0)
+    save_config(save, "+BETA=1.0", 70.0, BETA=1.0)
+    save_config(save, "", 80.0)
+    save("CoOp", method="CoOp")  # has one config
+    (table,) = ablation(load_runs([tmp_path]))
+    assert [(row["config"], row["clean (%)"].difference) for row in table.rows] == [
+        ("default", None), ("APD.BETA=1.0", -10), ("APD.TAU=2.0", 2), ("APD.TAU=4.0", 4),
+    ]  # fmt: skip
+    assert table.notes == ["default: APD.BETA=0.0, APD.TAU=1.0"]
+    assert table.title == "APD, Digits, 16 shots, mini"
+
+
+def test_of_two_configs_the_default_has_the_shorter_name(save, tmp_path):
+    save_config(save, "a+TAU=2.0", 82.0, TAU=2.0)
+    save_config(save, "b", 80.0)
+    (table,) = ablation(load_runs([tmp_path]))
+    assert [row["config"] for row in table.rows] == ["default", "APD.TAU=2.0"]
+
+
+def test_an_ablation_without_its_default_has_no_differences(save, tmp_path):
+    for key in ("TAU", "BETA", "LAMBDA"):
+        changed = {"LAMBDA": 0.5, key: 3.0}
+        save_config(save, key, 80.0, **changed)
+    (table,) = ablation(load_runs([tmp_path]))
+    assert [row["config"] for row in table.rows] == [
+        "APD.BETA=3.0", "APD.LAMBDA=3.0", "APD.TAU=3.0",
+    ]  # fmt: skip
+    assert table.baseline is None
+
+
+def test_an_ablation_may_not_vary_the_backbone(save, tmp_path, capsys):
+    save_config(save, "one", 80.0)
+    save("other", backbone="RN50", config={"TRAINER": {"APD": {"TAU": 2.0}}})
+    assert main([str(tmp_path), "--table", "ablation"]) == 2
+    assert "two values of backbone" in capsys.readouterr().err
+
+
+def test_golden_ablation(save, tmp_path):
+    for dataset in ("Digits", "DTD"):
+        for seed in (1, 2):
+            save_config(save, "default", 80.0 + seed, seed, dataset)
+            save_config(save, "TAU=2.0", 82.0, seed, dataset, TAU=2.0)
+            save_config(save, "BETA=1.0", 70.0, seed, dataset, BETA=1.0)
+    (tmp_path / "DTD/TAU=2.0/2/results.json").unlink()
+    golden("ablation.txt", ablation(load_runs([tmp_path])))
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+def save_costs(save):
+    for shots in (1, 2):
+        for seed in (1, 2):
+            save(f"{shots}/{seed}", shots=shots, seed=seed, epochs=50, peak_memory=2**30 * shots,
+                 train_seconds=20.0 * shots + seed, seconds=30.0 * shots)  # fmt: skip
+    save("old", method="CoOp", shots=1, config={"OPTIM": {"MAX_EPOCH": 10}})
+    save("zero", train_seconds=0, seconds=9.0, epochs=0, **ZERO_SHOT)
+
+
+def test_cost_is_told_by_method_and_shots(save, tmp_path):
+    save_costs(save)
+    (table,) = cost(load_runs([tmp_path]))
+    zero_shot, coop, _, apd, apd_2 = table.rows
+    assert (zero_shot["method"], zero_shot["shots"], zero_shot["parameters"]) == (
+        "ZeroshotCLIP", "-", 0,
+    )  # fmt: skip
+    assert zero_shot["training (s)"] == [] and zero_shot["evaluation (s)"] == [9]
+    assert coop["seconds per epoch"] == [2]  # of results that do not tell their epochs
+    assert coop["peak memory (MiB)"] == []
+    assert (apd_2["shots"], apd_2["seconds per epoch"]) == ("2 shots", [0.82, 0.84])
+    assert apd["peak memory (MiB)"] == [1024, 1024] and apd["evaluation (s)"] == [9, 8]
+
+
+def test_golden_cost(save, tmp_path):
+    save_costs(save)
+    golden("cost.txt", cost(load_runs([tmp_path])))
+
+
+def test_what_a_run_did_not_tell_is_not_missing(save, tmp_path):
+    save_costs(save)
+    (table,) = cost(load_runs([tmp_path]))
+    old, missing = (line for line in table.format().splitlines() if line.startswith("CoOp"))
+    assert old.split()[-1] == "-" and missing.split()[-1] == "missing"
+
+
+# -- which one -------------------------------------------------------------------------------------
+
+
+def test_the_table_fits_the_runs(save, tmp_path):
+    def names(**fields):
+        save(fields.pop("folder"), **fields)
+        return fitting(load_runs([tmp_path]))
+
+    assert names(folder="one") == ["methods", "cost"]
+    assert names(folder="data", method="CoOp", dataset="DTD") == ["methods", "cost"]
+    assert names(folder="shots", shots=4) == ["few-shot", "cost"]
+
+
+def test_the_protocols_fit_their_runs(save, tmp_path):
+    save_transfer(save, "a/APD", 80.0, {"DTD": 20.0})
+    save_halves(save, "b/APD", 1, (90.0, 40.0), (60.0, 10.0))
+    save_config(save, "one", 80.0)
+    save_config(save, "two", 80.0, TAU=2.0)
+    found = [fitting(load_runs([tmp_path / name])) for name in ("a", "b", "Digits")]
+    assert found == [["transfer", "cost"], ["base-to-new"], ["ablation"]]
+
+
+def test_runs_of_several_protocols_are_refused(save, tmp_path, capsys):
+    save("all")
+    save_halves(save, "CoOp", 1, (90.0, 40.0), (60.0, 10.0))
+    assert main([str(tmp_path)]) == 2
+    assert "there are runs of {'all'}" in capsys.readouterr().err
+
+
+def test_the_table_that_fits_is_shown(save, tmp_path, capsys):
+    save_shots(save)
+    assert main([str(tmp_path)]) == 0
+    assert "average of 3 data sets" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "protocol, runs, why",
+    "kind, runs, why",
     [
         ("base-to-new", [{"subsample": "all"}], "there are runs of {'all'}"),
         ("transfer", [{"dataset": "A"}, {"dataset": "B"}], "here from: A, B"),
         ("transfer", [{"dataset": "A", **FROM}], "here from: none"),
         ("transfer", [{}, {"dataset": "B", "backbone": "ViT-B/32", **FROM}], "backbone"),
-        ("transfer", [{}, {"dataset": "B", "threat": {"eps": 4}, **FROM}], "threat model"),
+        ("transfer", [{}, {"dataset": "B", "threat": {"alpha": 4}, **FROM}], "threat model"),
         ("transfer", [{}, {"dataset": "B", "shots": 1, **FROM}], "shots"),
+        ("transfer", [{}, {"dataset": "B", "host": "dassl 0.6", **FROM}], "host"),
         ("base-to-new", [{"subsample": "base"}, {"subsample": "base"}], "seed 1 twice"),
+        ("few-shot", [{"shots": 1}, {"shots": 2, "subsample": "base"}], "subsample"),
+        ("ablation", [{}, {"seed": 2}], "one each"),
+        ("cost", [{}, {"seed": 2, "host": "dassl 0.6"}], "host"),
     ],
 )
-def test_runs_that_cannot_be_compared(save, tmp_path, capsys, protocol, runs, why):
+def test_runs_that_cannot_be_compared(save, tmp_path, capsys, kind, runs, why):
     for i, fields in enumerate(runs):
         save(str(i), **fields)
-    assert main([str(tmp_path), "--protocol", protocol]) == 2
+    assert main([str(tmp_path), "--table", kind]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and why in error
 
 
-def test_a_protocols_table_is_written_too(save, tmp_path):
-    save_halves(save, "APD", 1, (90.0, 40.0), (60.0, 20.0))
-    table = tmp_path / "t.csv"
-    assert main([str(tmp_path), "--protocol", "base-to-new", "--csv", str(table)]) == 0
-    (row,) = csv.DictReader(table.open())
-    assert row["dataset"] == "Digits" and float(row["H clean (%)"]) == pytest.approx(72)
-    assert main([str(tmp_path), "--protocol", "transfer", "--plot", str(table)]) == 2
+# -- commands --------------------------------------------------------------------------------------
 
 
-def test_flags_reach_a_protocols_table(save, tmp_path, capsys):
-    evaluations = [{**record("clean", 80.0), "flags": {"random-logits": "other logits each time"}}]
-    save(subsample="base", evaluations=evaluations)
-    assert main([str(tmp_path), "--protocol", "base-to-new"]) == 0
-    assert "random-logits: other logits each time" in capsys.readouterr().out
+def test_what_is_evaluated_comes_after_what_is_trained(save, tmp_path, capsys):
+    for method in ("CoOp", "APD"):
+        for seed in (1, 2):
+            for half, folder in (("base", "train_base"), ("new", "test_new")):
+                run = f"digits/shots_16/{method}/mini/seed{seed}"
+                argv = ["--seed", str(seed), "--output-dir", f"output/{folder}/{run}"]
+                evaluation = ["--eval-only", "--model-dir", f"output/train_base/{run}"]
+                save(f"{method}/{seed}/{half}", method=method, seed=seed, subsample=half,
+                     argv=argv + (evaluation if half == "new" else []),
+                     **(FROM if half == "new" else {}))  # fmt: skip
+    for half in ("base", "new"):
+        (tmp_path / f"CoOp/2/{half}/results.json").unlink()
+    assert main([str(tmp_path), "--commands"]) == 0
+    run = "digits/shots_16/CoOp/mini/seed2"
+    assert capsys.readouterr().out.splitlines() == [
+        f"python train.py --seed 2 --output-dir output/train_base/{run}",
+        f"python train.py --seed 2 --output-dir output/test_new/{run} --eval-only "
+        f"--model-dir output/train_base/{run}",
+    ]
+
+
+def test_a_targets_command_comes_from_another_target(save, tmp_path, capsys):
+    for method, seeds in (("CoOp", [1]), ("APD", [1, 2])):
+        for name, dataset in (("digits", "Digits"), ("letters", "Letters"), ("dtd", "DTD")):
+            for seed in seeds:
+                source = f"output/digits/{method}/mini_16shots/seed{seed}"
+                target = f"output/evaluation/digits/{method}/mini_16shots/{name}/seed{seed}"
+                learned = name == "digits"
+                argv = ["--dataset-config-file", f"configs/datasets/{name}.yaml"]
+                argv += ["--seed", str(seed), "--output-dir", source if learned else target]
+                argv += [] if learned else ["--eval-only", "--model-dir", source]
+                save(f"{method}/{name}/{seed}", method=method, dataset=dataset, seed=seed,
+                     argv=argv, **({} if learned else FROM))  # fmt: skip
+    (tmp_path / "CoOp/dtd/1/results.json").unlink()
+    assert main([str(tmp_path), "--commands"]) == 0
+    trained, *evaluated = capsys.readouterr().out.splitlines()
+
+    def source(seed):
+        return f"output/digits/CoOp/mini_16shots/seed{seed}"
+
+    assert trained == (
+        "python train.py --dataset-config-file configs/datasets/digits.yaml --seed 2 --output-dir "
+        + source(2)
+    )
+    assert evaluated == [
+        f"python train.py --dataset-config-file configs/datasets/{name}.yaml --seed {seed} "
+        f"--output-dir output/evaluation/digits/CoOp/mini_16shots/{name}/seed{seed} --eval-only "
+        f"--model-dir {source(seed)}"
+        for name, seed in (("dtd", 1), ("dtd", 2), ("letters", 2))
+    ]
+
+
+def test_a_configs_command_comes_from_the_same_config(save, tmp_path, capsys):
+    for tau in (1.0, 2.0):
+        for seed in (1, 2, 3):
+            argv = ["--seed", str(seed), "--output-dir", f"TAU={tau}/seed{seed}"]
+            save(f"{tau}/{seed}", seed=seed, argv=argv, config={"TRAINER": {"APD": {"TAU": tau}}})
+    (tmp_path / "2.0/2/results.json").unlink()
+    assert main([str(tmp_path), "--commands"]) == 0
+    assert capsys.readouterr().out == "python train.py --seed 2 --output-dir TAU=2.0/seed2\n"

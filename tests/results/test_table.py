@@ -1,16 +1,39 @@
+"""The table of methods, and what all tables have in common."""
+
 import csv
+import json
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 
 import pytest
-from PIL import Image
-from sample_results import THREAT, record
+from sample_results import THREAT, check_golden, keep_verdicts, record
 
-from apd.results.table import build_table, load_runs, main
+from apd.results.protocols import methods
+from apd.results.table import load_runs, main
+
+ROBUST = "PGD-100 eps=2/255 (%)"
 
 
 def lines(text):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    """Cells of a Markdown table: header, rule and rows."""
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def error_of(capsys, *args):
+    assert main([str(arg) for arg in args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def row_of(table, name):
+    return next(row for row in table.rows if name in row.values())
+
+
+# -- rows and columns ------------------------------------------------------------------------------
 
 
 def test_one_row_a_method_in_canonical_order(save, tmp_path, capsys):
@@ -19,20 +42,13 @@ def test_one_row_a_method_in_canonical_order(save, tmp_path, capsys):
     markdown = tmp_path / "out" / "table.md"
     assert main([str(tmp_path), "--markdown", str(markdown)]) == 0
     header, rule, *rows = lines(markdown.read_text())
-    assert header == [
-        "method",
-        "prompts",
-        "parameters",
-        "clean (%)",
-        "PGD-100 eps=2/255 (%)",
-        "seconds",
-    ]
+    assert header == ["method", "prompts", "parameters", "clean (%)", ROBUST, "seconds"]
     assert [cell.endswith(":") for cell in rule] == [False, False, True, True, True, True]
     order = ["ZeroshotCLIP", "CoOp", "APT", "AdvIVLP", "APD", "Alpha", "Zeta"]
     assert [row[0] for row in rows] == order
-    assert rows[4] == ["APD", "text + visual", "12,345", "85.0", "42.0", "31"]
+    assert rows[4] == ["APD", "text + visual", "12,345", "**85.0**", "**42.0**", "31"]
     printed = capsys.readouterr().out
-    assert "PGD-100 eps=2/255 (%)" in printed and "ZeroshotCLIP" in printed
+    assert ROBUST in printed and "ZeroshotCLIP" in printed
 
 
 def test_seeds_become_mean_and_standard_deviation(save, tmp_path):
@@ -42,18 +58,30 @@ def test_seeds_become_mean_and_standard_deviation(save, tmp_path):
     md, table = tmp_path / "t.md", tmp_path / "t.csv"
     assert main([str(tmp_path), "--markdown", str(md), "--csv", str(table)]) == 0
     header, _, coop, apd = lines(md.read_text())
-    assert dict(zip(header, apd))["PGD-100 eps=2/255 (%)"] == "43.0 ± 3.6"
-    assert dict(zip(header, apd))["runs"] == "3"
-    assert dict(zip(header, coop))["PGD-100 eps=2/255 (%)"] == "10.0"
-    with open(table, newline="", encoding="utf-8") as f:
-        coop, apd = csv.DictReader(f)
-    assert apd["method"] == "APD" and apd["runs"] == "3" and apd["parameters"] == "12345"
-    assert float(apd["PGD-100 eps=2/255 (%)"]) == 43
-    assert float(apd["PGD-100 eps=2/255 (%), std"]) == pytest.approx(13**0.5)
-    assert coop["PGD-100 eps=2/255 (%), std"] == ""
+    assert dict(zip(header, apd))[ROBUST] == "43.0 ± 3.6"
+    assert dict(zip(header, coop))[ROBUST] == "10.0"
+    assert dict(zip(header, coop))["method"] == "CoOp †1"  # of fewer seeds than the others
+    assert "over seeds, n = 3" in md.read_text() and "†1 n = 1" in md.read_text()
+    with open(table, newline="", encoding="utf-8") as file:
+        coop, apd = (row for row in csv.DictReader(file) if row["column"] == ROBUST)
+    assert (apd["method"], apd["n"], apd["parameters"]) == ("APD", "3", "12345")
+    assert float(apd["mean"]) == 43 and float(apd["std"]) == pytest.approx(13**0.5, abs=1e-6)
+    assert (coop["n"], coop["std"], coop["missing"]) == ("1", "", "2")
 
 
-def test_a_missing_evaluation_is_a_dash(save, tmp_path, capsys):
+def test_a_number_of_fewer_seeds_is_marked(save, tmp_path):
+    for seed in (1, 2):
+        save(seed=seed)
+        save(method="CoOp", seed=seed)
+    save(seed=3, evaluations=[record("clean", 85.0)])
+    save(method="CoOp", seed=3)
+    (table,) = methods(load_runs([tmp_path]))
+    assert row_of(table, "APD")[ROBUST].n == 2 and not row_of(table, "APD")[ROBUST].missing
+    (row,) = [line for line in table.format("pipe").splitlines() if line.startswith("| APD")]
+    assert row.count("†") == 1 and "†1 n = 2" in table.format()
+
+
+def test_an_evaluation_that_was_not_made_is_a_dash(save, tmp_path, capsys):
     save()
     save(method="CoOp", evaluations=[record("clean", 64.0)])
     assert main([str(tmp_path)]) == 0
@@ -67,38 +95,95 @@ def test_header_tells_norm_and_last_iterate(save, tmp_path, capsys):
     assert "PGD-100 L2 eps=127.5/255, last iterate (%)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{"eps": 4}, {"alpha": 0.5}, {"norm": "l2"}, {"restarts": 5}, {"last_iterate": True}],
-)
-def test_two_threat_models_in_one_column_are_refused(save, tmp_path, capsys, changed):
+def test_a_threat_model_other_than_white_box_in_fp32_is_in_the_header(save, tmp_path, capsys):
+    save(threat={"source": "transfer:zeroshot", "precision": "bf16"})
+    assert main([str(tmp_path)]) == 0
+    assert "eps=2/255, transfer:zeroshot, bf16 (%)" in capsys.readouterr().out
+
+
+def test_evaluations_of_a_part_of_the_images_have_a_table_of_their_own(save, tmp_path):
+    part = record("pgd-20", 50.0, THREAT, total=100, images={"count": 100, "seed": 0})
+    save(evaluations=[part, record("clean", 85.0)])
+    save(method="CoOp")
+    whole, second = methods(load_runs([tmp_path]))
+    assert whole.measured == ["clean (%)", ROBUST, "seconds"]
+    assert second.measured == ["PGD-20 eps=2/255, 100 images (%)"]
+    assert second.title == "Digits, 16 shots, mini, 100 images"
+    assert [row["method"] for row in second.rows] == ["APD"]
+
+
+def test_evaluations_of_a_part_that_all_methods_have_are_in_the_one_table(save, tmp_path):
+    part = record("pgd-20", 50.0, THREAT, total=100, images={"count": 100, "seed": 0})
+    for method in ("CoOp", "APD"):
+        save(method=method, evaluations=[part, record("clean", 85.0)])
+    (table,) = methods(load_runs([tmp_path]))
+    assert table.measured == ["clean (%)", "PGD-20 eps=2/255, 100 images (%)", "seconds"]
+    assert table.title == "Digits, 16 shots, mini"
+
+
+def test_several_data_sets_are_columns_with_an_average(save, tmp_path):
+    for seed, shift in ((1, 0), (2, 2)):
+        for dataset, clean in (("Digits", 80.0), ("DTD", 60.0)):
+            save(f"{dataset}{seed}", dataset=dataset, seed=seed, clean=clean + shift)
+    save("one", method="CoOp", clean=90.0)
+    clean, robust = methods(load_runs([tmp_path]))
+    assert clean.measured == ["DTD", "Digits", "average"]
+    assert clean.title == "clean (%), 16 shots, mini" and robust.title.startswith(ROBUST)
+    coop, apd = clean.rows
+    assert apd["average"] == [70, 72] and [value.seed for value in apd["average"]] == [1, 2]
+    assert coop["Digits"] == [90] and coop["DTD"] == coop["average"] == []
+    assert len(coop["average"].missing) == 3
+    assert [line.split()[1:] for line in clean.format().splitlines() if "CoOp" in line] == [
+        ["†1", "missing", "90.0", "missing"]
+    ]  # the number there is of fewer seeds
+
+
+# -- what cannot be compared -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [{"alpha": 0.5}, {"loss": "margin"}, {"restarts": 5}])
+def test_two_threat_models_in_one_column_are_refused(save, capsys, changed):
     one, other = save(), save(method="APT", threat=changed)
-    assert main([str(one), str(other)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert "threat model of pgd-100" in error
-    assert str(one) in error and str(other) in error
+    error = error_of(capsys, one, other)
+    assert "threat model of PGD-100 eps=2/255" in error
     ((key, value),) = changed.items()
     assert f"{{{key!r}: {THREAT[key]!r}}} in {one}, {{{key!r}: {value!r}}} in {other}" in error
 
 
 @pytest.mark.parametrize(
+    "changed", [{"eps": 4}, {"norm": "l2"}, {"last_iterate": True}, {"precision": "bf16"}]
+)
+def test_threat_models_that_the_header_tells_apart_have_columns_of_their_own(
+    save, tmp_path, changed
+):
+    save()
+    save(method="APT", threat=changed)
+    (table,) = methods(load_runs([tmp_path]))
+    _, first, second, _ = table.measured
+    assert [bool(row[first]) for row in table.rows] != [bool(row[second]) for row in table.rows]
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
-    [("dataset", "Caltech101"), ("subsample", "new"), ("backbone", "RN50"), ("shots", 4)],
+    [("subsample", "new"), ("backbone", "RN50"), ("shots", 4), ("host", "dassl 0.6")],
 )
 def test_runs_on_different_grounds_are_refused(save, tmp_path, capsys, field, value):
     save()
     save(method="APT", **{field: value})
-    assert main([str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert field in error and str(value) in error
+    error = error_of(capsys, tmp_path, "--table", "methods")
+    assert f"two values of {field}" in error and str(value).split()[0] in error
+
+
+def test_versions_of_one_host_are_not_two_hosts(save, tmp_path):
+    save()
+    save(method="APT", host="embedded 2")
+    assert main([str(tmp_path)]) == 0
 
 
 def test_runs_on_different_test_images_are_refused(save, tmp_path, capsys):
     save()
     save(method="APT", evaluations=[record("clean", 50.0, total=100)])
-    assert main([str(tmp_path)]) == 2
-    assert "100" in capsys.readouterr().err
+    assert "100" in error_of(capsys, tmp_path)
 
 
 def test_zero_shot_has_no_shots(save, tmp_path):
@@ -109,71 +194,84 @@ def test_zero_shot_has_no_shots(save, tmp_path):
 
 def test_the_same_seed_twice_is_refused(save, tmp_path, capsys):
     one, other = save("one"), save("other")
-    assert main([str(tmp_path)]) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys, tmp_path, "--table", "methods")
     assert "seed 1 twice" in error and str(one) in error and str(other) in error
 
 
-def test_a_run_named_twice_counts_once(save, tmp_path):
-    run = save()
-    (row,) = build_table(load_runs([run, tmp_path, str(run)]))
-    assert row["runs"] == 1
+def test_configs_of_one_method_are_told_apart(save, tmp_path, capsys):
+    save("one", config={"TRAINER": {"APD": {"TAU": 1.0}}})
+    save("other", config={"TRAINER": {"APD": {"TAU": 2.0}}})
+    error = error_of(capsys, tmp_path, "--table", "methods")
+    assert "TRAINER.APD.TAU 1.0 and 2.0" in error and "--table ablation" in error
+
+
+def test_seeds_with_different_configs_have_no_mean(save, tmp_path, capsys):
+    free = {"SEED": 1, "DATASET": {"ROOT": "a"}, "AT": {"TEST": {"ATTACKS": []}}}
+    other = {"SEED": 2, "DATASET": {"ROOT": "b"}, "AT": {"TEST": {"ATTACKS": ["fgsm"]}}}
+    save(seed=1, config=free)
+    save(seed=2, config={**other, "NEW_KEY": 1})
+    assert main([str(tmp_path)]) == 0
+    save(seed=3, config={"OPTIM": {"LR": 0.1}, **free})
+    save(seed=1, config={"OPTIM": {"LR": 0.2}, **free})
+    assert "OPTIM.LR 0.2 and 0.1" in error_of(capsys, tmp_path, "--table", "methods")
 
 
 def test_nothing_to_show_and_damage_exit_with_2(save, tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
-    assert main([str(tmp_path / "nowhere")]) == 2
-    capsys.readouterr()
+    assert str(tmp_path) in error_of(capsys, tmp_path)
+    error_of(capsys, tmp_path / "nowhere")
     run = save()
     (run / "results.json").write_text("{")
-    assert main([str(tmp_path)]) == 2
-    assert str(run) in capsys.readouterr().err
+    assert str(run) in error_of(capsys, tmp_path)
 
 
-def test_plot(save, tmp_path):
-    for seed, robust in ((1, 40.0), (2, 44.0)):
-        save(seed=seed, robust=robust)
-    save(method="CoOp", modality="text", clean=64, robust=11)
-    save(method="New", modality="unheard of", clean=64, robust=11)
-    save(method="VPT", evaluations=[record("clean", 64.0)])
-    plot = tmp_path / "plot.png"
-    assert main([str(tmp_path), "--plot", str(plot)]) == 0
-    with Image.open(plot) as image:
-        assert image.format == "PNG" and min(image.size) > 600
-        assert len(image.convert("RGB").getcolors(10**6)) > 10
+# -- best, missing, flags --------------------------------------------------------------------------
 
 
-def test_a_plot_needs_a_robust_evaluation_and_a_png_name(save, tmp_path, capsys):
-    run = save(evaluations=[record("clean", 64.0)])
-    assert main([str(run), "--plot", str(tmp_path / "plot.png")]) == 2
-    assert "nothing to plot" in capsys.readouterr().err
-    assert main([str(run), "--plot", str(tmp_path / "plot.jpg")]) == 2
-    assert "PNG" in capsys.readouterr().err
-    assert not list(tmp_path.glob("plot*"))
+def marked(save, tmp_path, **clean):
+    """Clean accuracies of the Markdown table, by method."""
+    for method, value in clean.items():
+        save(method=method, clean=value)
+    (table,) = methods(load_runs([tmp_path]))
+    return {row[0]: row[3] for row in lines(table.format("pipe"))[2:]}
 
 
-def test_labels_neither_overlap_nor_leave_the_axes():
-    from matplotlib.figure import Figure
-
-    from apd.results.plot import _label
-
-    figure = Figure(figsize=(6.4, 4.8))
-    axes = figure.add_subplot()
-    points = [(50, 20), (50.2, 20.1), (50.1, 19.8), (49.9, 20.3), (70, 40), (70, 20)]
-    axes.scatter(*zip(*points))
-    _label(axes, points, ["AdvIVLP", "AdvMaPLe", "AdvVPT", "APT", "APD", "ZeroshotCLIP"])
-    boxes = [text.get_window_extent() for text in axes.texts]
-    for i, box in enumerate(boxes):
-        assert not box.count_overlaps(boxes[:i])
-        assert axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+def test_best_is_bold_and_second_underlined(save, tmp_path):
+    found = marked(save, tmp_path, ZeroshotCLIP=90.0, CoOp=80.0, APD=85.0)
+    assert found == {"ZeroshotCLIP": "**90.0**", "CoOp": "80.0", "APD": "<ins>85.0</ins>"}
 
 
-def test_runs_as_a_module(save):
-    command = [sys.executable, "-W", "error", "-m", "apd.results.table", str(save())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "APD" in done.stdout
+def test_numbers_that_look_alike_are_marked_alike(save, tmp_path):
+    found = marked(save, tmp_path, CoOp=90.04, VPT=80.0, APT=79.99, APD=90.0)
+    ins = "<ins>80.0</ins>"
+    assert found == {"CoOp": "**90.0**", "VPT": ins, "APT": ins, "APD": "**90.0**"}
+
+
+def test_a_number_alone_is_not_the_best(save, tmp_path):
+    assert marked(save, tmp_path, APD=90.0) == {"APD": "90.0"}
+
+
+def test_an_incomplete_mean_is_not_the_best(save, tmp_path):
+    for method in ("CoOp", "APT"):
+        for seed in (1, 2):
+            save(method=method, seed=seed, clean=50.0)
+    found = marked(save, tmp_path, APD=99.0)
+    assert found["APD †1"] == "99.0" and found["CoOp"] == "**50.0 ± 0.0**"
+
+
+def test_missing_runs_are_not_the_same_as_evaluations_not_made(save, tmp_path, capsys):
+    for seed in (1, 2):
+        save(f"d{seed}", seed=seed, dataset="DTD")
+        save(seed=seed)
+    save(method="CoOp", evaluations=[record("clean", 50.0)])
+    assert main([str(tmp_path)]) == 0
+    clean, robust = capsys.readouterr().out.split(ROBUST)
+    assert [line.split() for line in clean.splitlines() if "CoOp" in line] == [
+        ["CoOp", "†1", "missing", "50.0", "missing"]
+    ]
+    assert [line.split() for line in robust.splitlines() if "CoOp" in line] == [
+        ["CoOp", "missing", "-", "missing"]
+    ]
+    assert clean.count("missing: 3 runs") == 1
 
 
 def test_a_flag_follows_its_number_into_the_table(save, tmp_path, capsys):
@@ -183,19 +281,262 @@ def test_a_flag_follows_its_number_into_the_table(save, tmp_path, capsys):
     }
     save(evaluations=[record("clean", 80.0), flagged])
     save(method="CoOp", evaluations=[record("clean", 80.0), twice])
-    save(method="APT")
+    save(method="APT", robust=1.0)
     markdown = tmp_path / "t.md"
     assert main([str(tmp_path), "--markdown", str(markdown)]) == 0
     for text in (capsys.readouterr().out, markdown.read_text()):
-        rows = {line.split()[0]: line for line in text.replace("| ", "").splitlines() if line}
+        plain = text.replace("| ", "").replace("*", "").replace("<ins>", "").replace("</ins>", "")
+        rows = {line.split()[0]: line for line in plain.splitlines() if line}
         assert "41.0 \u20201 \u20202" in rows["CoOp"] and "42.0 \u20202" in rows["APD"]
         assert "\u2020" not in rows["APT"] and "\u2020" not in rows["method"]
         notes = "\u20201 unbounded: 9 % stand\n\n\u20202 zero-gradients: on 3.0 %"
         assert text.rstrip().endswith(notes)
 
 
-def test_a_threat_model_other_than_white_box_in_fp32_is_in_the_header(save, tmp_path, capsys):
-    threat = {"source": "transfer:zeroshot", "precision": "bf16"}
-    save(threat=threat)
-    assert main([str(tmp_path)]) == 0
-    assert "eps=2/255, transfer:zeroshot, bf16 (%)" in capsys.readouterr().out
+def test_an_average_keeps_the_flags(save, tmp_path):
+    flagged = {**record("clean", 80.0), "flags": {"random-logits": "other logits"}}
+    save("a", evaluations=[flagged])
+    save("b", dataset="DTD", evaluations=[record("clean", 80.0)])
+    (table,) = methods(load_runs([tmp_path]))
+    (value,) = table.rows[0]["average"]
+    assert list(value.flags) == ["random-logits"]
+    assert "random-logits: of a number in this mean" in table.format()
+
+
+# -- the baseline ----------------------------------------------------------------------------------
+
+
+def save_verdicts(save, method, lost, seed=1, images="i", dataset="Digits", digest="k"):
+    """A run with verdicts of each image."""
+    share = [100 * sum(one == 0 for one in lost) / len(lost)]
+    clean = 100 * sum(one != -1 for one in lost) / len(lost)
+    attacked = record("pgd-100", share[0], {**THREAT, "seed": seed}, total=len(lost), key=digest)
+    run = save(
+        f"{method}/{dataset}/{seed}", method=method, seed=seed, dataset=dataset,
+        evaluations=[record("clean", clean, total=len(lost)), attacked],
+    )  # fmt: skip
+    keep_verdicts(run, attacked, lost, images)
+    return run
+
+
+def compared(tmp_path, name="APD", column=ROBUST):
+    """Difference and interval of the JSON table."""
+    path = tmp_path / "t.json"
+    assert main([str(tmp_path), "--baseline", "CoOp", "--json", str(path)]) == 0
+    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    rows = [row for table in tables for row in table["rows"] if row["method"] == name]
+    cell = next(row for row in reversed(rows) if column in row)[column]
+    return cell["difference"], cell["interval"]
+
+
+def test_the_interval_is_that_of_a_paired_bootstrap(save, tmp_path, capsys):
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(1)
+    base, ours = rng.integers(0, 2, (2, 300)), rng.integers(-1, 2, (2, 300))
+    for seed in (1, 2):
+        save_verdicts(save, "CoOp", base[seed - 1].tolist(), seed)
+        save_verdicts(save, "APD", ours[seed - 1].tolist(), seed)
+    difference, (low, high) = compared(tmp_path)
+    each = (ours == 0).mean(axis=0) - (base == 0).mean(axis=0)
+    assert difference == pytest.approx(100 * each.mean())
+    expected = bootstrap((100 * each,), np.mean, method="percentile", rng=0).confidence_interval
+    assert (low, high) == pytest.approx(expected, abs=0.5)
+    assert f"({difference:+.1f} [{low:+.1f}, {high:+.1f}])" in capsys.readouterr().out
+    assert compared(tmp_path) == (difference, [low, high])  # the draws are fixed
+
+
+def test_equal_verdicts_differ_by_nothing(save, tmp_path):
+    for method in ("CoOp", "APD"):
+        save_verdicts(save, method, [0, 1, -1, 0])
+    assert compared(tmp_path) == (0, [0, 0]) == compared(tmp_path, column="clean (%)")
+
+
+def test_an_average_over_data_sets_has_an_interval(save, tmp_path):
+    for dataset, lost in (("A", [0, 1] * 20), ("B", [0, 0, 1, 1, 1] * 20)):
+        save_verdicts(save, "CoOp", [1] * len(lost), dataset=dataset, images=dataset)
+        save_verdicts(save, "APD", lost, dataset=dataset, images=dataset)
+    difference, (low, high) = compared(tmp_path, column="average")
+    assert difference == pytest.approx(45)
+    spread = 100 * 1.96 * (0.25 / 40 + 0.24 / 100) ** 0.5 / 2  # of a mean of two proportions
+    assert (low, high) == pytest.approx((45 - spread, 45 + spread), abs=1.5)
+
+
+@pytest.mark.parametrize("kept", [{"images": "others"}, None])
+def test_without_verdicts_of_the_same_images_there_is_no_interval(save, tmp_path, kept):
+    save_verdicts(save, "CoOp", [1, 1, 1, 0])
+    run = save_verdicts(save, "APD", [0, 1, 0, 0], **kept or {})
+    if kept is None:
+        shutil.rmtree(run / "evaluations")
+    assert compared(tmp_path) == (50, None)
+
+
+def test_next_to_nothing_has_no_minus(save, tmp_path, capsys):
+    save(method="CoOp", clean=50.0)
+    save(method="APD", clean=49.98)
+    assert main([str(tmp_path), "--baseline", "CoOp"]) == 0
+    assert "50.0 (+0.0)" in capsys.readouterr().out
+
+
+def test_an_unknown_baseline_names_those_there_are(save, tmp_path, capsys):
+    save()
+    save(method="CoOp")
+    error = error_of(capsys, tmp_path, "--baseline", "Coop")
+    assert "Coop" in error and "CoOp, APD" in error
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def save_run(save, method="CoOp", dataset="Digits", shots=16, seed=1, name="digits", **fields):
+    folder = f"output/{name}/{method}/mini_{shots}shots/seed{seed}"
+    argv = [
+        *("--root", "my data", "--seed", str(seed), "--trainer", method),
+        *("--dataset-config-file", f"configs/datasets/{name}.yaml"),
+        *(f"--config-file=configs/trainers/{method}/mini.yaml", "--output-dir", folder),
+        *("OPTIM.MAX_EPOCH", "7", "DATASET.NUM_SHOTS", str(shots)),
+    ]
+    fields = {"argv": argv, **fields}
+    return save(folder, method=method, dataset=dataset, shots=shots, seed=seed, **fields)
+
+
+def printed_commands(capsys, *args):
+    assert main([*map(str, args), "--commands"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_commands_make_what_is_missing(save, tmp_path, capsys):
+    for dataset, name in (("Digits", "digits"), ("DTD", "dtd")):
+        for seed in (1, 2):
+            save_run(save, "APD", dataset, seed=seed, name=name)
+    save_run(save, "CoOp")
+    assert printed_commands(capsys, tmp_path) == [
+        "python train.py --root 'my data' --seed "
+        f"{seed} --trainer CoOp --dataset-config-file configs/datasets/{name}.yaml --config-file "
+        f"configs/trainers/CoOp/mini.yaml --output-dir output/{name}/CoOp/mini_16shots/seed{seed} "
+        "OPTIM.MAX_EPOCH 7 DATASET.NUM_SHOTS 16"
+        for name, seed in (("dtd", 1), ("dtd", 2), ("digits", 2))
+    ]
+
+
+def test_commands_say_where_schedules_may_differ(save, tmp_path, capsys):
+    for shots in (1, 16):
+        save_run(save, "APD", shots=shots)
+    save_run(save, "CoOp", shots=16)
+    comment, command = printed_commands(capsys, tmp_path)
+    assert comment.startswith("# from a run with 16 shots:")
+    assert "--output-dir output/digits/CoOp/mini_1shots/seed1 " in command
+    assert command.endswith("DATASET.NUM_SHOTS 1")
+
+
+def test_a_run_of_the_same_shots_is_copied_before_one_of_the_same_data(save, tmp_path, capsys):
+    for dataset, name, shots in (
+        ("DTD", "dtd", 4), ("Digits", "digits", 1), ("Digits", "digits", 4)
+    ):  # fmt: skip
+        save_run(save, "APD", dataset, shots, name=name)
+    save_run(save, "CoOp", "DTD", 4, name="dtd")
+    save_run(save, "CoOp", "Digits", 1)
+    (line,) = printed_commands(capsys, tmp_path)
+    assert "output/digits/CoOp/mini_4shots/seed1 " in line
+
+
+def test_commands_that_nothing_tells_are_comments(save, tmp_path, capsys):
+    save_run(save, "CoOp", argv=None)
+    for seed in (1, 2):
+        save_run(save, "APD", seed=seed)
+    (line,) = printed_commands(capsys, tmp_path)
+    assert line == "# CoOp, Digits, 16 shots, seed 2: no similar run of this row knows its command"
+
+
+def test_a_folder_that_names_no_seed_is_not_used_twice(save, tmp_path, capsys):
+    save_run(save, "CoOp", argv=["--output-dir", "mine"])
+    for seed in (1, 2):
+        save_run(save, "APD", seed=seed)
+    assert printed_commands(capsys, tmp_path) == [
+        "# give it another --output-dir: this one holds another run",
+        "python train.py --seed 2 --output-dir mine",
+    ]
+
+
+def test_a_missing_zero_shot_run_is_missing_once(save, tmp_path, capsys):
+    for shots in (1, 2):
+        for seed in (1, 2):
+            save_run(save, "APD", shots=shots, seed=seed)
+    save_run(save, "ZeroshotCLIP", shots=2, trainable_parameters=0)
+    (line,) = printed_commands(capsys, tmp_path)
+    assert "output/digits/ZeroshotCLIP/mini_2shots/seed2 " in line
+
+
+def test_nothing_is_missing(save, tmp_path, capsys):
+    save_run(save)
+    assert printed_commands(capsys, tmp_path) == ["# nothing is missing"]
+
+
+# -- formats ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rich(save, tmp_path):
+    """Two data sets with seeds, flags, missing runs, differences and characters to escape."""
+    for seed, shift in ((1, 0), (2, 1)):
+        save_verdicts(save, "CoOp", [0] * (20 + shift) + [1] * (50 - shift) + [-1] * 30, seed)
+        save_verdicts(save, "APD", [0] * (44 + shift) + [1] * (50 - shift) + [-1] * 6, seed)
+        save(f"d{seed}", dataset="A_B & <C>", seed=seed, robust=30.0 + seed)
+    flags = {"zero-gradients": "on 3.0 % of {images} | all_of_them"}
+    evaluations = [record("clean", 95.0, total=100), record("pgd-100", 5.0, THREAT, total=100)]
+    evaluations[1]["flags"] = flags
+    save(method="VPT_1", evaluations=evaluations)
+    return tmp_path
+
+
+def write_all(folder, *options):
+    styles = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
+    paths = {option: folder / f"table.{suffix}" for option, suffix in styles.items()}
+    files = [item for option, path in paths.items() for item in (f"--{option}", str(path))]
+    assert main([str(folder), *options, *files]) == 0
+    return {path.suffix[1:]: path.read_text(encoding="utf-8") for path in paths.values()}
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "csv", "json"])
+def test_golden_files(rich, suffix):
+    check_golden(f"formats.{suffix}", write_all(rich, "--baseline", "CoOp")[suffix].rstrip("\n"))
+
+
+def test_golden_terminal(rich, capsys):
+    assert main([str(rich), "--baseline", "CoOp"]) == 0
+    check_golden("formats.txt", capsys.readouterr().out.rstrip("\n"))
+
+
+def test_golden_html(rich):
+    tables = methods(load_runs([rich]))
+    text = "\n".join(table.format("html") for table in tables)
+    check_golden("formats.html", text)
+    page = ElementTree.fromstring(f"<div>{text}</div>")
+    assert page.find(".//caption").text == "clean (%), 16 shots, mini"
+    assert "A_B & <C>" in [cell.text for cell in page.iter("th")]
+
+
+def test_latex_compiles(rich, tmp_path):
+    if not shutil.which("pdflatex"):
+        pytest.skip("needs pdflatex")
+    table = write_all(rich, "--baseline", "CoOp")["tex"]
+    (tmp_path / "page.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}" + table + r"\end{document}"
+    )
+    command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "page.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_an_unknown_style_is_named(save, tmp_path):
+    save()
+    (table,) = methods(load_runs([tmp_path]))
+    with pytest.raises(Exception, match="style tex: use simple, pipe"):
+        table.format("tex")
+
+
+def test_runs_as_a_module(save):
+    command = [sys.executable, "-W", "error", "-m", "apd.results.table", str(save())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "APD" in done.stdout

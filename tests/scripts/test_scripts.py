@@ -51,7 +51,7 @@ def calls(tmp_path):
 
 @pytest.mark.parametrize("script", PROTOCOLS)
 def test_without_arguments_on_the_digits(calls, script):
-    (sweep, table, plot, report), code = calls(script)
+    (sweep, table, report, plot), code = calls(script)
     assert sweep[:2] == ["apd-sweep", f"configs/sweeps/digits_{script}.yaml"] and code == 0
     assert (ROOT / sweep[1]).is_file()
     assert sweep[2:] == ["--root", "data", "--output", "output"]
@@ -91,7 +91,7 @@ def test_the_demo_shows_its_table_before_and_after_autoattack(calls):
 
 def test_failed_cells_are_told_after_the_tables_of_the_others(calls):
     made, code = calls("fewshot", fails="apd-sweep", code=1)
-    assert code == 1 and made[-1][0] == "apd-report"
+    assert code == 1 and made[-1][0] == "apd-plot"
     made, code = calls("fewshot", fails="apd-sweep", code=130)
     assert code == 130 and len(made) == 1
 

@@ -1,0 +1,333 @@
+"""Runs become the cells of tables: numbers over seeds, and what is missing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import harmonic_mean, mean
+from typing import NamedTuple
+
+from apd.config import HARMLESS, flat
+from apd.errors import UserError, listed
+from apd.results.runs import header_of, images_of
+
+_ORDER = (
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT"),
+    *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
+)
+_DATA_SETS = (  # as the papers list them
+    *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101"),
+    *("FGVCAircraft", "SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
+    *("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"),
+)
+# what the runs of one row may differ in; attacks and images are compared one by one
+_FREE = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
+
+
+class Accuracy(float):
+    """In percent, of one seed.
+
+    Attributes:
+        flags: of its evaluation: names, each with a sentence.
+        seed: of its run.
+        parts: what it is the mean of: (run folder, evaluation), one a data set.
+    """
+
+    flags: dict = {}
+    seed: int | None = None
+    parts: tuple[tuple[Path, dict], ...] = ()
+
+    @classmethod
+    def of(cls, evaluation: dict, folder: Path, seed: int) -> Accuracy:
+        value = cls(evaluation["accuracy"])
+        value.flags, value.seed = evaluation.get("flags", {}), seed
+        value.parts = ((folder, evaluation),)
+        return value
+
+    @classmethod
+    def made_from(cls, value: float, parts: list[Accuracy]) -> Accuracy:
+        """A mean of ``parts``, which keeps the names of their flags."""
+        value = cls(value)
+        value.flags = {name: "of a number in this mean" for part in parts for name in part.flags}
+        return value
+
+
+class Place(NamedTuple):
+    """What a method was run on."""
+
+    dataset: str
+    subsample: str = "all"
+    shots: int = 0
+
+
+class Missing(NamedTuple):
+    """A run that another row has, at the same place and seed, and this one has not."""
+
+    row: str
+    place: Place
+    seed: int
+    siblings: tuple[Path, ...]  # the runs of this row
+
+
+class Cell(list):
+    """Numbers, one a seed; empty: missing, or not evaluated.
+
+    Attributes:
+        missing: runs that it lacks.
+        absent: whether it is empty because of them.
+        n: the seeds behind it.
+        difference: of its mean to the baseline's, in points; None: there is no baseline.
+        interval: of the difference: a 95 % interval (low, high); None: not known.
+    """
+
+    def __init__(
+        self, values=(), missing: frozenset[Missing] = frozenset(), absent: bool = False
+    ) -> None:
+        super().__init__(values)
+        self.missing, self.absent, self.n = missing, absent, len(self)
+        self.difference: float | None = None
+        self.interval: tuple[float, float] | None = None
+
+
+def is_accuracy(cell) -> bool:
+    """Whether a table's value is a cell of accuracies, and not empty."""
+    return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Accuracy)
+
+
+def average(cells: list[Cell]) -> Cell:
+    """Over data sets: seed by seed, those that every data set has."""
+    seeds = [{value.seed: value for value in cell} for cell in cells]
+    values = []
+    for seed in sorted(set.intersection(*map(set, seeds))):
+        parts = [of[seed] for of in seeds]
+        value = Accuracy.made_from(mean(parts), parts)
+        value.seed, value.parts = seed, tuple(one for part in parts for one in part.parts)
+        values.append(value)
+    return _combined(values, cells)
+
+
+def harmonic(cells: list[Cell]) -> Cell:
+    """The harmonic mean of the cells' means: one number, of as many seeds as all of them have."""
+    if not all(cells):
+        return _combined([], cells)
+    parts = [value for cell in cells for value in cell]
+    cell = _combined([Accuracy.made_from(harmonic_mean(map(mean, cells)), parts)], cells)
+    cell.n = min(part.n for part in cells)
+    return cell
+
+
+def _combined(values: list[Accuracy], cells: list[Cell]) -> Cell:
+    missing = frozenset().union(*(cell.missing for cell in cells))
+    return Cell(values, missing, any(cell.absent for cell in cells))
+
+
+class Grid:
+    """Comparable runs by row (a method, or one of its configs), place and seed.
+
+    Args:
+        same: what all runs must share, beside host, threat models and images: of "backbone",
+            "subsample", "shots", "dataset".
+        row: the name of a run's row; default: its method.
+
+    Attributes:
+        rows: their names, baselines first.
+        places: all of them.
+
+    Raises:
+        UserError: the runs cannot be compared, or one was made twice.
+    """
+
+    def __init__(
+        self,
+        runs: dict[Path, dict],
+        same: tuple[str, ...],
+        row: Callable[[Path, dict], str] = lambda folder, run: run["method"],
+    ) -> None:
+        check_comparable(runs, same)
+        self._runs: dict = defaultdict(dict)  # (row, place) -> seed -> (folder, run)
+        self._siblings: dict[str, list[Path]] = defaultdict(list)
+        for folder, run in runs.items():
+            self._siblings[row(folder, run)].append(folder)
+        for folder, run, place in _placed(runs):
+            found = self._runs[row(folder, run), place]
+            if run["seed"] in found:
+                _refuse_twice(run, found[run["seed"]], folder)
+            found[run["seed"]] = folder, run
+        for found in self._runs.values():
+            _check_config(found)
+        self.rows = sorted(self._siblings, key=rank)
+        self.places = sorted({place for _, place in self._runs}, key=_place_rank)
+        self._images = {
+            header_of(e): images_of(e) for run in runs.values() for e in run["evaluations"]
+        }
+        self._seeds = defaultdict(set)
+        for (_, place), found in self._runs.items():
+            self._seeds[place].update(found)
+
+    @property
+    def headers(self) -> list[str]:
+        """Columns of the evaluations."""
+        return list(self._images)
+
+    def headers_by_images(self) -> dict[str, list[str]]:
+        """The columns that are about the same images; those about all of them come first."""
+        found: dict[str, list[str]] = {}
+        for header, images in sorted(self._images.items(), key=lambda item: item[1] != ""):
+            found.setdefault(images, []).append(header)
+        return found or {"": []}
+
+    def values(self, field: str) -> list:
+        """Of the places: "dataset", "subsample" or "shots"."""
+        found = {getattr(place, field): None for place in self.places}
+        return sorted(found, key=_shots_rank) if field == "shots" else list(found)
+
+    def first(self, row: str) -> dict:
+        """Some run of a row."""
+        return next(
+            run for (name, _), found in self._runs.items() if name == row
+            for _, run in found.values()
+        )  # fmt: skip
+
+    def cell(self, row: str, place: Place, header: str) -> Cell:
+        """The accuracies under one column's evaluation."""
+        found = []
+        for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
+            for evaluation in run["evaluations"]:
+                if header_of(evaluation) == header:
+                    found.append(Accuracy.of(evaluation, folder, seed))
+                    break
+        return self._made(found, row, place)
+
+    def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Cell:
+        """``number`` of each run that has it."""
+        found = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
+        return self._made([one for one in found if one is not None], row, place)
+
+    def _made(self, values: list[float], row: str, place: Place) -> Cell:
+        missing = self._lacks(row, place)
+        return Cell(values, missing, absent=bool(missing) and (row, place) not in self._runs)
+
+    def _lacks(self, row: str, place: Place) -> frozenset[Missing]:
+        siblings = tuple(self._siblings[row])
+        lacking = self._seeds[place] - self._runs.get((row, place), {}).keys()
+        if lacking and not learns(self.first(row)):
+            place = place._replace(shots=self.first(row)["shots"])  # missing once, not per shots
+        return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
+
+
+def shots_name(count: int) -> str:
+    return "all images" if count == -1 else f"{count} {'shot' if count == 1 else 'shots'}"
+
+
+def learns(run: dict) -> bool:
+    """Whether the run's method learns anything: zero-shot has no use for shots."""
+    return bool(run["trainable_parameters"])
+
+
+def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
+    """Runs and their places; a zero-shot run stands at every number of shots on its data set."""
+    learned = defaultdict(set)
+    for run in filter(learns, runs.values()):
+        learned[run["dataset"], run["subsample"]].add(run["shots"])
+    anywhere = set().union(*learned.values()) or {0}
+    made, stands = {}, set()
+    for folder, run in runs.items():
+        dataset, subsample, shots = run["dataset"], run["subsample"], run["shots"]
+        key = (run["method"], dataset, subsample, run["seed"])
+        if learns(run):
+            yield folder, run, Place(dataset, subsample, shots)
+            continue
+        if (key, shots) in made:
+            _refuse_twice(run, made[key, shots], folder)
+        made[key, shots] = folder, run
+        if key not in stands:
+            stands.add(key)
+            for shots in learned.get((dataset, subsample), anywhere):
+                yield folder, run, Place(dataset, subsample, shots)
+
+
+def _refuse_twice(run: dict, found: tuple[Path, dict], folder: Path) -> None:
+    where, other = found
+    hint = ""
+    if changed := _changed(other, run):
+        hint = f" ({listed(changed, 3)}): --table ablation compares configs"
+    raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}{hint}")
+
+
+def _check_config(found: dict[int, tuple[Path, dict]]) -> None:
+    """Refuse a mean over seeds whose runs were configured differently."""
+    (where, first), *others = found.values()
+    for folder, run in others:
+        if learns(run) and (changed := _changed(first, run)):
+            raise UserError(
+                f"seeds of {run['method']} have different configs: {listed(changed, 3)} in "
+                f"{where}, {folder}"
+            )
+
+
+def _changed(run: dict, other: dict) -> list[str]:
+    configs = run["config"], other["config"]
+    # to look into what is equal takes most of the time of a large table
+    sections = [k for k in configs[0].keys() & configs[1].keys() if configs[0][k] != configs[1][k]]
+    ours, theirs = (settings({"config": {k: c[k] for k in sections}}) for c in configs)
+    return [
+        f"{key} {ours[key]!r} and {theirs[key]!r}"
+        for key in sorted(ours.keys() & theirs.keys())  # versions may add keys
+        if ours[key] != theirs[key]
+    ]
+
+
+def settings(run: dict) -> dict:
+    """A run's config keys and values, but for those that its evaluations and place tell."""
+    return {
+        key: value
+        for key, value in flat(run["config"])
+        if key not in _FREE and not key.startswith(("AT.TEST.", "TEST.", "DATALOADER.TEST."))
+    }
+
+
+def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
+    """Raise UserError unless all runs agree in the fields ``same``, hosts and threat models."""
+    first: dict = {}  # what must be equal -> the folder that said so first, and what it said
+
+    def check(what: str, value, folder: Path) -> None:
+        where, expected = first.setdefault(what, (folder, value))
+        if value != expected:
+            if isinstance(value, dict):  # say what differs only
+                keys = [k for k in {**expected, **value} if expected.get(k) != value.get(k)]
+                expected, value = ({k: d.get(k) for k in keys} for d in (expected, value))
+            raise UserError(
+                f"one table cannot hold two values of {what}: {expected} in {where}, "
+                f"{value} in {folder}"
+            )
+
+    for folder, run in runs.items():
+        check("host", run["host"].split()[0], folder)  # of any version
+        for field in same:
+            if field != "shots" or learns(run):
+                check(field, run[field], folder)
+        for evaluation in run["evaluations"]:
+            threat = dict(evaluation["threat_model"] or {})
+            threat.pop("seed", None)
+            header = header_of(evaluation).removesuffix(" (%)")
+            check(f"the threat model of {header}", threat, folder)
+            what = f"the number of images of {header}, {run['dataset']}, {run['subsample']}"
+            check(what, evaluation["total"], folder)
+
+
+def rank(method: str) -> tuple:
+    """Sort key: baselines first, APD last."""
+    return _rank(method, _ORDER)
+
+
+def _rank(name: str, order: tuple[str, ...]) -> tuple:
+    return (order.index(name), "") if name in order else (len(order), name)
+
+
+def _shots_rank(shots: int) -> tuple:
+    return (shots == -1, shots)  # -1: all images
+
+
+def _place_rank(place: Place) -> tuple:
+    return (_rank(place.dataset, _DATA_SETS), place.subsample, _shots_rank(place.shots))

@@ -1,0 +1,72 @@
+"""Methods as lines and points, with their deviation over seeds."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+from apd.results.cells import rank
+
+Lines = dict[str, dict[float, dict[int, float]]]  # method -> x -> seed -> y
+
+
+def draw_lines(axes: Axes, lines: Lines, looks: dict[str, dict]) -> None:
+    """A line over the means of each method, and a band of one standard deviation."""
+    for method in sorted(lines, key=rank):
+        xs = sorted(lines[method])
+        values = [list(lines[method][x].values()) for x in xs]
+        means, spreads = [mean(v) for v in values], [_spread(v) for v in values]
+        axes.plot(xs, means, **looks[method], label=method)
+        if any(spreads):
+            low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+            axes.fill_between(xs, low, high, color=looks[method]["color"], alpha=0.15, linewidth=0)
+
+
+def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None:
+    """A dashed line from side to side, and its band."""
+    middle, spread, colour = mean(values), _spread(values), look["color"]
+    axes.axhline(middle, color=colour, linestyle="--", label=method)
+    axes.axhspan(middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)
+
+
+def draw_points(
+    axes: Axes, clouds: dict[str, list[tuple[float, float]]], looks: dict[str, dict]
+) -> None:
+    """A point at the mean of each method's (x, y), one a seed, and bars of one deviation."""
+    for method in sorted(clouds, key=rank):
+        x, y = zip(*clouds[method])
+        bars = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}
+        look = looks[method] | {"linestyle": "none"}
+        axes.errorbar(mean(x), mean(y), **bars, **look, label=method)
+
+
+def _spread(values) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+# where a label may stand, in points from its point: the first free place is taken
+_PLACES = [(7, 4), (7, -11), (-7, 4), (-7, -11), (0, 10), (0, -18), (7, 18), (7, -26)]
+
+
+def label_points(axes: Axes) -> None:
+    """Name each point of ``draw_points`` beside it, off other names and points if there is room."""
+    names = [container.get_label() for container in axes.containers]
+    points = [tuple(container.lines[0].get_xydata()[0]) for container in axes.containers]
+    axes.figure.draw_without_rendering()
+    pad = 4 * axes.figure.dpi / 72  # half a marker
+    taken = [
+        Bbox.from_extents(x - pad, y - pad, x + pad, y + pad)
+        for x, y in axes.transData.transform(points)
+    ]
+    for point, name in zip(points, names):
+        label = axes.annotate(name, point, (0, 0), textcoords="offset points")
+        for x, y in _PLACES:
+            label.set_position((x, y))
+            label.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
+            box = label.get_window_extent()
+            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            if inside and not box.count_overlaps(taken):
+                break
+        taken.append(box)

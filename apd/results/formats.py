@@ -1,0 +1,338 @@
+"""Tables, and how they are written."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+
+from tabulate import tabulate
+
+from apd.errors import UserError
+from apd.results.cells import Cell, Missing, is_accuracy
+
+
+@dataclass
+class Table:
+    """Numbers of runs.
+
+    Attributes:
+        name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "cost".
+        title: what it shows, in a line.
+        rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
+            ``Cell``, a list of numbers, one a seed. The first label names the row.
+        notes: what stands below it beside its footnotes.
+        baseline: the row that differences are to, if there are any.
+    """
+
+    name: str
+    title: str
+    rows: list[dict]
+    notes: list[str] = field(default_factory=list)
+    baseline: str | None = None
+
+    def format(self, style: str = "simple") -> str:
+        """As text: "simple" (terminal), "pipe" (Markdown), "latex", "html", "csv" or "json"."""
+        return write([self], style)
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the columns that hold cells."""
+        return [name for name, value in self.rows[0].items() if isinstance(value, list)]
+
+    @property
+    def labels(self) -> list[str]:
+        return [name for name in self.rows[0] if name not in self.measured]
+
+    @property
+    def missing(self) -> list[Missing]:
+        """The runs that its cells lack, in its order."""
+        found = (row[name].missing for row in self.rows for name in self.measured)
+        return list(dict.fromkeys(one for cell in found for one in sorted(cell)))
+
+
+def write(tables: list[Table], style: str) -> str:
+    """Several tables as one text, in a style of ``Table.format``.
+
+    Raises:
+        UserError: an unknown style.
+    """
+    if style in ("csv", "json"):
+        return {"csv": _csv, "json": _json}[style](tables)
+    if style not in _STYLES:
+        raise UserError(f"unknown table style {style}: use {', '.join(_STYLES)}, csv, json")
+    return "\n\n".join(_text(table, _STYLES[style]) for table in tables)
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Style:
+    """``lay_out`` gets title, headers, rows of strings, which columns are text, and notes."""
+
+    lay_out: Callable[[str, list[str], list[list[str]], list[bool], list[str]], str]
+    escape: Callable[[str], str] = str
+    best: str = "{}"
+    second: str = "{}"
+    signed: str = "{:+.1f}"
+    plus_minus: str = " ± "
+    mark: str = "†{}"
+
+
+def _text(table: Table, style: _Style) -> str:
+    footnotes: list[str] = []  # each is referred to by its number
+    counts = Counter(row[name].n for row in table.rows for name in table.measured if row[name])
+    usual = max(counts, key=lambda n: (counts[n], n), default=1)
+    ranks = {name: _ranks(table, name) for name in table.measured}
+    digits = {name: _digits(table, name) for name in table.measured}
+
+    def marks(notes: list[str]) -> str:
+        footnotes.extend(note for note in dict.fromkeys(notes) if note not in footnotes)
+        numbers = [footnotes.index(note) + 1 for note in dict.fromkeys(notes)]
+        return "".join(" " + style.mark.format(number) for number in numbers)
+
+    body = []
+    for number, row in enumerate(table.rows):
+        cells = [row[name] for name in table.measured]
+        alike = {cell.n for cell in cells if cell}
+        # a number of seeds that the whole row has is told once
+        whole = alike.pop() if len(alike) == 1 else usual
+        line = []
+        for name, value in row.items():
+            if name not in table.measured:
+                text = style.escape(f"{value:,}" if isinstance(value, int) else value)
+                few = [f"n = {whole}"] if not line and whole != usual else []
+                line.append(text + marks(few))
+                continue
+            text = _number(value, digits[name], style)
+            text = {1: style.best, 2: style.second}.get(ranks[name].get(number), "{}").format(text)
+            flags = [flag for one in value for flag in getattr(one, "flags", {}).items()]
+            few = [f"n = {value.n}"] if value and value.n not in (usual, whole) else []
+            line.append(
+                text + _difference(value, style) + marks(few + [": ".join(flag) for flag in flags])
+            )
+        body.append(line)
+    notes = [style.escape(note) for note in _notes(table, usual)]
+    notes += [
+        f"{style.mark.format(number)} {style.escape(note)}"
+        for number, note in enumerate(footnotes, start=1)
+    ]
+    headers = [style.escape(name) for name in table.rows[0]]
+    is_text = [isinstance(value, str) for value in table.rows[0].values()]
+    return style.lay_out(style.escape(table.title), headers, body, is_text, notes)
+
+
+def _number(cell: Cell, digits: int, style: _Style) -> str:
+    if not cell:
+        return "missing" if cell.absent else "-"
+    spread = f"{style.plus_minus}{stdev(cell):.{digits}f}" if len(cell) > 1 else ""
+    return f"{mean(cell):.{digits}f}{spread}"
+
+
+def _difference(cell: Cell, style: _Style) -> str:
+    if cell.difference is None:
+        return ""
+    interval = ""
+    if cell.interval:
+        interval = " [" + ", ".join(_signed(end, style) for end in cell.interval) + "]"
+    return f" ({_signed(cell.difference, style)}{interval})"
+
+
+def _signed(number: float, style: _Style) -> str:
+    return style.signed.format(round(number, 1) + 0.0)  # never -0.0
+
+
+def _ranks(table: Table, name: str) -> dict[int, int]:
+    """Row number -> 1 (best) or 2 (second), among complete accuracies; equal ones share a rank."""
+    means = {
+        number: float(f"{mean(row[name]):.1f}")
+        for number, row in enumerate(table.rows)
+        if is_accuracy(row[name]) and not row[name].missing
+    }
+    if len(means) < 2:
+        return {}
+    order = sorted(set(means.values()), reverse=True)
+    return {number: order.index(value) + 1 for number, value in means.items()}
+
+
+def _digits(table: Table, name: str) -> int:
+    cells = [row[name] for row in table.rows]
+    if any(map(is_accuracy, cells)):
+        return 1
+    return 0 if max((max(cell) for cell in cells if cell), default=0) >= 10 else 2
+
+
+def _notes(table: Table, usual: int) -> list[str]:
+    cells = [row[name] for row in table.rows for name in table.measured]
+    notes = list(table.notes)
+    if usual > 1:
+        notes.append(f"± is the sample standard deviation over seeds, n = {usual}")
+    if any(cell.difference is not None for cell in cells):
+        told = f"in brackets: the difference to {table.baseline} in points"
+        if any(cell.interval for cell in cells):
+            told += ", and its 95 % interval (paired bootstrap over test images)"
+        notes.append(told)
+    if missing := len(table.missing):
+        notes.append(f"missing: {missing:,} {'run' if missing == 1 else 'runs'}")
+    return notes
+
+
+def _simple(title, headers, body, is_text, notes) -> str:
+    align = ["left" if text else "right" for text in is_text]
+    table = tabulate(body, headers, "simple", disable_numparse=True, colalign=align)
+    return "\n\n".join([title, table, *notes])
+
+
+def _pipe(title, headers, body, is_text, notes) -> str:
+    align = ["left" if text else "right" for text in is_text]
+    table = tabulate(body, headers, "pipe", disable_numparse=True, colalign=align)
+    return "\n\n".join([title, table, *notes])
+
+
+def _latex(title, headers, body, is_text, notes) -> str:
+    lines = [" & ".join(line) + r" \\" for line in [headers, *body]]
+    return "\n".join([
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{title}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if text else 'r' for text in is_text)}}}",
+        r"\toprule",
+        lines[0],
+        r"\midrule",
+        *lines[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\smallskip{{\footnotesize {note}}}" for note in notes),
+        r"\end{table}",
+    ])  # fmt: skip
+
+
+def _html(title, headers, body, is_text, notes) -> str:
+    def line(tag: str, cells: list[str]) -> str:
+        kinds = ["" if text else ' class="number"' for text in is_text]
+        return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells)) + "</tr>"
+
+    return "\n".join([
+        "<table>",
+        f"<caption>{title}</caption>",
+        f"<thead>{line('th', headers)}</thead>",
+        "<tbody>",
+        *(line("td", cells) for cells in body),
+        "</tbody>",
+        "</table>",
+        *(f'<p class="note">{note}</p>' for note in notes),
+    ])  # fmt: skip
+
+
+_LATEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _escape_pipe(text: str) -> str:
+    return re.sub(r"([|*<])", r"\\\1", text)
+
+
+_STYLES = {
+    "simple": _Style(_simple),
+    # GitHub's Markdown has no underline but this tag
+    "pipe": _Style(_pipe, _escape_pipe, best="**{}**", second="<ins>{}</ins>"),
+    "latex": _Style(
+        _latex,
+        _escape_latex,
+        best=r"\textbf{{{}}}",
+        second=r"\underline{{{}}}",
+        signed="${:+.1f}$",
+        plus_minus=r" $\pm$ ",
+        mark=r"$^{{\dagger {}}}$",
+    ),
+    "html": _Style(
+        _html, html.escape, best="<b>{}</b>", second="<u>{}</u>", mark="<sup>†{}</sup>"
+    ),
+}
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def _csv(tables: list[Table]) -> str:
+    """One line a cell, so that tables with different columns fit in one file."""
+    labels = list(dict.fromkeys(label for table in tables for label in table.labels))
+    numbers = ["mean", "std", "n", "missing", "difference", "low", "high"]
+    text = io.StringIO()
+    columns = ["table", "title", *labels, "column", *numbers]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        for row in table.rows:
+            for name in table.measured:
+                cell = _plain(row[name])
+                low, high = cell["interval"] or (None, None)
+                line = {"table": table.name, "title": table.title, "column": name}
+                line |= {label: row[label] for label in table.labels}
+                line |= {key: cell[key] for key in numbers[:-2]} | {"low": low, "high": high}
+                writer.writerow(line)
+    return text.getvalue().removesuffix("\n")
+
+
+def _json(tables: list[Table]) -> str:
+    return json.dumps(
+        {
+            "tables": [
+                {
+                    "name": table.name,
+                    "title": table.title,
+                    "notes": table.notes,
+                    "baseline": table.baseline,
+                    "rows": [
+                        {name: row[name] for name in table.labels}
+                        | {name: _plain(row[name]) for name in table.measured}
+                        for row in table.rows
+                    ],
+                }
+                for table in tables
+            ]
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _plain(cell: Cell) -> dict:
+    seeds = [getattr(value, "seed", None) for value in cell]
+    flags: dict = {}
+    for value in cell:
+        flags |= getattr(value, "flags", {})
+    return {
+        "mean": _rounded(mean(cell)) if cell else None,
+        "std": _rounded(stdev(cell)) if len(cell) > 1 else None,
+        "n": cell.n,
+        "values": [_rounded(value) for value in cell],
+        "seeds": None if None in seeds else seeds,
+        "missing": len(cell.missing),
+        "flags": flags,
+        "difference": _rounded(cell.difference),
+        "interval": cell.interval and [_rounded(end) for end in cell.interval],
+    }
+
+
+def _rounded(number: float | None) -> float | None:
+    """Without the last bits, in which sums differ."""
+    return None if number is None else round(number, 6)

@@ -1,0 +1,143 @@
+"""The accuracies of many runs, as points to draw."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+from apd.errors import UserError, listed
+from apd.results.cells import learns, settings
+from apd.results.runs import clean_accuracy
+
+_USUAL = ("white-box", "fp32")
+
+
+class Setting(NamedTuple):
+    """What two runs must share to be in one figure."""
+
+    dataset: str  # "" for an average
+    subsample: str
+    backbone: str
+    host: str
+    averaged: int = 1  # data sets
+
+    def __str__(self) -> str:
+        data = self.dataset if self.averaged == 1 else f"Average of {self.averaged} data sets"
+        half = "" if self.subsample == "all" else f" ({self.subsample} classes)"
+        return f"{data}{half}, {self.backbone}, {self.host}"
+
+    @property
+    def stem(self) -> str:
+        """For names of files."""
+        half = [] if self.subsample == "all" else [self.subsample]
+        data = self.dataset if self.averaged == 1 else "average"
+        return "_".join([data, *half, self.backbone, self.host])
+
+
+class Point(NamedTuple):
+    """One evaluation of one run, or its average over data sets."""
+
+    setting: Setting
+    method: str
+    shots: int | None  # None: zero-shot, the same for every number
+    seed: int
+    attack: str  # with its conditions
+    accuracy: float  # %
+    clean: float | None  # %, of the same images; None: not known
+    evaluation: dict
+
+
+def setting_of(run: dict) -> Setting:
+    host = run["host"].split()[0]  # of any version
+    return Setting(run["dataset"], run["subsample"], run["backbone"], host)
+
+
+def shots_of(run: dict) -> int | None:
+    return run["shots"] if learns(run) else None
+
+
+def describe(evaluation: dict, eps: bool = True) -> str:
+    """An attack and its conditions in a few words."""
+    threat, images = evaluation["threat_model"], evaluation.get("images", "all")
+    part = [f"{images['count']:,} images"] if isinstance(images, dict) else []
+    if threat is None:
+        return ", ".join([evaluation["attack"], *part])
+    words = [{"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())]
+    words.append(threat["norm"] + (f" eps {threat['eps']:g}/255" if eps else ""))
+    words += ["last iterate"] * threat["last_iterate"]
+    words += [threat[key] for key in ("source", "precision") if threat[key] not in _USUAL]
+    return ", ".join(words + part)
+
+
+def points(runs: dict[Path, dict]) -> list[Point]:
+    """All evaluations of all runs.
+
+    Raises:
+        UserError: two threat models that ``describe`` calls the same, or one run twice.
+    """
+    names, found, first = name_runs(runs), {}, {}
+    for folder, run in runs.items():
+        setting, shots = setting_of(run), shots_of(run)
+        for evaluation in run["evaluations"]:
+            attack = describe(evaluation)
+            threat = {k: v for k, v in (evaluation["threat_model"] or {}).items() if k != "seed"}
+            where, other = first.setdefault((setting[1:], attack), (folder, threat))
+            if threat != other:
+                keys = [key for key in threat if threat[key] != other.get(key)]
+                ours, theirs = ({key: t.get(key) for key in keys} for t in (threat, other))
+                raise UserError(
+                    f"one figure cannot hold two threat models of {attack}: {theirs} in {where}, "
+                    f"{ours} in {folder}"
+                )
+            key = (setting, names[folder], shots, run["seed"], attack)
+            where, _ = found.setdefault(key, (folder, None))
+            if where != folder and shots is not None:
+                raise UserError(
+                    f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}"
+                )
+            clean = clean_accuracy(folder, run, evaluation)
+            found[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
+    return [point for _, point in found.values()]
+
+
+def averages(found: list[Point]) -> list[Point]:
+    """Points of the averages over data sets, where every data set has the same point."""
+    sets, same = defaultdict(set), defaultdict(list)
+    for point in found:
+        everywhere = point.setting[1:]
+        sets[everywhere].add(point.setting.dataset)
+        same[(everywhere, *point[1:5])].append(point)
+    averaged = []
+    for (everywhere, *rest), members in same.items():
+        count = len(sets[everywhere])
+        if 1 < count == len(members):
+            clean = [p.clean for p in members]
+            averaged.append(Point(
+                Setting("", *everywhere[:3], count),
+                *rest,
+                mean(p.accuracy for p in members),
+                None if None in clean else mean(clean),
+                members[0].evaluation,
+            ))  # fmt: skip
+    return averaged
+
+
+def name_runs(runs: dict[Path, dict]) -> dict[Path, str]:
+    """The method of each run; where it was run with several configs, the keys that vary too."""
+    names = {folder: run["method"] for folder, run in runs.items()}
+    alike, varied = defaultdict(list), defaultdict(set)
+    for run in runs.values():
+        alike[run["method"], setting_of(run), shots_of(run), run["seed"]].append(settings(run))
+    for (method, *_), configs in alike.items():
+        for key in {key for config in configs for key in config}:
+            if any(config.get(key) != configs[0].get(key) for config in configs):
+                varied[method].add(key)
+    for method, keys in varied.items():
+        for folder, run in runs.items():
+            if run["method"] == method:
+                found = settings(run)
+                said = (f"{key.rpartition('.')[2]} {found.get(key)}" for key in sorted(keys))
+                names[folder] = f"{method} ({listed(said)})"
+    return names

@@ -1,0 +1,274 @@
+"""One page about finished runs, to be sent to a co-author.
+
+    apd-report RUN [RUN...] -o report.html [--title TEXT]
+
+RUN is a run's folder, or a folder above several. The page has the tables and figures that the runs
+suit, threat models, sanity flags, configurations and versions. It needs no other file, no network
+and no script, and the same runs give the same page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import shlex
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import jinja2
+import yaml
+
+import apd
+from apd.config import HARMLESS, flat
+from apd.errors import UserError, exit_codes, listed
+from apd.files import atomic_write
+from apd.results.cells import rank
+from apd.results.figures import KINDS
+from apd.results.points import describe, setting_of, shots_of
+from apd.results.runs import load_runs
+from apd.results.style import rendered
+from apd.results.table import TABLES, fitting
+
+TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
+_LONG = 20  # rows; longer tables unfold
+_FIRST = 2  # figures of a kind that are shown; the others unfold
+_TOLD = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.NUM_SHOTS"}  # elsewhere
+_WIDE = 7  # inches; wider figures scroll on a narrow screen
+
+
+def page(runs: dict[Path, dict], title: str = "") -> str:
+    """The page; whatever the runs' files say is escaped in it.
+
+    What cannot be in one table or figure is named on the page, with the reason.
+    """
+    tables, figures, refused = [], [], []
+    for name in fitting(runs):
+        try:
+            tables += [
+                {"title": one.title, "html": one.format("html"), "long": len(one.rows) > _LONG}
+                for one in TABLES[name](runs)
+            ]
+        except UserError as error:
+            refused.append(f"No table {name}: {error}")
+    for kind, draw in KINDS.items():
+        try:
+            # a training curve for each number of shots would be too many
+            drawn = draw(_most_shots(runs) if kind == "training" else runs)
+        except UserError as error:
+            refused.append(f"No figure {kind}: {error}")
+            continue
+        shown = [_inlined(figure) for figure in drawn.values()]
+        if shown:
+            figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
+    evaluations = [one for run in runs.values() for one in run["evaluations"]]
+    data = sorted({run["dataset"] for run in runs.values()})
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title or f"Results on {data[0] if len(data) == 1 else f'{len(data)} data sets'}",
+        summary=_summary(runs),
+        warnings=_warnings(runs),
+        tables=tables,
+        refused=refused,
+        figures=figures,
+        threats=_threats(runs),
+        flags=_flags(runs),
+        flagged=sum(bool(one.get("flags")) for one in evaluations),
+        evaluations=f"{len(evaluations):,}",
+        methods=_methods(runs),
+        keys=_keys(runs),
+        environments=_environments(runs),
+    ) + "\n"  # fmt: skip
+
+
+# -- its parts -------------------------------------------------------------------------------------
+
+
+def _summary(runs: dict[Path, dict]) -> str:
+    def said(field: str, what: str) -> str:
+        found = sorted({run[field] for run in runs.values()})
+        return f"{what}{'s' * (len(found) > 1)}: {listed(map(str, found))}"
+
+    methods = sorted({run["method"] for run in runs.values()}, key=rank)
+    shots = sorted({shots_of(run) for run in runs.values()} - {None})
+    parts = [
+        f"{len(runs):,} run{'s' * (len(runs) > 1)}",
+        f"{len(methods)} method{'s' * (len(methods) > 1)}: {listed(methods, 15)}",
+        said("dataset", "data set"),
+        *[f"shots: {listed('all images' if n == -1 else str(n) for n in shots)}"] * bool(shots),
+        said("seed", "seed"),
+        said("backbone", "backbone"),
+        said("host", "host"),
+    ]
+    return "; ".join(parts) + "."
+
+
+def _warnings(runs: dict[Path, dict]) -> list[str]:
+    commits = {run["git_commit"] for run in runs.values()}
+    dirty = sum((run["git_commit"] or "").endswith("-dirty") for run in runs.values())
+    warnings = []
+    if len(commits) > 1:
+        warnings.append(f"These runs are of {len(commits)} git commits: see Versions.")
+    if dirty:
+        warnings.append(f"Files had changed since the git commit of {dirty:,} of the runs.")
+    if None in commits:
+        warnings.append("The git commit of some runs is not known.")
+    hosts = {run["host"] for run in runs.values()}
+    if len(hosts) > 1:
+        warnings.append(f"These runs are of {len(hosts)} hosts: {listed(sorted(hosts))}.")
+    return warnings
+
+
+def _most_shots(runs: dict[Path, dict]) -> dict[Path, dict]:
+    most: dict = defaultdict(int)
+    for run in runs.values():
+        setting = setting_of(run)
+        most[setting] = max(most[setting], shots_of(run) or 0, key=_size)
+    return {folder: run for folder, run in runs.items() if shots_of(run) == most[setting_of(run)]}
+
+
+def _size(shots: int) -> float:
+    return float("inf") if shots == -1 else shots
+
+
+def _inlined(figure) -> dict:
+    image = base64.b64encode(rendered(figure, "svg")).decode()
+    return {
+        "title": figure.get_suptitle().replace("\n", ": "),
+        "source": f"data:image/svg+xml;base64,{image}",
+        "wide": figure.get_figwidth() > _WIDE,
+    }
+
+
+def _threats(runs: dict[Path, dict]) -> list[dict]:
+    """A row for each attack under other conditions; seeds together."""
+    seeds: dict = defaultdict(set)
+    count: Counter = Counter()
+    for run in runs.values():
+        for evaluation in run["evaluations"]:
+            if threat := evaluation["threat_model"]:
+                images = evaluation.get("images", "all")
+                drawn = "" if images == "all" else f", drawn with seed {images['seed']}"
+                row = {
+                    "attack": evaluation["attack"],
+                    "norm": threat["norm"],
+                    "eps": f"{threat['eps']:g}",
+                    "alpha": "its own" if threat["alpha"] is None else f"{threat['alpha']:g}",
+                    "steps": threat["steps"],
+                    "restarts": threat["restarts"],
+                    "random start": "yes" if threat["random_start"] else "no",
+                    "loss": threat["loss"],
+                    "counts": "last iterate" if threat["last_iterate"] else "any iterate",
+                    "source": threat["source"],
+                    "precision": threat["precision"],
+                    "data set": run["dataset"],
+                    "images": f"{evaluation['total']:,}{drawn}",
+                }
+                seeds[tuple(row.items())].add(threat["seed"])
+                count[tuple(row.items())] += 1
+    return [
+        {**dict(row), "seeds": ", ".join(map(str, sorted(found))), "runs": f"{count[row]:,}"}
+        for row, found in seeds.items()
+    ]
+
+
+def _flags(runs: dict[Path, dict]) -> list[dict]:
+    return [
+        {
+            "method": run["method"],
+            "data set": run["dataset"],
+            "shots": run["shots"],
+            "seed": run["seed"],
+            "attack": describe(evaluation),
+            "accuracy (%)": f"{evaluation['accuracy']:.1f}",
+            "flag": name,
+            "sign": text,
+        }
+        for run in sorted(runs.values(), key=lambda run: rank(run["method"]))
+        for evaluation in run["evaluations"]
+        for name, text in evaluation.get("flags", {}).items()
+    ]
+
+
+def _configs(runs: dict[Path, dict]) -> dict[str, dict[str, list]]:
+    """Method -> key -> the values of its runs, each once."""
+    configs: dict = {}
+    for method in sorted({run["method"] for run in runs.values()}, key=rank):
+        configs[method] = found = defaultdict(list)
+        for run in runs.values():
+            if run["method"] == method:
+                for key, value in flat(run["config"]):
+                    if value not in found[key]:
+                        found[key].append(value)
+    return configs
+
+
+def _methods(runs: dict[Path, dict]) -> list[dict]:
+    commands = {run["method"]: run.get("argv") for run in reversed(runs.values())}
+    return [
+        {
+            "name": method,
+            "command": commands[method] and f"train.py {shlex.join(map(str, commands[method]))}",
+            "config": "\n".join(f"{key}: {_shown(found[key], 20)}" for key in sorted(found)),
+        }
+        for method, found in _configs(runs).items()
+    ]
+
+
+def _keys(runs: dict[Path, dict]) -> tuple[list[dict], list[dict]]:
+    """A row for each key with another value than the default: those in which the methods differ,
+    one column a method and empty where it has the default; and those in which they do not."""
+    from apd.host import get_cfg_default  # PyTorch is slow to import
+
+    cfg = get_cfg_default()
+    apd.extend_cfg(cfg)
+    default = dict(flat(yaml.safe_load(cfg.dump())))
+    configs = _configs(runs)
+    differing, shared = [], []
+    for key in sorted({key for found in configs.values() for key in found} - _TOLD):
+        usual = [default[key]] if key in default else []
+        values = {method: found.get(key, []) for method, found in configs.items()}
+        row = {"key": key, "default": _shown(usual)}
+        if len({_shown(value, 99) for value in values.values()}) > 1:
+            said = {m: "" if value == usual else _shown(value) for m, value in values.items()}
+            differing.append(row | said)
+        elif (value := next(iter(values.values()))) != usual:
+            shared.append(row | {"value": _shown(value)})
+    return differing, shared
+
+
+def _shown(values: list, most: int = 5) -> str:
+    texts = [value if isinstance(value, str) and value else json.dumps(value) for value in values]
+    return listed(texts, most) or "–"
+
+
+def _environments(runs: dict[Path, dict]) -> list[dict]:
+    count = Counter(
+        (("host", run["host"]), ("git commit", run["git_commit"] or "not known"))
+        + tuple((name, version or "–") for name, version in run["versions"].items())
+        for run in runs.values()
+    )
+    return [{"runs": f"{number:,}", **dict(row)} for row, number in count.items()]
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="apd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
+    parser.add_argument("--title", default="", help="default: names the data")
+    args = parser.parse_args(argv)
+    content = page(load_runs(args.runs), args.title)
+    with atomic_write(args.output) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Differences to a baseline, with intervals over test images."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import numpy as np
+
+from apd.errors import UserError, listed
+from apd.results.cells import Cell, is_accuracy
+from apd.results.runs import judged
+
+RESAMPLES = 2_000
+
+
+def compare(tables: list, baseline: str) -> None:
+    """Give the accuracies of all other rows their difference to the row of that name.
+
+    Args:
+        tables: of ``apd.results.formats.Table``, whose first column names the rows; those that
+            lack the row are left as they are.
+
+    Raises:
+        UserError: all of them lack it.
+    """
+    label = next(iter(tables[0].rows[0]))
+    names = dict.fromkeys(row[label] for table in tables for row in table.rows)
+    if baseline not in names:
+        raise UserError(f"no {label} {baseline} in these tables: there are {listed(names)}")
+    for table in tables:
+        base = next((row for row in table.rows if row[label] == baseline), {})
+        table.baseline = baseline if base else None
+        for row in table.rows:
+            for name, cell in row.items():
+                if row is not base and is_accuracy(cell) and is_accuracy(base.get(name)):
+                    cell.difference = mean(cell) - mean(base[name])
+                    cell.interval = paired_interval(cell, base[name])
+
+
+def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
+    """95 % interval of the difference of two means, by the paired percentile bootstrap.
+
+    Test images are drawn again, the same for both; an image counts with the mean of its verdicts
+    over seeds. In an average over data sets each one's images are drawn apart. None: without
+    verdicts of all runs, on the same images.
+    """
+    strata = list(zip(*(value.parts for value in [*cell, *base])))
+    if not strata:
+        return None
+    rng, means = np.random.default_rng(0), []
+    for parts in strata:
+        kept = [judged(folder, evaluation) for folder, evaluation in parts]
+        if None in kept or len({images for _, images in kept}) != 1:
+            return None
+        right = np.stack([verdicts for verdicts, _ in kept])
+        difference = right[: len(cell)].mean(axis=0) - right[len(cell) :].mean(axis=0)
+        # few values occur, so that to draw images is to draw how often each value comes
+        values, counts = np.unique(difference.round(9), return_counts=True)
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+        means.append(drawn @ values / counts.sum())
+    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+    return 100 * float(low), 100 * float(high)

@@ -1,0 +1,313 @@
+"""apd-plot: what stands on the axes, and what the files hold."""
+
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from sample_results import THREAT, keep_verdicts, record
+
+from apd.errors import UserError
+from apd.results.drawing import draw_points, label_points
+from apd.results.figures import eps_curves, few_shot, scatter, training
+from apd.results.plot import main
+from apd.results.runs import load_runs
+from apd.results.style import panels, rendered, styles
+
+ZERO = {"trainable_parameters": 0, "modality": "none"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return lambda: load_runs([tmp_path])
+
+
+@pytest.fixture
+def sweep(save):
+    """Two methods, three shots, two seeds, and zero-shot; on a data set that is ``lower``."""
+
+    def sweep(dataset="Digits", lower=0):
+        for method, gain in (("CoOp", 0), ("APD", 10)):
+            for shots in (1, 4, 16):
+                for seed in (1, 2):
+                    save(
+                        f"{dataset}/{method}/{shots}/{seed}",
+                        method=method, dataset=dataset, shots=shots, seed=seed,
+                        clean=60 + gain + shots + 2 * seed - lower,
+                        robust=20 + gain + shots - lower,
+                        threat={"seed": seed},
+                    )  # fmt: skip
+        save(f"{dataset}/zero", method="ZeroshotCLIP", dataset=dataset, clean=50, robust=5, **ZERO)
+
+    return sweep
+
+
+def drawn(axes):
+    """Label -> (x, y) of the lines."""
+    lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    return {line.get_label(): tuple(map(list, line.get_data())) for line in lines}
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# -- few-shot --------------------------------------------------------------------------------------
+
+
+def test_few_shot_curves_are_means_with_bands_of_one_deviation(sweep, runs):
+    sweep()
+    ((stem, figure),) = few_shot(runs()).items()
+    assert stem == "few-shot_Digits_mini_embedded"
+    clean, robust = figure.axes
+    assert clean.get_title() == "clean" and robust.get_title() == "PGD-100, linf eps 2/255"
+    assert drawn(clean)["APD"] == ([1, 4, 16], [74, 77, 89])
+    assert drawn(robust)["CoOp"] == ([1, 4, 16], [21, 24, 36])
+    assert set(drawn(clean)["ZeroshotCLIP"][1]) == {50}  # from side to side
+    # CoOp's two seeds are 2 points apart in clean accuracy: a deviation of sqrt(2)
+    path = clean.collections[0].get_paths()[0].vertices
+    at_one = sorted(set(path[path[:, 0] == 1][:, 1].round(3)))
+    assert at_one == [round(64 - 2**0.5, 3), round(64 + 2**0.5, 3)]
+
+
+def test_few_shot_axes_and_title_say_what_they_show(sweep, runs):
+    sweep()
+    (figure,) = few_shot(runs()).values()
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "16"]
+    assert axes.get_xlabel() == "shots (images a class)" and axes.get_ylabel() == "accuracy (%)"
+    title = figure.get_suptitle()
+    assert title == "Digits, mini, embedded\naccuracy by shots, mean ± std of 2 seeds"
+    assert legend_of(figure) == ["ZeroshotCLIP", "CoOp", "APD"]
+
+
+def test_all_images_stand_after_the_numbers(save, runs):
+    for shots in (-1, 1, 4):
+        save(f"{shots}", shots=shots, clean=50 if shots == -1 else 10)
+    (figure,) = few_shot(runs()).values()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "4", "all"]
+    assert drawn(figure.axes[0])["APD"] == ([1, 4, 8], [10, 10, 50])
+
+
+def test_the_average_over_data_sets_is_by_seed_and_has_no_partial_points(sweep, save, runs):
+    sweep("Digits")
+    sweep("Letters", lower=10)
+    save("more", dataset="Digits", shots=2)  # on one data set only
+    figures = few_shot(runs())
+    assert [stem.split("_")[1] for stem in figures] == ["average", "Digits", "Letters"]
+    average = figures["few-shot_average_mini_embedded"]
+    assert drawn(average.axes[0])["APD"] == ([1, 4, 16], [69, 72, 84])
+    assert "Average of 2 data sets" in average.get_suptitle()
+    assert drawn(figures["few-shot_Digits_mini_embedded"].axes[0])["APD"][0] == [1, 2, 4, 16]
+
+
+def test_base_and_new_classes_backbones_and_hosts_are_figures_of_their_own(save, runs):
+    changes = ({}, {"subsample": "new"}, {"backbone": "ViT-B/32"}, {"host": "dassl 0.6.3"})
+    for i, change in enumerate(changes):
+        for shots in (1, 2):
+            save(f"{i}/{shots}", shots=shots, **change)
+    assert set(few_shot(runs())) == {
+        "few-shot_Digits_mini_embedded",
+        "few-shot_Digits_new_mini_embedded",
+        "few-shot_Digits_ViT-B-32_embedded",
+        "few-shot_Digits_mini_dassl",
+    }
+
+
+def test_configs_of_one_method_are_lines_of_their_own(save, runs):
+    for tau in (1.0, 4.0):
+        for shots in (1, 2):
+            config = {"SEED": 1, "TRAINER": {"APD": {"TAU": tau}}, "OUTPUT_DIR": f"{tau}{shots}"}
+            save(f"{tau}/{shots}", shots=shots, clean=80 + tau, config=config)
+    (figure,) = few_shot(runs()).values()
+    assert legend_of(figure) == ["APD (TAU 1.0)", "APD (TAU 4.0)"]
+    assert drawn(figure.axes[0])["APD (TAU 4.0)"][1] == [84, 84]
+
+
+def test_two_threat_models_of_one_name_are_refused(save, runs):
+    one, other = save(), save(method="APT", threat={"alpha": 0.5})
+    with pytest.raises(UserError, match="two threat models") as error:
+        few_shot(runs())
+    assert str(one) in str(error.value) and str(other) in str(error.value)
+
+
+def test_one_run_twice_is_refused(save, runs):
+    one, other = save("one"), save("other")
+    with pytest.raises(UserError, match="seed 1 twice") as error:
+        few_shot(runs())
+    assert str(one) in str(error.value) and str(other) in str(error.value)
+
+
+# -- scatter ---------------------------------------------------------------------------------------
+
+
+def test_scatter_has_a_labelled_point_a_method(sweep, runs):
+    sweep()
+    figures = scatter(runs())
+    assert [stem.rsplit("_", 1)[1] for stem in figures] == ["16shots", "4shots", "1shots"]
+    (axes,) = figures["scatter_Digits_mini_embedded_4shots"].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("clean accuracy (%)", "robust accuracy (%)")
+    at = {text.get_text(): text.xy for text in axes.texts}
+    assert at == {"ZeroshotCLIP": (50, 5), "CoOp": (67, 24), "APD": (77, 34)}
+
+
+def test_scatter_of_several_data_sets_is_their_average(sweep, runs):
+    sweep("Digits")
+    sweep("Letters", lower=10)
+    figures = scatter(runs())
+    assert {stem.split("_")[1] for stem in figures} == {"average"}
+    (axes,) = figures["scatter_average_mini_embedded_4shots"].axes
+    assert {text.get_text(): text.xy for text in axes.texts}["APD"] == (72, 29)
+
+
+def test_scatter_leaves_out_attacks_that_few_methods_met(save, runs):
+    rare = record("autoattack", 30.0, THREAT)
+    for method in ("CoOp", "APT", "APD"):
+        save(method=method)
+    usual = [record("clean", 80.0), record("pgd-100", 40.0, THREAT)]
+    save("more", method="FAP", evaluations=[*usual, rare])
+    (figure,) = scatter(runs()).values()
+    assert [axes.get_title() for axes in figure.axes] == ["PGD-100, linf eps 2/255"]
+    assert len(figure.axes[0].texts) == 4
+
+
+def test_labels_neither_overlap_nor_leave_the_axes():
+    _, (axes,) = panels(1, "", 5.0, 3.8)
+    names = ["AdvIVLP", "AdvMaPLe", "AdvVPT", "APT", "APD", "ZeroshotCLIP"]
+    points = [(50, 20), (50.2, 20.1), (50.1, 19.8), (49.9, 20.3), (70, 40), (70, 20)]
+    draw_points(axes, {name: [point] for name, point in zip(names, points)}, styles(names))
+    axes.margins(0.12)
+    label_points(axes)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+
+
+# -- eps -------------------------------------------------------------------------------------------
+
+
+def test_eps_curves_take_what_apd_eval_added_and_begin_at_the_clean_accuracy(save, runs):
+    subset = {"images": {"count": 4, "seed": 0}, "total": 4}
+    for seed, wrong in ((1, 1), (2, 2)):
+        run = save(seed=seed, fingerprint="m", threat={"seed": seed})
+        for eps, robust in ((1, 50.0), (2, 25.0)):
+            threat = {**THREAT, "eps": eps, "alpha": eps / 4, "steps": 20, "seed": seed}
+            key = f"{seed}-{eps}"
+            one = record("pgd-20", robust, threat, key=key, flags={}) | subset
+            keep_verdicts(run, one, [-1] * wrong + [0] * (4 - wrong))
+    ((stem, figure),) = eps_curves(runs()).items()
+    (axes,) = figure.axes  # PGD-100 has one radius only
+    assert axes.get_title() == "PGD-20, linf, 4 images"
+    # of these 4 images, 75 % and 50 % were right when clean; the 85 % are of all images
+    assert drawn(axes)["APD"] == ([0, 1, 2], [62.5, 50, 25])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("eps (1/255)", "robust accuracy (%)")
+    assert stem == "eps_Digits_mini_embedded_16shots" and "2 seeds" in figure.get_suptitle()
+
+
+def test_eps_curves_need_two_radii(save, runs):
+    save()
+    assert eps_curves(runs()) == {}
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def write_history(run, losses, **columns):
+    columns = {"lr": 0.1, "seconds": 1.5, **columns}
+    lines = [",".join(["epoch", *columns, "loss"])]
+    for epoch, loss in enumerate(losses, start=1):
+        lines.append(",".join(map(str, [epoch, *columns.values(), loss])))
+    (run / "history.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_training_curves_are_means_over_seeds_of_all_logged_terms(save, runs):
+    write_history(save(seed=1), [3, 2], kd=1)
+    write_history(save(seed=2, threat={"seed": 2}), [5, ""], kd=2)
+    write_history(save(method="CoOp"), [4, 3])
+    save(method="ZeroshotCLIP", **ZERO)
+    ((stem, figure),) = training(runs()).items()
+    assert stem == "training_Digits_mini_embedded_16shots"
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert set(panels) == {"loss", "loss term kd", "learning rate"}
+    assert figure.axes[-1] is panels["learning rate"]
+    assert drawn(panels["loss"]) == {"CoOp": ([1, 2], [4, 3]), "APD": ([1, 2], [4, 2])}
+    assert drawn(panels["loss term kd"]) == {"APD": ([1, 2], [1.5, 1.5])}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epochs"}
+    assert "1 to 2 seeds" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("text", ["", "epoch,loss\n1\n", "epoch,loss\n1,x\n", "loss\n1\n"])
+def test_a_damaged_history_is_named(save, runs, text):
+    path = save() / "history.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match="damaged") as error:
+        training(runs())
+    assert str(path) in str(error.value)
+
+
+# -- style -----------------------------------------------------------------------------------------
+
+
+def test_a_method_looks_the_same_in_every_figure_and_unlike_the_others(sweep, runs):
+    sweep()
+    found = runs()
+    (curves,) = few_shot(found).values()
+    points, *_ = scatter(found).values()
+    line = next(line for line in curves.axes[0].get_lines() if line.get_label() == "APD")
+    point = next(one for one in points.axes[0].containers if one.get_label() == "APD").lines[0]
+    for handle in (line, point):
+        assert (to_hex(handle.get_color()), handle.get_marker()) == ("#d55e00", "o")
+    methods = [f"New{i}" for i in range(12)]
+    methods += ["ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT"]
+    methods += ["AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"]
+    found = styles(methods)
+    assert len({(s["color"], s["marker"], s["linestyle"]) for s in found.values()}) == 25
+    known = [found[method] for method in methods[12:]]
+    assert len({(s["marker"], s["linestyle"]) for s in known}) == 13  # without colour
+    assert styles(["APD", "Other"])["APD"] == found["APD"]
+
+
+@pytest.mark.parametrize("form", ["svg", "pdf", "png"])
+def test_the_same_runs_give_the_same_bytes(sweep, runs, form):
+    sweep()
+    once, again = (rendered(*few_shot(runs()).values(), form) for _ in range(2))
+    assert once == again
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(save, runs):
+    for shots in (1, 2):
+        save(f"{shots}", method=r"$\frac$ <b>", shots=shots)
+    (figure,) = few_shot(runs()).values()
+    assert legend_of(figure) == [r"$\frac$ <b>"]
+    assert b"<b>" not in rendered(figure, "svg")
+
+
+# -- command ---------------------------------------------------------------------------------------
+
+
+def test_command_writes_every_kind_that_suits(sweep, tmp_path, capsys):
+    sweep()
+    assert main([str(tmp_path), "-o", str(tmp_path / "out"), "--format", "png", "svg"]) == 0
+    written = capsys.readouterr().out.split()
+    assert sorted(written) == sorted(map(str, (tmp_path / "out").iterdir()))
+    assert len(written) == 2 * (1 + 3)  # few-shot, and scatter at three numbers of shots
+    with Image.open(tmp_path / "out" / "few-shot_Digits_mini_embedded.png") as image:
+        assert image.format == "PNG" and min(image.size) > 400
+    assert "<svg" in (tmp_path / "out" / "few-shot_Digits_mini_embedded.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--kind", "pie"], "no kind pie: use few-shot, scatter, eps, training"),
+        (["--format", "jpg"], "no format jpg: use png, pdf, svg"),
+        (["--kind", "few-shot"], "nothing to draw"),
+        ([], "nothing to draw"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(save, tmp_path, capsys, options, told):
+    save()
+    assert main([str(tmp_path), "-o", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

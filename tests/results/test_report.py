@@ -1,0 +1,199 @@
+"""apd-report: one page that holds everything and asks for nothing."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from sample_results import THREAT, record, results
+
+from apd.results import write_results
+from apd.results.protocols import TABLES, fitting
+from apd.results.report import main, page
+from apd.results.runs import load_runs
+
+EVIL = "<script>alert('x')</script>"
+FLAGS = {"unbounded": "9 % of the images stand & more"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Few-shot runs of three methods, two of them with names that others made up; and the page."""
+    root = tmp_path_factory.mktemp("runs")
+    for method, lr in (("CoOp", 0.002), ("APD", 0.01), (EVIL, 0.03)):
+        for shots in (1, 4):
+            config = {"SEED": 1, "OPTIM": {"LR": lr, "NAME": "sgd"}, "DATASET": {"ROOT": EVIL}}
+            attacked = record("pgd-100", 42.0, {**THREAT, "restarts": 7, "alpha": 0.625})
+            if method == "APD" and shots == 4:
+                attacked["flags"] = FLAGS
+            values = results(
+                method=method, shots=shots, config=config, argv=["--root", EVIL, "--seed", "1"],
+                evaluations=[record("clean", 80.0), attacked],
+            )  # fmt: skip
+            folder = root / f"{lr}" / str(shots)
+            write_results(folder, values)
+            (folder / "history.csv").write_text("epoch,lr,seconds,loss\n1,0.1,2,3\n2,0.1,2,1\n")
+    runs = load_runs([root])
+    return runs, page(runs)
+
+
+class Page(HTMLParser):
+    """Tags, links, and rows of tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.rows, self.text = [], [], [], []
+        self.inside = False  # a cell
+        self.feed(text)
+        self.text = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside &= tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.inside:
+            self.rows[-1][-1] += data
+
+    def table(self, *first):
+        """The row that begins so, and all rows below it."""
+        start = next(i for i, row in enumerate(self.rows) if row[: len(first)] == list(first))
+        return self.rows[start], self.rows[start + 1 :]
+
+
+def test_it_asks_for_no_other_file_and_runs_nothing(made):
+    _, text = made
+    found = Page(text)
+    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in found.links)
+    assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
+    assert "url(" not in text and "@import" not in text
+    for link in found.links:  # nor do the figures in it
+        if link.startswith("data:"):
+            svg = base64.b64decode(link.partition(",")[2]).decode()
+            assert "<script" not in svg and not re.search(r'href="(?!#)', svg)
+
+
+def test_what_the_files_say_is_text(made):
+    _, text = made
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert EVIL in Page(text).text
+
+
+def test_it_has_every_table_that_the_runs_suit(made):
+    runs, text = made
+    tables = [table for name in fitting(runs) for table in TABLES[name](runs)]
+    assert len(tables) >= 2
+    for table in tables:
+        assert table.format("html") in text
+
+
+def test_it_has_every_figure_that_the_runs_suit(made):
+    _, text = made
+    titles = re.findall(r'<img .*?alt="(.*?)"', text)
+    what = [re.search(": (.*?),", title)[1] for title in titles]
+    assert what == ["accuracy by shots", *["clean and robust accuracy"] * 2, "training"]
+    assert "4 shots" in titles[-1]  # the most
+
+
+def test_threat_models_are_whole(made):
+    header, (row, *_) = Page(made[1]).table("attack", "norm")
+    assert dict(zip(header, row)) == {
+        "attack": "pgd-100", "norm": "linf", "eps": "2", "alpha": "0.625", "steps": "100",
+        "restarts": "7", "random start": "yes", "loss": "ce", "counts": "any iterate",
+        "source": "white-box", "precision": "fp32", "data set": "Digits", "images": "500",
+        "seeds": "1", "runs": "6",
+    }  # fmt: skip
+
+
+def test_flags_are_told_with_their_sentences(made):
+    found = Page(made[1])
+    assert "1 of 12 evaluations raised a flag" in found.text
+    header, (row, *_) = found.table("method", "data set", "shots", "seed", "attack")
+    assert dict(zip(header, row)) == {
+        "method": "APD", "data set": "Digits", "shots": "4", "seed": "1",
+        "attack": "PGD-100, linf eps 2/255", "accuracy (%)": "42.0",
+        "flag": "unbounded", "sign": FLAGS["unbounded"],
+    }  # fmt: skip
+
+
+def test_configurations_show_what_differs_first(made):
+    found = Page(made[1])
+    header, rows = found.table("key", "default", "CoOp")
+    assert header == ["key", "default", "CoOp", "APD", EVIL]
+    assert next(row for row in rows if row[0] == "OPTIM.LR")[2:] == ["0.002", "0.01", "0.03"]
+    _, rows = found.table("key", "default", "value")
+    assert next(row for row in rows if row[0] == "OPTIM.NAME")[2] == "sgd"
+    assert not any(row[0] == "DATASET.ROOT" for row in found.rows)  # cannot change a result
+    assert "OPTIM.LR: 0.01 OPTIM.NAME: sgd" in found.text  # the whole of it
+    assert "train.py --root '<script>" in found.text
+
+
+def test_without_flags_it_says_so(save, tmp_path):
+    save()
+    save(method="CoOp")
+    text = Page(page(load_runs([tmp_path]))).text
+    assert "None of 4 evaluations raised a flag." in text
+
+
+@pytest.fixture
+def commits(monkeypatch):
+    """Commits of the next runs."""
+
+    def commits(*commits):
+        left = iter(commits)
+        monkeypatch.setattr("apd.results.schema._git_commit", lambda: next(left))
+
+    return commits
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (("a" * 40, "b" * 40), "These runs are of 2 git commits"),
+        (("a" * 40 + "-dirty",) * 2, "Files had changed since the git commit of 2 of the runs"),
+        ((None, None), "The git commit of some runs is not known"),
+        (("a" * 40,) * 2, None),
+    ],
+)
+def test_commits_that_differ_or_are_dirty_are_a_warning(save, tmp_path, commits, found, told):
+    commits(*found)
+    save(host="dassl 0.6.3")
+    save(method="CoOp", host="dassl 0.6.3")
+    text = page(load_runs([tmp_path]))
+    assert (told in text) if told else ('<p class="alarm">' not in text)
+    assert (found[0] or "not known") in text and "dassl 0.6.3" in text
+
+
+def test_what_cannot_be_compared_is_named_and_the_rest_is_there(save, tmp_path):
+    save()
+    save(method="CoOp", threat={"alpha": 0.5})
+    text = page(load_runs([tmp_path]))
+    assert "No figure scatter: one figure cannot hold two threat models" in text
+    assert Page(text).table("attack", "norm")[0]
+
+
+def test_command_writes_the_same_page_twice(save, tmp_path, capsys):
+    save()
+    save(method="CoOp")
+    pages = []
+    for name in ("a", "b"):
+        path = tmp_path / name / "report.html"
+        assert main([str(tmp_path), "-o", str(path), "--title", "A & B"]) == 0
+        assert capsys.readouterr().out == f"{path}\n"
+        pages.append(path.read_bytes())
+    assert pages[0] == pages[1] and b"<h1>A &amp; B</h1>" in pages[0]
+
+
+def test_no_runs_are_an_error(tmp_path, capsys):
+    assert main([str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
+    assert capsys.readouterr().err.startswith("error: no finished run")
+    assert not (tmp_path / "report.html").exists()
