@@ -18,6 +18,10 @@ class NonFiniteLoss(Exception):
     """Training met a NaN or infinite loss; checkpoints written before it are kept."""
 
 
+class ImpossibleResult(Exception):
+    """A result that cannot be right, such as robust above clean; it is kept, with its flag."""
+
+
 def one_line(error: Exception) -> str:
     """Another library's error as part of a one-line message."""
     # str() of a KeyError is its key in quotes
@@ -44,7 +48,7 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
             message = str(error).splitlines()[-1].removeprefix("apd.errors.UserError: ")
             print(f"error: {message}", file=sys.stderr)
             return 2
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, ImpossibleResult) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 

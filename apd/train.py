@@ -5,7 +5,8 @@
         --config-file configs/trainers/APD/vit_b32.yaml \\
         --output-dir output/caltech101/APD/vit_b32_16shots/seed1 DATASET.NUM_SHOTS 16
 
-Exit codes: 0 done (or done before), 1 the loss is not finite, 2 bad input, 130 interrupted.
+Exit codes: 0 done (or done before), 1 the loss is not finite or a result impossible, 2 bad input,
+130 interrupted.
 """
 
 from __future__ import annotations

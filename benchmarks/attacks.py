@@ -1,158 +1,168 @@
 """What an evaluation under PGD costs, as ratios within one run.
 
     python benchmarks/attacks.py [--threads 2] [--classes 10 100 1000] [--robust 10 30 60]
-        [--steps 100] [--images 200] [--output FILE.json]
+        [--steps 100] [--survivors 40] [--output FILE.json]
 
 Mini CLIP with tuned text prompts on handwritten digits, at radii that about 10, 30 and 60 % of the
-images survive, in float32 on the CPU:
+images survive, in float32 on the CPU; as many images as leave about 40 survivors.
 
 * ours: text features once; an image leaves as it falls, another takes its place.
-* floor: the encoder passes that this needs, called bare on full batches: text features once, one
-  forward and backward pass for each iterate of an image up to the one that fools the model, and
-  that one's forward pass.
-* batch by batch: the same without others taking a place, so that batches run empty.
-* every iterate: a plain loop over all iterates of all images. The verdicts must be ours.
-* torchattacks: its PGD on a model that recomputes the text features, as peers do.
+* floor: what the verdicts need, whatever the code. An image that falls at iterate k needs k + 1
+  forward and k backward passes through the image encoder (a survivor of K steps K + 1 and K): no
+  gradient of an iterate that fools the model is ever asked for. They are called bare (no loss, no
+  step, no verdict), on full batches, with the text features computed once.
+* passes / floor: images that go through the encoder, forward and backward counted one each, by
+  hooks. It does not depend on the machine: what is over 1 are backward passes of images that had
+  fallen, because a batch's graph cannot be cut; ours / floor has that, the batches that are not
+  full at the end, and everything else.
+* torchattacks: its PGD on all images with text features recomputed at every step, as peers do.
+  It repeats itself, so it is timed on one batch and ten steps, and multiplied.
+* same verdicts: a plain loop over all iterates of the first images finds each of them to fall at
+  the same iterate.
 
-Times are the best of several rounds in which the variants take turns.
+Times are the best of two rounds in which the variants take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from timeit import timeit
 
 import torch
 import torch.nn.functional as F
 import torchattacks
-from cost import best_of, classnames
+from cost import classnames
 from sklearn.datasets import load_digits
 from tabulate import tabulate
+from torch import Tensor
 
-from apd.attacks import ThreatModel, find_attack, seeded_start, surviving
+from apd.attacks import ThreatModel, find_attack, seeded_start
 from apd.attacks.pgd import _gradient, _move
 from apd.attacks.stream import Supply
 from apd.clip import build_prompted_clip, encode_image, load_clip
 from apd.files import write_json
 
 DIGITS = "zero one two three four five six seven eight nine".split()
+PEER_STEPS = 10
+SEARCH_IMAGES, SEARCH_STEPS, SEARCHES = 150, 20, 6  # for the radius
+LARGEST = 8.0
 
 
 class Case:
-    def __init__(self, classes: int, robust: float, steps: int, count: int, batch: int):
+    """Digits that the model gets right, and a radius that a share of them survives."""
+
+    def __init__(self, classes: int, robust: float, args: argparse.Namespace) -> None:
         digits = load_digits()
-        images = torch.from_numpy(digits.images[-count:]).float()[:, None].expand(-1, 3, -1, -1)
-        self.images = F.interpolate(images / 16, size=32, mode="bicubic", antialias=True)
-        self.images = self.images.clamp(0, 1).contiguous()
-        self.labels = torch.from_numpy(digits.target[-count:])
-        self.batch = batch
+        images = torch.from_numpy(digits.images).float()[:, None].expand(-1, 3, -1, -1)
+        images = F.interpolate(images / 16, size=32, mode="bicubic", antialias=True).clamp(0, 1)
+        labels = torch.from_numpy(digits.target)
+        self.batch = args.batch
         names = [*DIGITS, *classnames(classes)][:classes]
         self.model = build_prompted_clip(load_clip("mini"), names, n_ctx_text=4,
                                          ctx_init="a photo of a")  # fmt: skip
-        text = self.model.text_features().detach()
-        self.logits = lambda x: self.model.logits(self.model.image_features(x), text)
+        self.logits = self.model.classifier(self.model.text_features().detach())
         with torch.no_grad():
-            right = self.logits(self.images).argmax(1) == self.labels
-        self.images, self.labels = self.images[right], self.labels[right]
-        low, high = 0.0, 16.0
-        for _ in range(7):
+            right = self.logits(images).argmax(1) == labels
+        # one writer's digits follow another's
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        kept = order[right[order]][: round(100 * args.survivors / robust)]
+        self.images, self.labels = images[kept], labels[kept]
+        low, high = 0.0, LARGEST
+        for _ in range(SEARCHES):
             eps = (low + high) / 2
-            self.threat = ThreatModel("linf", eps, eps / 4, 10)
-            share = self.ours().float().mean()
-            low, high = (eps, high) if share > robust / 100 else (low, eps)
-        self.threat = ThreatModel("linf", eps, eps / 4, steps)
+            self.threat = ThreatModel("linf", eps, eps / 4, SEARCH_STEPS)
+            standing = self.fallen_at(self.logits, SEARCH_IMAGES) > SEARCH_STEPS
+            above = standing.float().mean() > robust / 100
+            low, high = (eps, high) if above else (low, eps)
+        self.threat = ThreatModel("linf", eps, eps / 4, args.steps)
 
-    def ours(self) -> torch.Tensor:
-        self.model.text_features()
-        (stage,) = find_attack(self.threat.name, self.threat).stages
-        rows = {"index": torch.arange(len(self.labels)), "image": self.images,
-                "label": self.labels}  # fmt: skip
-        alive = torch.zeros(len(self.labels), dtype=torch.bool)
-        start = seeded_start(self.threat, 0)
-        for done, _ in stage.run(
-            Supply([rows]), self.logits, batch_size=self.batch, start=start
-        ):
-            alive[done["index"]] = done["right"]
-        return alive
-
-    def batch_by_batch(self) -> None:
-        self.model.text_features()
-        generator = torch.Generator().manual_seed(0)
-        for x, y in zip(self.images.split(self.batch), self.labels.split(self.batch)):
-            surviving(self.logits, x, y, self.threat, generator=generator)
-
-    def first_fooled(self) -> torch.Tensor:
+    def fallen_at(self, logits: Callable[[Tensor], Tensor], count: int | None = None) -> Tensor:
         """The first iterate of each image that fools the model, steps + 1 where none does."""
-        self.model.text_features()
+        (stage,) = find_attack(self.threat.name, self.threat).stages
+        images, labels = self.images[:count], self.labels[:count]
+        rows = {"index": torch.arange(len(labels)), "image": images, "label": labels}
+        first = torch.empty_like(labels)
+        for done, _ in stage.run(
+            Supply([rows]), logits, batch_size=self.batch, start=seeded_start(self.threat, 0)
+        ):
+            first[done["index"]] = done["step"] + done["right"].long()
+        return first
+
+    def ours(self) -> None:
+        self.fallen_at(self.model.classifier(self.model.text_features().detach()))
+
+    def counted(self) -> tuple[Tensor, int]:
+        """``fallen_at``, and the images that went through the encoder, forward and backward."""
+        count = Counter()
+
+        def logits(x: Tensor) -> Tensor:
+            count["forward"] += len(x)
+            if x.requires_grad:
+                x.register_hook(lambda gradient: count.update(backward=len(gradient)))
+            return self.logits(x)
+
+        return self.fallen_at(logits), count.total()
+
+    def by_hand(self, count: int) -> Tensor:
+        """As ``fallen_at``, of the first images: every iterate of every image."""
         start, steps = seeded_start(self.threat, 0), self.threat.steps
-        first = torch.full_like(self.labels, steps + 1)
-        for rows in torch.arange(len(self.labels)).split(self.batch):
-            images, labels = self.images[rows], self.labels[rows]
-            x = start(images, rows, 0)
-            for step in range(steps + 1):
-                last = step == steps
-                with torch.set_grad_enabled(not last):
-                    logits = self.logits(x.requires_grad_(not last))
-                wrong = logits.argmax(1) != labels
-                first[rows[wrong & (first[rows] > step)]] = step
-                if not last:
-                    x = _move(x, _gradient(logits, x, labels, None, "ce"), images, self.threat)
+        images, labels = self.images[:count], self.labels[:count]
+        x, first = start(images, torch.arange(len(labels)), 0), torch.full_like(labels, steps + 1)
+        for step in range(steps + 1):
+            logits = self.logits(x.requires_grad_())
+            wrong = logits.argmax(1) != labels
+            first[wrong & (first > step)] = step
+            x = _move(x, _gradient(logits, x, labels, None, "ce"), images, self.threat)
         return first
 
     def peers(self) -> None:
         threat = self.threat
         attack = torchattacks.PGD(
-            self.model, eps=threat.eps / 255, alpha=threat.alpha / 255, steps=threat.steps
+            self.model, eps=threat.eps / 255, alpha=threat.alpha / 255, steps=PEER_STEPS
         )
-        for x, y in zip(self.images.split(self.batch), self.labels.split(self.batch)):
-            self.model(attack(x, y))
+        attack(self.images[: self.batch], self.labels[: self.batch])
 
-    def floor(self, first: torch.Tensor):
-        """The passes that images need which fall at iterate ``first``."""
-        steps = self.threat.steps
-        backward = first.clamp(max=steps).sum().item()
-        forward = len(first)
+    def floor(self, forward: int, backward: int) -> None:
+        """Bare passes of so many images."""
+        self.model.text_features()
+        encode = partial(encode_image, self.model.clip.visual)
+        for size in sizes(backward, self.batch):
+            images = self.images[:size].clone().requires_grad_()
+            torch.autograd.grad(encode(images).sum(), images)
+        with torch.no_grad():
+            for size in sizes(forward - backward, self.batch):
+                encode(self.images[:size])
 
-        def encode(images):
-            return encode_image(self.model.clip.visual, images, ())
 
-        def run() -> None:
-            self.model.text_features()
-            left = backward
-            while left > 0:
-                images = self.images[: min(self.batch, left)].clone().requires_grad_()
-                torch.autograd.grad(encode(images).sum(), images)
-                left -= len(images)
-            left = forward
-            with torch.no_grad():
-                while left > 0:
-                    left -= len(encode(self.images[: min(self.batch, left)]))
-
-        return run
+def sizes(count: int, batch: int) -> list[int]:
+    return [batch] * (count // batch) + [count % batch] * (count % batch > 0)
 
 
 def measure(classes: int, robust: float, args: argparse.Namespace) -> dict:
-    case = Case(classes, robust, args.steps, args.images, args.batch)
-    first = case.first_fooled()
-    verdicts = case.ours()
-    assert torch.equal(verdicts, first > args.steps), "verdicts differ"
-    seconds = best_of(
-        args.rounds,
-        ours=case.ours,
-        floor=case.floor(first),
-        batches=case.batch_by_batch,
-        plain=case.first_fooled,
-        peers=case.peers,
-    )
-    ours = seconds["ours"]
+    case = Case(classes, robust, args)
+    first, passes = case.counted()
+    same = torch.equal(first[: args.checked], case.by_hand(args.checked))
+    backward = int(first.clamp(max=args.steps).sum())
+    forward = backward + len(first)
+    floor = partial(case.floor, forward, backward)
+    runs = {"ours": case.ours, "floor": floor, "peers": case.peers}
+    rounds = [{k: timeit(run, number=1) for k, run in runs.items()} for _ in range(args.rounds)]
+    seconds = {k: min(times[k] for times in rounds) for k in runs}
+    peers = seconds["peers"] * args.steps / PEER_STEPS * len(first) / case.batch
     return {
         "classes": classes,
-        "robust (%)": 100 * verdicts.float().mean().item(),
-        "ours (s)": ours,
-        "ours / floor": ours / seconds["floor"],
-        "batch by batch / ours": seconds["batches"] / ours,
-        "every iterate / ours": seconds["plain"] / ours,
-        "torchattacks / ours": seconds["peers"] / ours,
+        "robust (%)": 100 * (first > args.steps).float().mean().item(),
+        "images": len(first),
+        "eps (1/255)": case.threat.eps,
+        "ours (s)": seconds["ours"],
+        "torchattacks / ours": peers / seconds["ours"],
+        "ours / floor": seconds["ours"] / seconds["floor"],
+        "passes / floor": passes / (forward + backward),
+        "same verdicts": "yes" if same else "NO",
     }
 
 
@@ -164,7 +174,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--robust", type=float, nargs="+", default=[10, 30, 60])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--survivors", type=int, default=40)
+    parser.add_argument("--checked", type=int, default=64, help="images of the plain loop")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", default="output/benchmarks/attacks.json")
@@ -175,7 +186,8 @@ def main() -> None:
         for robust in args.robust:
             rows.append(measure(classes, robust, args))
             print(f"{classes} classes, {robust:g} %: done", file=sys.stderr, flush=True)
-    print(tabulate(rows, headers="keys", floatfmt=("", ".0f", ".1f", ".2f", ".2f", ".2f", ".2f")))
+    digits = ("", ".0f", "", ".2f", ".1f", ".1f", ".2f", ".2f", "")
+    print(tabulate(rows, headers="keys", floatfmt=digits))
     write_json(args.output, {**vars(args), "torch": torch.__version__, "rows": rows})
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests need and run them. Arguments go to pytest.
+# Install what the tests need and run them, in two processes. Arguments go to pytest.
 set -euo pipefail
 EXTRAS="[test]" source "$(dirname "$0")/env.sh"
-python -m pytest "$@"
+python -m pytest -n 2 "$@"

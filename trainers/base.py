@@ -15,8 +15,9 @@ from tqdm import tqdm
 from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.datasets.templates import template
-from apd.errors import NonFiniteLoss, UserError
+from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
+from apd.evaluate.flags import ERROR
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.results import EVALUATIONS, write_results
 from apd.trainers.resumable import ResumableTrainer
@@ -276,6 +277,9 @@ class PromptTrainer(ResumableTrainer):
                 print(f"* flag {name}: {text}")
         if final:
             self.finish(records)
+            for record in records:
+                if text := record["flags"].get(ERROR):
+                    raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
         return records[0 if final else -1]["accuracy"]
 
     def finish(self, evaluations: list[dict]) -> None:

@@ -111,7 +111,10 @@ class _Model(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         enabled = self.precision is not None
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=enabled):
+        with (
+            torch.autocast(images.device.type, dtype=self.precision, enabled=enabled),
+            torch._C.DisableTorchFunction(),  # _SharedNoise is for the attack's own numbers
+        ):
             return ImageGradient.apply(images, self.logits_fn)
 
     def forward(self, images: Tensor) -> Tensor:

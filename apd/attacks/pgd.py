@@ -207,28 +207,28 @@ class PGD:
             again = ended & (pool["restart"] + 1 < threat.restarts)
             done = fallen | (ended & ~again)
 
+            decided = None
+            if done.any():  # with the iterate that decided, before it moves on
+                decided = select({**pool, "attacked": x.detach(), "right": right}, done)
             stepping = ~(last | done)
             if stepping.any():
                 gradient = sum(
                     _gradient(z, x, labels, pool.get("reference"), threat.loss) for z in logits
                 )
-                flat = gradient.flatten(1)
-                broken = ~flat.isfinite().all(dim=1)
-                pool["broken"] |= broken & stepping
-                pool["zero"] |= (flat == 0).all(dim=1) & stepping
-                gradient = gradient.masked_fill(broken.view(-1, 1, 1, 1), 0)
+                largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
+                sound = largest.isfinite()
+                pool["broken"] |= ~sound & stepping
+                pool["zero"] |= (largest == 0) & stepping
                 moved = _move(x, gradient, pool["image"], threat)
-                pool["attacked"] = torch.where(stepping.view(-1, 1, 1, 1), moved, x.detach())
+                moving = (sound & stepping).view(-1, 1, 1, 1)
+                pool["attacked"] = torch.where(moving, moved, x.detach())
                 pool["step"] = pool["step"] + stepping
-            else:
-                pool["attacked"] = x.detach()
             for i in again.nonzero()[:, 0]:
                 row, restart = slice(i, i + 1), pool["restart"][i] + 1
                 image, index = pool["image"][row], pool["index"][row]
                 pool["attacked"][row] = start(image, index, int(restart))
                 pool["restart"][i], pool["step"][i] = restart, 0
-            if done.any():
-                decided = select({**pool, "right": right}, done)
+            if decided:
                 pool = select(pool, ~done)
                 yield decided, pool
                 if not len(pool["index"]):

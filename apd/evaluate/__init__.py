@@ -1,6 +1,6 @@
 """Clean and robust accuracy of a model on a data loader."""
 
 from apd.evaluate.loop import Source, evaluate
-from apd.evaluate.state import EVALUATIONS, fingerprint
+from apd.evaluate.state import fingerprint
 
-__all__ = ["EVALUATIONS", "Source", "evaluate", "fingerprint"]
+__all__ = ["Source", "evaluate", "fingerprint"]

@@ -26,10 +26,11 @@ import apd
 from apd.attacks import NAMES, ThreatModel, find_attack
 from apd.errors import UserError, exit_codes, one_line
 from apd.evaluate.flags import ERROR, add_flags
-from apd.evaluate.loop import Source, evaluate
-from apd.evaluate.state import EVALUATIONS, fingerprint, read_finished, write_finished
+from apd.evaluate.loop import LogitsFn, Source, evaluate
+from apd.evaluate.state import fingerprint, read_finished, write_finished
 from apd.host import build_trainer, get_cfg_default, set_random_seed
-from apd.results.table import load_runs
+from apd.results import EVALUATIONS
+from apd.results.runs import load_runs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "transfer:RUN, adaptive (also through APD's teacher)"
     ))  # fmt: skip
     add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
+    add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
     add("--subset", type=int, help="how many test images, the same for all runs; 0: all")
     add("--root", default="", help="folder that holds the datasets (default: the run's)")
     add("--save-adv", metavar="DIR", help="keep the adversarial images (npz, float32)")
@@ -56,7 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 class Run:
     """A finished run: its trainer, with the prompts that results.json is about."""
 
-    def __init__(self, folder: Path, results: dict, root: str = "") -> None:
+    def __init__(
+        self, folder: Path, results: dict, root: str = "", compiled: bool = False
+    ) -> None:
         self.folder, self.results = folder, results
         cfg = get_cfg_default()
         apd.extend_cfg(cfg)
@@ -74,7 +78,19 @@ class Run:
                 loaded = results["prompts_from"] or {"model_dir": str(folder), "epoch": None}
                 trainer.load_model(loaded["model_dir"], epoch=loaded["epoch"])
         self.cfg, self.logits = cfg, trainer.image_logits()
+        if compiled:
+            self.logits = self.compiled(self.logits)
         self.fingerprint = fingerprint(trainer.model)
+
+    @torch.no_grad()
+    def compiled(self, logits: LogitsFn) -> LogitsFn:
+        """The same, compiled once for batches of every size."""
+        compiled = torch.compile(logits, dynamic=True)
+        try:
+            compiled(torch.rand(2, 3, *self.cfg.INPUT.SIZE, device=self.trainer.device))
+        except RuntimeError as error:
+            raise UserError(f"--compile: {one_line(error)}") from error
+        return compiled
 
     @property
     def name(self) -> str:
@@ -251,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         evaluated = []
         for folder, results in load_runs(args.runs).items():
-            run = Run(folder, results, args.root)
+            run = Run(folder, results, args.root, args.compile)
             evaluated.append((run, run.evaluate(args)))
         print(table(evaluated))
         for run, records in evaluated:

@@ -14,7 +14,6 @@ from apd.attacks.stream import Rows
 from apd.errors import UserError, one_line
 from apd.files import atomic_write, write_json
 
-EVALUATIONS = "evaluations"  # folder of them in a run's folder
 WRONG = -1  # of ``lost``: the clean image is misclassified
 
 

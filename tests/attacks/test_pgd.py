@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from apd.attacks import ThreatModel, pgd, surviving
+from apd.attacks import PGD, ThreatModel, pgd, seeded_start, surviving
 from apd.attacks.pgd import _gradient, _move
+from apd.attacks.stream import Supply
 from apd.errors import NonFiniteLoss, UserError
 
 CLASSES = 5
@@ -380,6 +381,52 @@ def test_restarts_only_lose_images_and_go_to_survivors():
                 )
             )
         assert (verdicts[1] <= verdicts[0]).all() and (verdicts[2] <= verdicts[1]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    norm=st.sampled_from(["linf", "l2"]), loss=st.sampled_from(["ce", "kl", "margin"]),
+    steps=st.lists(st.integers(0, 8), min_size=2, max_size=3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_more_steps_lose_more_images_only(norm, loss, steps, seed):
+    """Every iterate counts, and the first ones are the same."""
+    model, (images, _) = Net(seed), batch(20, seed=seed)
+    labels = own_labels(model, images)
+    eps = {"linf": 3, "l2": 30}[norm]
+    verdicts = [
+        surviving(
+            model, images, labels, ThreatModel(norm, eps, eps / 3, k, loss=loss),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for k in sorted(steps)
+    ]  # fmt: skip
+    assert all((more <= fewer).all() for fewer, more in zip(verdicts, verdicts[1:]))
+
+
+@pytest.mark.parametrize("last_iterate", [False, True])
+def test_passes_are_those_needed_and_one_more_backward_an_image(last_iterate):
+    """An image that falls at iterate k needs k + 1 forward and k backward passes."""
+    model, (images, _) = Net(), batch(40)
+    labels = own_labels(model, images)
+    keep = model(images).argmax(1) == labels
+    passes = {"forward": 0, "backward": 0}
+
+    def counted(x):
+        passes["forward"] += len(x)
+        if x.requires_grad:
+            x.register_hook(lambda g: passes.update(backward=passes["backward"] + len(g)))
+        return model(x)
+
+    threat = linf(3, 0.75, 12)
+    rows = {"index": torch.arange(int(keep.sum())), "image": images[keep], "label": labels[keep]}
+    last = []
+    for done, _ in PGD(threat, last_iterate).run(
+        Supply([rows]), counted, batch_size=7, start=seeded_start(threat, 0)
+    ):
+        last += done["step"].tolist()
+    assert len(last) == len(rows["index"]) and (last_iterate or 0 < sum(k < 12 for k in last))
+    assert passes["forward"] == sum(last) + len(last)
+    assert sum(last) <= passes["backward"] <= sum(last) + len(last)
 
 
 def test_the_noise_does_not_depend_on_who_has_left():

@@ -87,6 +87,20 @@ def test_an_image_meets_the_same_attack_in_any_batch(name, norm):
         assert alike.float().mean() > (0.99 if batch_size > 1 else 0.6)
 
 
+def test_all_images_meet_the_attacks_random_numbers_but_the_models_are_its_own():
+    drawn = []
+
+    def model(images):
+        drawn.append(torch.rand(images.shape))
+        return Net()(images) + 0 * drawn[-1].sum()
+
+    gray = torch.full((3, 3, 8, 8), 0.5)
+    labels = Net()(gray).argmax(1)
+    _, attacked = attack("apgd-ce-5", "linf", model, gray, labels, eps=100)
+    assert torch.equal(attacked[0], attacked[1]) and not torch.equal(attacked[0], gray[0])
+    assert all(not torch.equal(noise[0], noise[1]) for noise in drawn if len(noise) > 1)
+
+
 @every
 def test_a_seed_fixes_the_attack_and_nothing_is_left_behind(name, norm):
     model = Net()

@@ -1,8 +1,10 @@
 """apd-eval, from finished runs to a table, figures and images."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 from apd.evaluate.command import main
 from apd.results import read_results
@@ -71,6 +73,41 @@ def test_adversarial_images_are_saved(runs, call, tmp_path):
     assert call(runs / "APD", "--attack", "pgd-2", "--save-adv", tmp_path)[0] == 0
     (folder,) = tmp_path.iterdir()
     assert list(folder.glob("*.npz"))
+
+
+def test_an_impossible_result_has_exit_code_1_and_its_flag_in_the_table(runs, call, tmp_path):
+    """A stored accuracy is edited: these runs' attacks gain no image."""
+    shutil.copytree(runs / "AdvIVLP", run := tmp_path / "run")
+    assert call(run, "--attack", "pgd-2")[0] == 0
+    for path in (run / "evaluations").glob("*.json"):
+        found = json.loads(path.read_text())
+        found["record"]["accuracy"] = 100.1
+        path.write_text(json.dumps(found))
+    code, out, _ = call(run, "--attack", "pgd-2")
+    assert code == 1 and "robust-above-clean: more than on clean images" in out
+
+
+def test_the_model_is_compiled_once_for_all_batch_sizes(runs, call, monkeypatch):
+    """Compiling takes a minute: not here."""
+    calls = []
+
+    def compile(logits, dynamic):
+        calls.append(dynamic)
+        return logits
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert call(runs / "APD", "--attack", "pgd-2", "--compile")[0] == 0
+    assert calls == [True]
+
+    def broken(logits, dynamic):
+        def run(images):
+            raise RuntimeError("No working C++ compiler found\nin $CXX")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    code, _, err = call(runs / "APD", "--attack", "pgd-2", "--compile")
+    assert (code, err) == (2, "error: --compile: No working C++ compiler found in $CXX\n")
 
 
 @pytest.mark.parametrize(

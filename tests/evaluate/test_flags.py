@@ -1,5 +1,8 @@
 """Each flag, raised by a model that was built to raise it, and not raised by a sound one."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -54,35 +57,118 @@ def deaf(images):
     return torch.stack([brightness * 0 + 1] + [brightness * 1e-3] * (CLASSES - 1), dim=1)
 
 
-def data(model, n=24):
+def snapped(images):
+    """Restores the levels of the clean images, but only if the attack goes far from them."""
+    levels = (images * 8).round() / 8
+    near = (images - levels).abs().amax(dim=(1, 2, 3), keepdim=True) < 6 / 255
+    return NET(torch.where(near, images, levels))
+
+
+def two_of_four(wrong):
+    """Logits that are right, class 0, until ``wrong`` (B,) is positive."""
+    return torch.stack([0 * wrong, wrong, 0 * wrong - 9, 0 * wrong - 9], dim=1)
+
+
+def wavy(images):
+    """A step of 4/255 fools it, the next one undoes that."""
+    return two_of_four(torch.cos(2 * torch.pi * (255 * images.mean(dim=(1, 2, 3)) + 3) / 8))
+
+
+def hilly(images):
+    """A small hill holds small steps back; the large one is 7/255 away."""
+    away = 255 * images.mean(dim=(1, 2, 3))
+    away = away - 32 * (away.detach() / 32).round()
+    return two_of_four(torch.where(away.abs() > 7, 1, -0.1 - 0.1 * (away - 1).abs()))
+
+
+def data(model, n=24, wrong=8, kind="noise"):
+    """Images in [0, 1], and the model's own labels, but for each ``wrong``-th."""
     images = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     images[:6] = images[:6].clamp(max=0.98)
     images[:6, 0, 0, 0] = 1.0
+    if kind == "levels":
+        images = (images * 8).round() / 8
+    if kind == "flat":
+        levels = 32 / 255 * torch.arange(1, 8)
+        images = levels[torch.arange(n) % 7].view(n, 1, 1, 1).expand(n, 3, 8, 8)
     with torch.no_grad(), torch.random.fork_rng():
         labels = model(images).argmax(1)
-    labels[::8] = (labels[::8] + 1) % CLASSES
+    labels[::wrong] = (labels[::wrong] + 1) % CLASSES
     return DataLoader(TensorDataset(images, labels), 8)
 
 
-def flags(model, *attacks, threat=THREAT, **more):
-    _, *records = evaluate(
-        model, data(model), threat, attacks or ("pgd-10",), parse_batch=tuple, **more
-    )
-    return [set(record["flags"]) for record in records]
+def flags(model, *attacks, loader=None, sources=(None,), threat=THREAT, **more):
+    """Of each attack and source, from real evaluations; compared as apd-eval does."""
+    loader, records = loader or data(model), []
+    for source in sources:
+        found = evaluate(
+            model, loader, threat, attacks, parse_batch=tuple, source=source, **more
+        )
+        records += found[1:] if records else found
+    add_flags(records)
+    return [set(record["flags"]) for record in records[1:]]
+
+
+AT_4 = find_attack("pgd-10", ThreatModel("linf", eps=4, alpha=1, steps=10))
+ONE, TWO = (
+    find_attack(f"pgd-{k}", ThreatModel("linf", 8, 4, k, random_start=False), last_iterate=True)
+    for k in (1, 2)
+)
+TWIN = Source("transfer:twin", (NET,), "twin")  # of the quantised model: the same without the mask
+
+RAISED = [  # flag, model, evaluations (the flagged one first), data
+    ("zero-gradients", quantised, ("pgd-10",), {}),
+    ("zero-gradients", quantised, ("apgd-ce-10",), {}),
+    ("zero-gradients", saturated, ("pgd-10",), {}),
+    ("zero-gradients", saturated, ("apgd-ce-10",), {}),
+    ("broken-gradients", broken, ("pgd-10",), {}),
+    ("random-logits", random_forward, ("pgd-10",), {}),
+    ("unbounded", deaf, ("pgd-10",), {}),
+    ("square", quantised, ("pgd-10", "square-200"), {}),
+    ("square", quantised, ("autoattack-4",), {}),
+    ("transfer", quantised, ("pgd-10", TWIN), {}),
+    ("eps", snapped, ("pgd-10", AT_4), {"kind": "levels"}),
+    ("steps", wavy, (TWO, ONE), {"kind": "flat"}),
+    ("steps", hilly, ("pgd-10", "fgsm"), {"kind": "flat"}),
+    ("robust-above-clean", wavy, (ONE,), {"kind": "flat", "wrong": 1}),
+]
+
+
+@pytest.mark.parametrize(
+    ("flag", "model", "evaluations", "recipe"),
+    RAISED,
+    ids=[f"{flag}-{model.__name__}-{evaluations[0]}" for flag, model, evaluations, _ in RAISED],
+)
+def test_a_flag_is_raised_by_a_model_built_to_raise_it_and_not_by_a_sound_one(
+    flag, model, evaluations, recipe
+):
+    attacks = [one for one in evaluations if not isinstance(one, Source)]
+    sources = (None, *(one for one in evaluations if isinstance(one, Source)))
+
+    def found(model):
+        torch.manual_seed(0)  # of the random forward
+        return flags(model, *attacks, loader=data(model, **recipe), sources=sources)
+
+    flagged, *others = found(model)
+    assert flag in flagged and not any(flag in other for other in others)
+    assert found(NET) == [set()] * len(evaluations)
+
+
+def test_every_flag_of_the_documentation_was_seen():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = text.split("## Flags")[1].split("\n## ")[0]
+    names = {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
+    }
+    assert names == {case[0] for case in RAISED}
 
 
 def test_a_sound_model_raises_none():
-    attacks = [
-        *("fgsm", "pgd-10", "pgd-20", "cw-20", "apgd-ce-10", "square-100"),
-        find_attack("pgd-10", ThreatModel("linf", 4, 1, 10)),
-    ]
+    attacks = ["fgsm", "pgd-10", "pgd-20", "cw-20", "apgd-ce-10", "square-100", AT_4]
     assert flags(NET, *attacks) == [set()] * 7
-
-
-@pytest.mark.parametrize("attack", ["pgd-10", "apgd-ce-10"])
-@pytest.mark.parametrize("model", [quantised, saturated])
-def test_zero_gradients(model, attack):
-    assert "zero-gradients" in flags(model, attack)[0]
 
 
 def test_the_share_of_images_is_told():
@@ -100,42 +186,9 @@ def test_the_share_of_images_is_told():
     assert record["checks"]["zero_gradients"] == pytest.approx(share, abs=10)
 
 
-def test_square_beats_the_gradient_where_it_is_masked():
-    pgd, square = flags(quantised, "pgd-10", "square-200")
-    assert "square" in pgd and "square" not in square
-
-
-def test_square_within_autoattack():
-    (found,) = flags(quantised, "autoattack-4")
-    assert "square" in found
-
-
-def test_broken_gradients():
-    found = flags(broken, "pgd-10")[0]
-    assert "broken-gradients" in found
+def test_broken_gradients_come_with_their_share():
     _, record = evaluate(broken, data(broken), THREAT, parse_batch=tuple)
     assert 0 < record["checks"]["broken_gradients"] < 100
-
-
-def test_random_logits():
-    torch.manual_seed(0)
-    assert "random-logits" in flags(random_forward)[0]
-
-
-def test_an_unbounded_attack_must_reach_zero():
-    assert "unbounded" in flags(deaf)[0]
-
-
-def test_transfer_beats_white_box_where_the_gradient_is_masked():
-    """The same model without the mask gives the attack."""
-    names = ["pgd-10"]
-    loader = data(quantised)
-    _, white = evaluate(quantised, loader, THREAT, names, parse_batch=tuple)
-    source = Source("transfer:twin", (NET,), "twin")
-    _, transferred = evaluate(quantised, loader, THREAT, names, parse_batch=tuple, source=source)
-    assert transferred["accuracy"] < white["accuracy"]
-    add_flags(records := [white, transferred])
-    assert "transfer" in records[0]["flags"] and "transfer" not in records[1]["flags"]
 
 
 def record(attack="pgd-10", accuracy=50.0, images="all", **threat):

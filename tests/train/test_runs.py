@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apd.results import read_results
+from apd.trainers import base
 
 ROOT = Path(__file__).parents[2]
 
@@ -248,3 +249,19 @@ def test_from_another_folder_with_the_shipped_config_names(tmp_path):
     assert clean["accuracy"] > 30  # mini CLIP knows digits
     assert (tmp_path / "data" / "digits").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_an_impossible_result_is_kept_and_told(run, tmp_path, monkeypatch):
+    def evaluate(*args, **options):
+        records = real(*args, **options)
+        records[1]["flags"]["robust-above-clean"] = "more than on clean images, 10.0 %"
+        return records
+
+    real = base.evaluate
+    monkeypatch.setattr(base, "evaluate", evaluate)
+    result = run("CoOp", tmp_path)
+    assert result.code == 1
+    assert result.err == (
+        "error: pgd-3 is robust-above-clean: more than on clean images, 10.0 %\n"
+    )
+    assert "robust-above-clean" in read_results(tmp_path)["evaluations"][1]["flags"]
