@@ -234,13 +234,15 @@ class _Clean:
     """
 
     def __init__(self, image_logits, data: _Data, checks: bool, desc: str, on_clean) -> None:
-        right, label, hashed, seconds = [], [], hashlib.blake2b(digest_size=16), 0.0
+        right, label, seconds = [], [], 0.0
+        # images and labels apart: the size of batches must not matter
+        hashed = [hashlib.blake2b(digest_size=8) for _ in ("images", "labels")]
         self.batch_size, self.random_logits, tested, stood = 0, False, 0, 0
         progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=None)
         for images, labels in data.batches():
             _check_range(images)
-            for tensor in (images, labels):
-                hashed.update(tensor_bytes(tensor))
+            for part, tensor in zip(hashed, (images, labels)):
+                part.update(tensor_bytes(tensor))
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 began = time.perf_counter()
                 logits = image_logits(images)
@@ -264,7 +266,7 @@ class _Clean:
         if not right:
             raise UserError("there are no images to evaluate on")
         self.right, self.labels = torch.cat(right), torch.cat(label)
-        self.digest = hashed.hexdigest()
+        self.digest = "".join(part.hexdigest() for part in hashed)
         self.unbounded = 100 * stood / tested if tested else None
         self.record = _record("clean", None, int(self.right.sum()), len(self.right), seconds)
 

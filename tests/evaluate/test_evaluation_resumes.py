@@ -247,6 +247,13 @@ def test_verdicts_do_not_depend_on_the_batch_size(tmp_path, last_iterate):
     assert found[0] == found[1] == found[2]
 
 
+def test_the_same_images_in_other_batches_are_the_same_evaluation(tmp_path):
+    run(tmp_path, loader=data(batch_size=8))
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())]
+    run(tmp_path, loader=data(batch_size=7))
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())] == before
+
+
 def test_batches_stay_full_as_images_fall():
     sizes = []
 
