@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from apd.results.formats import write
+from apd.results.protocols import few_shot
+from apd.results.runs import load_runs
 from apd.sweep.lock import LOCK_NAME, owner
 from apd.sweep.spec import read_spec
 
@@ -116,6 +119,10 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     assert not list(Path(cells[0].output).rglob(LOCK_NAME))
     same = serial(cells, tmp_path / "serial")
     assert [cell.folder for cell in cells if not same(cell)] == []
+    killed, whole = (
+        write(few_shot(load_runs([folder])), "csv") for folder in (cells[0].output, tmp_path / "serial")
+    )
+    assert killed == whole and all(method in whole for method in GRID["trainer"])
 
 
 def test_two_sweeps_at_once_share_the_work(start, write_spec):
