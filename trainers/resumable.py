@@ -38,6 +38,7 @@ class ResumableTrainer(TrainerX):
 
     def check_cfg(self, cfg) -> None:
         self.history: list[dict[str, float]] = []  # of epochs
+        self.logged: list[dict[str, float]] = []  # of the epoch's steps
         self.config = yaml.safe_load(cfg.dump())  # plain data, as the user gave it
 
     # -- Dassl's layout ------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class ResumableTrainer(TrainerX):
     def before_epoch(self) -> None:
         super().before_epoch()
         self.epoch_start, self.epoch_lr = time.time(), self.get_current_lr()
-        self.logged: list[dict[str, float]] = []  # of the epoch's steps
+        self.logged = []
 
     def after_epoch(self) -> None:
         super().after_epoch()

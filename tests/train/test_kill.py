@@ -144,8 +144,8 @@ def written(path):
 
 @pytest.mark.parametrize("method", OPTIONS)
 def test_killed_at_every_kind_of_moment(start, whole, tmp_path, method):
-    files = {"APD": 5, "MaPLe": 3}[method]  # an epoch writes: prompts and pointer of each model,
-    plan = [("step", 1)]  # and the state to resume from
+    files = {"APD": 6, "MaPLe": 4}[method]  # an epoch writes: prompts and pointer of each model,
+    plan = [("step", 1)]  # history.csv, and the state to resume from
     plan += [(event, n) for n in range(1, files + 1) for event in ("write", "written")]
     # epoch 1 is behind it
     plan += [("step", 2), ("written", 1), ("write", files), ("written", files)]  # and epoch 2
