@@ -176,7 +176,7 @@ class ResumableTrainer(TrainerX):
         self.scaler.load_state_dict(state["scaler"])
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
-        self.history = state["history"]
+        self.history = state.get("history", [])  # versions before it had none
         _set_random_state(state["random"])
         print(f"Resuming {path} after epoch {state['epoch']}")
         return state["epoch"]
