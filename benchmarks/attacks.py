@@ -30,12 +30,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from timeit import timeit
 
 import torch
 import torch.nn.functional as F
 import torchattacks
-from cost import classnames
+from cost import best_of, classnames
 from sklearn.datasets import load_digits
 from tabulate import tabulate
 from torch import Tensor
@@ -149,9 +148,10 @@ def measure(classes: int, robust: float, args: argparse.Namespace) -> dict:
     backward = int(first.clamp(max=args.steps).sum())
     forward = backward + len(first)
     floor = partial(case.floor, forward, backward)
-    runs = {"ours": case.ours, "floor": floor, "peers": case.peers}
-    rounds = [{k: timeit(run, number=1) for k, run in runs.items()} for _ in range(args.rounds)]
-    seconds = {k: min(times[k] for times in rounds) for k in runs}
+    # what stands above has warmed all up
+    seconds = best_of(
+        args.rounds, warm_up=False, ours=case.ours, floor=floor, peers=case.peers
+    )
     peers = seconds["peers"] * args.steps / PEER_STEPS * len(first) / case.batch
     return {
         "classes": classes,

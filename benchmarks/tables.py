@@ -81,12 +81,13 @@ def make_runs(root: Path, count: int) -> int:
     return len(grid)
 
 
-def seconds(*command: str) -> float:
-    """Of the best of three."""
+def seconds(*arguments: str) -> float:
+    """Of apd-table: the best of three."""
+    command = [sys.executable, "-m", "apd.results.table", *arguments]
     taken = []
     for _ in range(3):
         began = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         taken.append(time.perf_counter() - began)
     return min(taken)
 
@@ -100,13 +101,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         count = make_runs(Path(folder), args.runs)
-        lines = {"start alone": seconds("-m", "apd.results.table", "--help")}
+        lines = {"start alone": seconds("--help")}
         for table in TABLES:
-            command = ("-m", "apd.results.table", folder, "--table", table)
-            lines[table] = seconds(*command)
-        few_shot = ("-m", "apd.results.table", folder, "--table", "few-shot")
-        lines["few-shot, with the differences to APT"] = seconds(*few_shot, "--baseline", "APT")
-        lines["default table, found from the runs"] = seconds("-m", "apd.results.table", folder)
+            lines[table] = seconds(folder, "--table", table)
+        lines["few-shot, with the differences to APT"] = seconds(
+            folder, "--table", "few-shot", "--baseline", "APT"
+        )
+        lines["default table, found from the runs"] = seconds(folder)
     print(f"{count:,} runs, {platform.machine()}, Python {platform.python_version()}")
     print(tabulate(lines.items(), ["apd-table", "seconds"], floatfmt=".2f"))
     if args.output:

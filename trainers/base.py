@@ -276,13 +276,13 @@ class PromptTrainer(ResumableTrainer):
             for name, text in record["flags"].items():
                 print(f"* flag {name}: {text}")
         if final:
-            self.finish(records)
+            self.finish(records, whole["fingerprint"])
             for record in records:
                 if text := record["flags"].get(ERROR):
                     raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
         return records[0 if final else -1]["accuracy"]
 
-    def finish(self, evaluations: list[dict]) -> None:
+    def finish(self, evaluations: list[dict], fingerprint: str) -> None:
         """Write results.json, the sign that this run is complete."""
         if not self.keep_results:
             return
@@ -302,7 +302,7 @@ class PromptTrainer(ResumableTrainer):
                 "backbone": backbone_name(cfg.MODEL.BACKBONE),
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
-                "fingerprint": fingerprint(self.model),
+                "fingerprint": fingerprint,
                 "evaluations": evaluations,
                 "epochs": len(self.history),
                 "train_seconds": self.train_seconds,

@@ -28,7 +28,6 @@ from apd.attacks.stream import Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
 from apd.evaluate.flags import add_flags
 from apd.evaluate.state import (
-    WRONG,
     State,
     digest,
     read_finished,
@@ -37,6 +36,7 @@ from apd.evaluate.state import (
     write_finished,
 )
 from apd.files import atomic_write
+from apd.results.schema import WRONG
 
 LogitsFn = Callable[[Tensor], Tensor]
 

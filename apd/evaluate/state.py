@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from apd.attacks.stream import Rows
 from apd.errors import UserError, one_line
 from apd.files import atomic_write, write_json
+from apd.results.schema import WRONG
 
-WRONG = -1  # of ``lost``: the clean image is misclassified
 
 
 class State:

@@ -58,9 +58,7 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
             names = {x: "all" if shots == -1 else shots for shots, x in ticks.items()}
             axes.set_xticks(sorted(drawn), [names[x] for x in sorted(drawn)])
             axes.minorticks_off()
-            axes.set_xlabel("shots (images a class)")
-            axes.set_ylabel("accuracy (%)")
-            axes.set_title(attack)
+            axes.set(xlabel="shots (images a class)", ylabel="accuracy (%)", title=attack)
         legend(figure)
         figures[_stem("few-shot", setting)] = figure
     return figures
@@ -85,9 +83,7 @@ def scatter(runs: dict[Path, dict]) -> Figures:
         figure, all_axes = panels(len(shown), title, 5.0, 3.8)  # labels need room
         for axes, attack in zip(all_axes, shown):
             axes.margins(0.12)
-            axes.set_xlabel("clean accuracy (%)")
-            axes.set_ylabel("robust accuracy (%)")
-            axes.set_title(attack)
+            axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)", title=attack)
             clouds = defaultdict(list)
             for point in attacked:
                 if point.attack == attack:
@@ -124,10 +120,8 @@ def eps_curves(runs: dict[Path, dict]) -> Figures:
         figure, all_axes = panels(len(shown), title)
         for axes, (name, lines) in zip(all_axes, shown):
             draw_lines(axes, lines, looks)
-            axes.set_xlabel("eps (1/255)")
-            axes.set_ylabel("robust accuracy (%)")
+            axes.set(xlabel="eps (1/255)", ylabel="robust accuracy (%)", title=name)
             axes.set_ylim(bottom=0)
-            axes.set_title(name)
         legend(figure)
         figures[_stem("eps", setting, shots)] = figure
     return figures

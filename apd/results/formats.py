@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean, stdev
 
 from tabulate import tabulate
@@ -184,15 +185,9 @@ def _notes(table: Table, usual: int) -> list[str]:
     return notes
 
 
-def _simple(title, headers, body, is_text, notes) -> str:
+def _tabulated(tablefmt, title, headers, body, is_text, notes) -> str:
     align = ["left" if text else "right" for text in is_text]
-    table = tabulate(body, headers, "simple", disable_numparse=True, colalign=align)
-    return "\n\n".join([title, table, *notes])
-
-
-def _pipe(title, headers, body, is_text, notes) -> str:
-    align = ["left" if text else "right" for text in is_text]
-    table = tabulate(body, headers, "pipe", disable_numparse=True, colalign=align)
+    table = tabulate(body, headers, tablefmt, disable_numparse=True, colalign=align)
     return "\n\n".join([title, table, *notes])
 
 
@@ -251,9 +246,11 @@ def _escape_pipe(text: str) -> str:
 
 
 _STYLES = {
-    "simple": _Style(_simple),
+    "simple": _Style(partial(_tabulated, "simple")),
     # GitHub's Markdown has no underline but this tag
-    "pipe": _Style(_pipe, _escape_pipe, best="**{}**", second="<ins>{}</ins>"),
+    "pipe": _Style(
+        partial(_tabulated, "pipe"), _escape_pipe, best="**{}**", second="<ins>{}</ins>"
+    ),
     "latex": _Style(
         _latex,
         _escape_latex,

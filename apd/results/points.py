@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from apd.errors import UserError, listed
 from apd.results.cells import learns, settings
-from apd.results.runs import clean_accuracy
+from apd.results.runs import attack_of, clean_accuracy, images_of
 
 _USUAL = ("white-box", "fp32")
 
@@ -60,11 +60,11 @@ def shots_of(run: dict) -> int | None:
 
 def describe(evaluation: dict, eps: bool = True) -> str:
     """An attack and its conditions in a few words."""
-    threat, images = evaluation["threat_model"], evaluation.get("images", "all")
-    part = [f"{images['count']:,} images"] if isinstance(images, dict) else []
+    threat, images = evaluation["threat_model"], images_of(evaluation)
+    part = [images] if images else []
     if threat is None:
         return ", ".join([evaluation["attack"], *part])
-    words = [{"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())]
+    words = [attack_of(evaluation)]
     words.append(threat["norm"] + (f" eps {threat['eps']:g}/255" if eps else ""))
     words += ["last iterate"] * threat["last_iterate"]
     words += [threat[key] for key in ("source", "precision") if threat[key] not in _USUAL]

@@ -27,9 +27,9 @@ from apd.files import atomic_write
 from apd.results.cells import rank
 from apd.results.figures import KINDS
 from apd.results.points import describe, setting_of, shots_of
+from apd.results.protocols import TABLES, fitting
 from apd.results.runs import load_runs
 from apd.results.style import rendered
-from apd.results.table import TABLES, fitting
 
 TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
 _LONG = 20  # rows; longer tables unfold
@@ -62,6 +62,7 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
         shown = [_inlined(figure) for figure in drawn.values()]
         if shown:
             figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
+    configs = _configs(runs)
     evaluations = [one for run in runs.values() for one in run["evaluations"]]
     data = sorted({run["dataset"] for run in runs.values()})
     environment = jinja2.Environment(
@@ -78,8 +79,8 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
         flags=_flags(runs),
         flagged=sum(bool(one.get("flags")) for one in evaluations),
         evaluations=f"{len(evaluations):,}",
-        methods=_methods(runs),
-        keys=_keys(runs),
+        methods=_methods(runs, configs),
+        keys=_keys(configs),
         environments=_environments(runs),
     ) + "\n"  # fmt: skip
 
@@ -206,7 +207,7 @@ def _configs(runs: dict[Path, dict]) -> dict[str, dict[str, list]]:
     return configs
 
 
-def _methods(runs: dict[Path, dict]) -> list[dict]:
+def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> list[dict]:
     commands = {run["method"]: run.get("argv") for run in reversed(runs.values())}
     return [
         {
@@ -214,11 +215,11 @@ def _methods(runs: dict[Path, dict]) -> list[dict]:
             "command": commands[method] and f"train.py {shlex.join(map(str, commands[method]))}",
             "config": "\n".join(f"{key}: {_shown(found[key], 20)}" for key in sorted(found)),
         }
-        for method, found in _configs(runs).items()
+        for method, found in configs.items()
     ]
 
 
-def _keys(runs: dict[Path, dict]) -> tuple[list[dict], list[dict]]:
+def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     """A row for each key with another value than the default: those in which the methods differ,
     one column a method and empty where it has the default; and those in which they do not."""
     from apd.host import get_cfg_default  # PyTorch is slow to import
@@ -226,7 +227,6 @@ def _keys(runs: dict[Path, dict]) -> tuple[list[dict], list[dict]]:
     cfg = get_cfg_default()
     apd.extend_cfg(cfg)
     default = dict(flat(yaml.safe_load(cfg.dump())))
-    configs = _configs(runs)
     differing, shared = [], []
     for key in sorted({key for found in configs.values() for key in found} - _TOLD):
         usual = [default[key]] if key in default else []

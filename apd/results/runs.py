@@ -11,9 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from apd.errors import UserError, one_line
-from apd.results.schema import EVALUATIONS, RESULTS_NAME, read_results
-
-_WRONG = -1  # of "lost_to": the clean image is misclassified
+from apd.results.schema import EVALUATIONS, RESULTS_NAME, WRONG, read_results
 
 
 def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
@@ -62,8 +60,12 @@ def _is_one(name: str) -> bool:
     return name.endswith(".json") and not name.startswith(".")
 
 
+def _path(folder: Path, key: str) -> Path:
+    return folder / EVALUATIONS / f"{key}.json"
+
+
 def _read(folder: Path, key: str) -> dict:
-    path = folder / EVALUATIONS / f"{key}.json"
+    path = _path(folder, key)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["record"]["threat_model"]["eps"], found["identity"]["model"], found["lost_to"]
@@ -74,24 +76,16 @@ def _read(folder: Path, key: str) -> dict:
         ) from error
 
 
-def verdicts(folder: Path, evaluation: dict) -> np.ndarray | None:
-    """(N,) bool: which images are robust (clean: right); None: not kept."""
-    found = judged(folder, evaluation)
-    return None if found is None else found[0]
-
-
 def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
-    """``verdicts``, and the digest of the images that they are about; None: not kept."""
+    """(N,) bool, which images are robust (clean: right), and their digest; None: not kept."""
     if evaluation["threat_model"] is not None:
-        if not (folder / EVALUATIONS / f"{evaluation.get('key')}.json").exists():
-            return None
-        kept = _kept(folder, evaluation["key"])
-        return kept.lost == 0, kept.digest
+        kept = _kept_of(folder, evaluation)
+        return kept and (kept.lost == 0, kept.digest)
     # A clean evaluation keeps no file, but an attack on the same images tells which of them were
     # wrong before it (unless it attacked those too: then it does not know of as many).
     for path in sorted((folder / EVALUATIONS).glob("*.json")):
         kept = _kept(folder, path.stem)
-        right = kept.lost != _WRONG
+        right = kept.lost != WRONG
         counts = (right.sum(), len(right))
         if images_of(kept.record) == images_of(evaluation) and counts == (
             evaluation["correct"], evaluation["total"],
@@ -102,22 +96,26 @@ def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
 
 def clean_accuracy(folder: Path, run: dict, evaluation: dict) -> float | None:
     """In %, on the images of ``evaluation``; None if it is not known."""
-    images = evaluation.get("images", "all")
     for other in run["evaluations"]:
-        if other["threat_model"] is None and other.get("images", "all") == images:
+        if other["threat_model"] is None and images_of(other) == images_of(evaluation):
             return other["accuracy"]
     # with the last iterate counted, images that were wrong when clean are attacked too
     if evaluation["threat_model"]["last_iterate"]:
         return None
-    if not (folder / EVALUATIONS / f"{evaluation.get('key')}.json").exists():
-        return None
-    return 100 * float((_kept(folder, evaluation["key"]).lost != _WRONG).mean())
+    kept = _kept_of(folder, evaluation)
+    return kept and 100 * float((kept.lost != WRONG).mean())
 
 
 class _Kept(NamedTuple):
     record: dict
     lost: np.ndarray  # (N,) int8
     digest: str  # of the images
+
+
+def _kept_of(folder: Path, evaluation: dict) -> _Kept | None:
+    """What the evaluation's own file says, if it has one."""
+    key = evaluation.get("key")  # older results do not say
+    return _kept(folder, key) if key and _path(folder, key).exists() else None
 
 
 @lru_cache(maxsize=None)  # each is compared with many others; small, once it is an array
@@ -137,8 +135,12 @@ def header_of(evaluation: dict) -> str:
     last = ", last iterate" if threat["last_iterate"] else ""
     source = f", {threat['source']}" if threat["source"] != "white-box" else ""
     half = f", {threat['precision']}" if threat["precision"] != "fp32" else ""
-    attack = {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
-    return f"{attack}{norm} eps={threat['eps']:g}/255{last}{source}{half}{part} (%)"
+    return f"{attack_of(evaluation)}{norm} eps={threat['eps']:g}/255{last}{source}{half}{part} (%)"
+
+
+def attack_of(evaluation: dict) -> str:
+    """The attack's name as papers write it."""
+    return {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
 
 
 def images_of(evaluation: dict) -> str:

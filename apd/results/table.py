@@ -13,16 +13,11 @@ import sys
 
 from apd.errors import exit_codes
 from apd.files import atomic_write
-from apd.results.cells import Accuracy, rank
 from apd.results.commands import commands
-from apd.results.formats import Table, write
+from apd.results.formats import write
 from apd.results.protocols import TABLES, fitting
-from apd.results.runs import header_of, load_runs, verdicts
+from apd.results.runs import load_runs
 from apd.results.stats import compare
-
-__all__ = [
-    "Accuracy", "TABLES", "Table", "fitting", "header_of", "load_runs", "rank", "verdicts",
-]  # fmt: skip
 
 _FILES = {"markdown": "pipe", "latex": "latex", "csv": "csv", "json": "json"}  # option -> style
 

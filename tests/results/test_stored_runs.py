@@ -10,11 +10,16 @@ from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
 from apd.results import EVALUATIONS
-from apd.results.runs import header_of, load_runs, verdicts
+from apd.results.runs import header_of, judged, load_runs
 
 
 def attacked(key, accuracy=40.0, total=4, **fields):
     return record("pgd-100", accuracy, {**THREAT, **fields}, total=total, key=key)
+
+
+def verdicts(folder, evaluation):
+    found = judged(folder, evaluation)
+    return found and found[0]
 
 
 def attacks_of(folder):

@@ -1,11 +1,10 @@
 """A run that is interrupted and started again ends with the same bits."""
 
-import csv
-
 import pytest
 import torch
 
 from apd.results import read_results
+from apd.results.history import read_history
 from apd.trainers.base import PromptTrainer
 
 METHODS = (
@@ -59,9 +58,9 @@ def assert_same(folder, other):
 
 def history(folder):
     """history.csv without what depends on the machine."""
-    with open(folder / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    columns = read_history(folder)
+    assert columns
+    return {name: column for name, column in columns.items() if name != "seconds"}
 
 
 @pytest.mark.parametrize("method", METHODS)
