@@ -149,9 +149,7 @@ def measure(classes: int, robust: float, args: argparse.Namespace) -> dict:
     forward = backward + len(first)
     floor = partial(case.floor, forward, backward)
     # what stands above has warmed all up
-    seconds = best_of(
-        args.rounds, warm_up=False, ours=case.ours, floor=floor, peers=case.peers
-    )
+    seconds = best_of(args.rounds, warm_up=False, ours=case.ours, floor=floor, peers=case.peers)
     peers = seconds["peers"] * args.steps / PEER_STEPS * len(first) / case.batch
     return {
         "classes": classes,

@@ -69,8 +69,13 @@ def classnames(count: int) -> list[str]:
 
 PROMPTS = {
     "APT": {"n_ctx_text": 16},
-    "AdvIVLP": {"n_ctx_text": 4, "depth_text": 3, "ctx_init": "a photo of a",
-                "n_ctx_visual": 4, "depth_visual": 4},
+    "AdvIVLP": {
+        "n_ctx_text": 4,
+        "depth_text": 3,
+        "ctx_init": "a photo of a",
+        "n_ctx_visual": 4,
+        "depth_visual": 4,
+    },
 }
 PROMPTS["APD"] = PROMPTS["AdvIVLP"]
 
@@ -99,7 +104,9 @@ class Case:
         fixed = text.detach()
         adversarial = pgd(
             lambda x: student.logits(student.image_features(x), fixed),
-            self.images, self.labels, TRAIN,
+            self.images,
+            self.labels,
+            TRAIN,
         )
         logits = student.logits(student.image_features(adversarial), text)
         loss = F.cross_entropy(logits, self.labels)

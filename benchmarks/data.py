@@ -148,13 +148,16 @@ def reading(count: int, rounds: int) -> list[dict]:
                     rounds, ours=lambda: exhaust(ours),
                     bare=lambda: exhaust(floor if floor else plain(bare)),
                 )  # fmt: skip
-                rows.append({
-                    "transform": "train" if is_train else "test", "workers": workers,
-                    "loader, images/s": count / seconds["ours"],
-                    "bare, images/s": count / seconds["bare"],
-                    "ratio": seconds["bare"] / seconds["ours"],
-                    "CPU ratio": cpu["bare"] / cpu["ours"],
-                })
+                rows.append(
+                    {
+                        "transform": "train" if is_train else "test",
+                        "workers": workers,
+                        "loader, images/s": count / seconds["ours"],
+                        "bare, images/s": count / seconds["bare"],
+                        "ratio": seconds["bare"] / seconds["ours"],
+                        "CPU ratio": cpu["bare"] / cpu["ours"],
+                    }
+                )
         return rows
 
 

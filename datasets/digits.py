@@ -41,7 +41,7 @@ class Digits(FewShotDataset):
             Datum(impath=path, label=int(label), classname=CLASSNAMES[label])
             for path, label in zip(paths, digits.target)
         ]
-        super().__init__(cfg, items[:TRAIN], items[TRAIN:TRAIN + VAL], items[TRAIN + VAL:])
+        super().__init__(cfg, items[:TRAIN], items[TRAIN : TRAIN + VAL], items[TRAIN + VAL :])
 
 
 def stored(cfg, folder: Path, images: np.ndarray) -> list[str]:

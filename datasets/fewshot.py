@@ -99,9 +99,7 @@ def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
     Classes that are kept are numbered from 0 again.
     """
     if subsample not in ("all", "base", "new"):
-        raise UserError(
-            f"DATASET.SUBSAMPLE_CLASSES is '{subsample}': it must be all, base or new"
-        )
+        raise UserError(f"DATASET.SUBSAMPLE_CLASSES is '{subsample}': it must be all, base or new")
     if subsample == "all":
         return splits
     labels = sorted({item.label for item in splits[0]})
@@ -182,5 +180,6 @@ def _warn_of_shortage(source: str, train: Sequence, shots: int) -> None:
     counts = Counter(item.classname for item in train)
     short = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if short:
-        print(f"warning: {source}: fewer than {shots} training images, all are used: "
-              f"{listed(short)}")
+        print(
+            f"warning: {source}: fewer than {shots} training images, all are used: {listed(short)}"
+        )

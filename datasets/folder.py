@@ -43,14 +43,17 @@ class Folder(FewShotDataset):
                 f"Folder: classes in val or test that {folder / 'train'} lacks: {listed(unknown)}"
             )
         labels = {name: label for label, name in enumerate(train)}
-        super().__init__(cfg, *(
-            [
-                Datum(impath=path, label=labels[name], classname=name)
-                for name, paths in split.items()
-                for path in paths
-            ]
-            for split in (train, val, test)
-        ))
+        super().__init__(
+            cfg,
+            *(
+                [
+                    Datum(impath=path, label=labels[name], classname=name)
+                    for name, paths in split.items()
+                    for path in paths
+                ]
+                for split in (train, val, test)
+            ),
+        )
 
 
 def subfolders(folder: Path) -> list[os.DirEntry]:
@@ -99,6 +102,6 @@ def _split(classes: dict[str, list[str]]) -> tuple[dict[str, list[str]], ...]:
         random.Random(SPLIT_SEED).shuffle(shuffled)
         first, second = round(TRAIN * len(paths)), round(VAL * len(paths))
         train[name] = shuffled[:first]
-        val[name] = shuffled[first:first + second]
-        test[name] = shuffled[first + second:]
+        val[name] = shuffled[first : first + second]
+        test[name] = shuffled[first + second :]
     return train, val, test

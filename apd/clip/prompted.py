@@ -162,7 +162,11 @@ def build_prompted_clip(
     if n_ctx_text:
         words = words_of(n_ctx_text, ctx_init)
         prompts = ClassPrompts(
-            clip_model, classnames, n_ctx=n_ctx_text, words=words, position=position,
+            clip_model,
+            classnames,
+            n_ctx=n_ctx_text,
+            words=words,
+            position=position,
             class_specific=class_specific,
         )
         classes = len(classnames) if class_specific else 0
@@ -186,9 +190,7 @@ def build_prompted_clip(
     return PromptedCLIP(clip_model, class_prompts, learner, text_chunk)
 
 
-def _hand_written(
-    clip_model: nn.Module, classnames: Sequence[str], template: str
-) -> ClassPrompts:
+def _hand_written(clip_model: nn.Module, classnames: Sequence[str], template: str) -> ClassPrompts:
     if template.count("{}") != 1:
         raise UserError(f'the template "{template}" needs one {{}} where the class name goes')
     before, after = template.split("{}")

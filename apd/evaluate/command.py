@@ -58,9 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 class Run:
     """A finished run: its trainer, with the prompts that results.json is about."""
 
-    def __init__(
-        self, folder: Path, results: dict, root: str = "", compiled: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, results: dict, root: str = "", compiled: bool = False) -> None:
         self.folder, self.results = folder, results
         cfg = get_cfg_default()
         apd.extend_cfg(cfg)

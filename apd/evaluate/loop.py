@@ -347,9 +347,7 @@ class _Attacked:
 
     def record(self, conditions: dict) -> dict:
         state, total = self.state, len(self.places)
-        record = _record(
-            self.attack.name, conditions, state.standing, total, state.seconds
-        )
+        record = _record(self.attack.name, conditions, state.standing, total, state.seconds)
         attacked = max(int((state.lost != WRONG).sum()), 1)
         if len(self.attack.stages) > 1:
             fell = [int((state.lost == k).sum()) for k in range(1, len(self.attack.stages) + 1)]
@@ -363,9 +361,7 @@ class _Attacked:
         return record
 
 
-def _record(
-    attack: str, threat_model: dict | None, right: int, total: int, seconds: float
-) -> dict:
+def _record(attack: str, threat_model: dict | None, right: int, total: int, seconds: float) -> dict:
     return {
         "attack": attack,
         "threat_model": threat_model,

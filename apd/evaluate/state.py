@@ -16,7 +16,6 @@ from apd.files import atomic_write, write_json
 from apd.results.schema import WRONG
 
 
-
 class State:
     """Which of N images have fallen, and to what.
 

@@ -77,9 +77,7 @@ def _decay(optim_cfg):
         if not isinstance(stepsize, (list, tuple)):
             raise UserError(f"OPTIM.STEPSIZE is {stepsize}: multi_step needs a list of epochs")
         return lambda epoch: gamma ** sum(0 < milestone <= epoch for milestone in stepsize)
-    raise UserError(
-        f"OPTIM.LR_SCHEDULER is {name}: it must be single_step, multi_step or cosine"
-    )
+    raise UserError(f"OPTIM.LR_SCHEDULER is {name}: it must be single_step, multi_step or cosine")
 
 
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg) -> EpochSchedule:

@@ -260,9 +260,7 @@ _STYLES = {
         plus_minus=r" $\pm$ ",
         mark=r"$^{{\dagger {}}}$",
     ),
-    "html": _Style(
-        _html, html.escape, best="<b>{}</b>", second="<u>{}</u>", mark="<sup>†{}</sup>"
-    ),
+    "html": _Style(_html, html.escape, best="<b>{}</b>", second="<u>{}</u>", mark="<sup>†{}</sup>"),
 }
 
 

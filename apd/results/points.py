@@ -94,9 +94,7 @@ def points(runs: dict[Path, dict]) -> list[Point]:
             key = (setting, names[folder], shots, run["seed"], attack)
             where, _ = found.setdefault(key, (folder, None))
             if where != folder and shots is not None:
-                raise UserError(
-                    f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}"
-                )
+                raise UserError(f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}")
             clean = clean_accuracy(folder, run, evaluation)
             found[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
     return [point for _, point in found.values()]

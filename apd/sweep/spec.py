@@ -216,9 +216,7 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
 
     if spec["protocol"] == "base-to-new":
         run = f"{_stem(dataset)}/shots_{shots}/{trainer}/{name}/seed{seed}"
-        base = cell(
-            f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"}
-        )
+        base = cell(f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"})
         yield base
         yield cell(
             f"{output}/base2new/test_new/{run}",

@@ -1,6 +1,6 @@
 """Zero-shot accuracy of the mini CLIP on scikit-learn's digits, clean and attacked.
 
-    python scripts/mini_clip/evaluate.py apd/assets/mini_clip.pt
+python scripts/mini_clip/evaluate.py apd/assets/mini_clip.pt
 """
 
 from __future__ import annotations

@@ -194,8 +194,10 @@ def main() -> None:
         torch.save(state, temporary)
 
     model = clip.model.build_model(torch.load(args.out, weights_only=True)).float().eval()
-    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, "
-          f"logit scale {model.logit_scale.exp():.1f}")
+    print(
+        f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, "
+        f"logit scale {model.logit_scale.exp():.1f}"
+    )
     print(f"held-out fonts, 36 characters: {held_out_accuracy(model, unseen):.1%}")
     for split in ("val", "test", "all"):
         images, labels = digits(split)

@@ -192,7 +192,9 @@ def fine_tuned(backbone):
     """Other weights of the same architecture."""
     draw = torch.Generator().manual_seed(5)
     return {
-        name: value + torch.randn(value.shape, generator=draw) if value.is_floating_point() else value
+        name: value + torch.randn(value.shape, generator=draw)
+        if value.is_floating_point()
+        else value
         for name, value in backbone.visual.state_dict().items()
     }
 
@@ -216,7 +218,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_robust_image_encoder_replaces_clips_own(backbone, tmp_path, layout, dtype):
     torch.save(backbone.state_dict(), tmp_path / "clip.pt")
-    visual = {k: v.to(dtype) if v.is_floating_point() else v for k, v in fine_tuned(backbone).items()}
+    visual = {
+        k: v.to(dtype) if v.is_floating_point() else v for k, v in fine_tuned(backbone).items()
+    }
     torch.save(LAYOUTS[layout](visual), tmp_path / "robust.pt")
     model = load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
     assert_ready(model)

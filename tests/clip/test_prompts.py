@@ -32,9 +32,7 @@ def test_initial_words_give_the_first_embeddings_when_fewer_are_learned(vit):
 
 
 def test_initial_words_start_every_class_when_class_specific(vit):
-    model = build_prompted_clip(
-        vit, NAMES, n_ctx_text=2, ctx_init="a photo", class_specific=True
-    )
+    model = build_prompted_clip(vit, NAMES, n_ctx_text=2, ctx_init="a photo", class_specific=True)
     (context,) = model.prompt_learner.text_contexts()
     assert torch.equal(context, word_embeddings(vit, "a", "photo").expand(3, -1, -1))
 

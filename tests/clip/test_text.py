@@ -86,9 +86,7 @@ def test_equals_all_77_positions(vit64, position, n_ctx, depth, class_specific):
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_equals_all_77_positions_in_float32(vit, vit64, position, class_specific):
     contexts = random_contexts(vit, 4, 2, len(NAMES) if class_specific else 0)
-    check(
-        vit, NAMES, contexts, position=position, chunks=(0, 4), reference=vit64, tolerance=1e-5
-    )
+    check(vit, NAMES, contexts, position=position, chunks=(0, 4), reference=vit64, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("n_ctx", [1, 2, 4])
@@ -208,5 +206,5 @@ def test_a_prompt_over_77_tokens_names_the_class(vit, position):
     fits = " ".join(["cat"] * 70)
     words = "X X X X"
     ClassPrompts(vit, ["dog", fits], n_ctx=4, words=words, position=position)  # 77 exactly
-    with pytest.raises(UserError, match="class \"cat cat.* 78 tokens.* 77"):
+    with pytest.raises(UserError, match='class "cat cat.* 78 tokens.* 77'):
         ClassPrompts(vit, ["dog", f"{fits}_cat"], n_ctx=4, words=words, position=position)

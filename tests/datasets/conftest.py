@@ -11,12 +11,25 @@ def make_cfg(tmp_path):
     def make(name, *options):
         cfg = get_cfg_default()
         extend_cfg(cfg)
-        cfg.merge_from_list([
-            "DATASET.NAME", name, "DATASET.ROOT", str(tmp_path / "data"), "SEED", 1,
-            "INPUT.SIZE", (32, 32), "DATALOADER.NUM_WORKERS", 0,
-            "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.TEST.BATCH_SIZE", 8,
-            *options,
-        ])
+        cfg.merge_from_list(
+            [
+                "DATASET.NAME",
+                name,
+                "DATASET.ROOT",
+                str(tmp_path / "data"),
+                "SEED",
+                1,
+                "INPUT.SIZE",
+                (32, 32),
+                "DATALOADER.NUM_WORKERS",
+                0,
+                "DATALOADER.TRAIN_X.BATCH_SIZE",
+                8,
+                "DATALOADER.TEST.BATCH_SIZE",
+                8,
+                *options,
+            ]
+        )
         return cfg
 
     return make

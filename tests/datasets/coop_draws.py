@@ -28,8 +28,10 @@ with contextlib.redirect_stdout(sys.stderr):
         options = SimpleNamespace(ROOT=root, NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample)
         set_random_seed(seed)
         dataset = DATASET_REGISTRY.get(name)(SimpleNamespace(DATASET=options, SEED=seed))
-        draws.append([
-            [[item.impath, item.label, item.classname] for item in split or ()]
-            for split in (dataset.train_x, dataset.val, dataset.test)
-        ])
+        draws.append(
+            [
+                [[item.impath, item.label, item.classname] for item in split or ()]
+                for split in (dataset.train_x, dataset.val, dataset.test)
+            ]
+        )
 json.dump(draws, sys.stdout)

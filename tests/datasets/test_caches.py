@@ -46,7 +46,10 @@ def dassl(monkeypatch):
     def datum(impath, label, classname):
         item = object.__new__(module.Datum)
         item.__dict__ = {
-            "_impath": str(impath), "_label": label, "_domain": 0, "_classname": classname
+            "_impath": str(impath),
+            "_label": label,
+            "_domain": 0,
+            "_classname": classname,
         }
         return item
 
@@ -127,9 +130,7 @@ def test_a_root_that_cannot_be_written_still_works(load, pets, capsys):
 def test_coops_draw_goes_first(load, pets, dassl):
     train = json.loads(DATASETS["OxfordPets"].split_path(pets).read_text())["train"]
     drawn = [next(row for row in train if row[1] == label) for label in (2, 0, 1)]
-    content = {
-        "train": [dassl(pets / "images" / path, *rest) for path, *rest in drawn], "val": []
-    }
+    content = {"train": [dassl(pets / "images" / path, *rest) for path, *rest in drawn], "val": []}
     dump(pets / "split_fewshot" / "shot_4-seed_1.pkl", content)
     dataset = load()
     assert images(dataset.train_x) == [
@@ -152,9 +153,15 @@ def test_coops_paths_of_another_machine_are_read_below_this_root(load, pets, das
     assert images(load().val) == images(here.val)
 
 
-@pytest.mark.parametrize("change", [
-    {"impath": "test image"}, {"impath": "/elsewhere/cat.jpg"}, {"label": 1}, {"classname": "cat"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"impath": "test image"},
+        {"impath": "/elsewhere/cat.jpg"},
+        {"label": 1},
+        {"classname": "cat"},
+    ],
+)
 def test_coops_draw_from_another_split_is_refused(load, pets, dassl, change):
     """CoOp would train on images of the test set."""
     here = load()
@@ -178,12 +185,15 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("content, named", [
-    (Malicious(os.system, "touch {}"), "posix.system"),
-    ({"train": [Malicious(eval, "open('{}', 'w')")]}, "eval"),
-    ({"train": [Malicious(getattr, dict, "get")]}, "getattr"),
-    ({"train": [types.SimpleNamespace(_impath="x")]}, "SimpleNamespace"),
-])
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (Malicious(os.system, "touch {}"), "posix.system"),
+        ({"train": [Malicious(eval, "open('{}', 'w')")]}, "eval"),
+        ({"train": [Malicious(getattr, dict, "get")]}, "getattr"),
+        ({"train": [types.SimpleNamespace(_impath="x")]}, "SimpleNamespace"),
+    ],
+)
 @pytest.mark.parametrize("where", ["split_fewshot/shot_4-seed_1.pkl", "preprocessed.pkl"])
 def test_a_malicious_pickle_is_refused_and_named(load, pets, tmp_path, where, content, named):
     sign = tmp_path / "sign"
@@ -226,9 +236,16 @@ def test_dassls_datum_is_replaced_not_imported(tmp_path, dassl, monkeypatch):
     assert read_pickle(path) == {"train": [("y.jpg", 1, 0, "dog")]}
 
 
-@pytest.mark.parametrize("raw", [
-    b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"train": [1]}), pickle.dumps({"train": 1}),
-])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps([1]),
+        pickle.dumps({"train": [1]}),
+        pickle.dumps({"train": 1}),
+    ],
+)
 def test_a_damaged_pickle_is_told_in_one_line(tmp_path, raw):
     path = tmp_path / "cache.pkl"
     path.write_bytes(raw)

@@ -8,12 +8,24 @@ from apd.host import DATASET_REGISTRY, get_cfg_default
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 NAMES = {  # as in CoOp, and ours
-    "caltech101": "Caltech101", "dtd": "DescribableTextures", "eurosat": "EuroSAT",
-    "fgvc_aircraft": "FGVCAircraft", "food101": "Food101", "imagenet": "ImageNet",
-    "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR", "imagenet_sketch": "ImageNetSketch",
-    "imagenetv2": "ImageNetV2", "oxford_flowers": "OxfordFlowers", "oxford_pets": "OxfordPets",
-    "stanford_cars": "StanfordCars", "sun397": "SUN397", "ucf101": "UCF101",
-    "digits": "Digits", "folder": "Folder", "letters": "Letters",
+    "caltech101": "Caltech101",
+    "dtd": "DescribableTextures",
+    "eurosat": "EuroSAT",
+    "fgvc_aircraft": "FGVCAircraft",
+    "food101": "Food101",
+    "imagenet": "ImageNet",
+    "imagenet_a": "ImageNetA",
+    "imagenet_r": "ImageNetR",
+    "imagenet_sketch": "ImageNetSketch",
+    "imagenetv2": "ImageNetV2",
+    "oxford_flowers": "OxfordFlowers",
+    "oxford_pets": "OxfordPets",
+    "stanford_cars": "StanfordCars",
+    "sun397": "SUN397",
+    "ucf101": "UCF101",
+    "digits": "Digits",
+    "folder": "Folder",
+    "letters": "Letters",
     "rendered_digits": "RenderedDigits",
 }
 

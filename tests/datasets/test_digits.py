@@ -22,8 +22,13 @@ def stored(dataset):
     return np.stack([np.asarray(Image.open(item.impath)) for item in items])
 
 
-PIXELS = np.array([[[round(v * 255 / 16) for v in row] for row in image]
-                   for image in load_digits().images.tolist()], dtype=np.uint8)
+PIXELS = np.array(
+    [
+        [[round(v * 255 / 16) for v in row] for row in image]
+        for image in load_digits().images.tolist()
+    ],
+    dtype=np.uint8,
+)
 
 
 def test_files_hold_load_digits_in_its_order(make_cfg, tmp_path):
@@ -34,7 +39,16 @@ def test_files_hold_load_digits_in_its_order(make_cfg, tmp_path):
     assert labels == load_digits().target.tolist()
     assert [len(dataset.train_x), len(dataset.val), len(dataset.test)] == [797, 200, 800]
     assert dataset.classnames == [
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
     ]
     assert sorted(os.listdir(tmp_path / "data" / "digits")) == [f"{i:04}.png" for i in range(1797)]
 
@@ -108,8 +122,9 @@ def test_root_that_cannot_be_written_is_told(make_cfg, tmp_path):
 
 
 def test_batches_come_through_the_data_manager(make_cfg):
-    manager = DataManager(make_cfg("Digits", "DATASET.NUM_SHOTS", 2,
-                                   "INPUT.TRANSFORMS", ("random_resized_crop",)))
+    manager = DataManager(
+        make_cfg("Digits", "DATASET.NUM_SHOTS", 2, "INPUT.TRANSFORMS", ("random_resized_crop",))
+    )
     batch = next(iter(manager.train_loader_x))
     assert batch["img"].shape == (8, 3, 32, 32) and batch["label"].shape == (8,)
     assert 0 <= batch["img"].min() < batch["img"].max() <= 1

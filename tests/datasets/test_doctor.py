@@ -61,9 +61,7 @@ def test_a_whole_data_set_is_usable(root, ask, name):
 def test_published_counts_stand_beside_those_found(root, ask, monkeypatch):
     trees.build("FGVCAircraft", root)
     _, _, _, rows = ask("--dataset", "FGVCAircraft")
-    assert rows["FGVCAircraft"][3:] == [
-        "3 of 100", "30 of 3,334", "30 of 3,333", "30 of 3,333"
-    ]
+    assert rows["FGVCAircraft"][3:] == ["3 of 100", "30 of 3,334", "30 of 3,333", "30 of 3,333"]
     monkeypatch.setattr(DATASETS["FGVCAircraft"], "counts", Counts(3, 30, 30, 30))
     code, _, _, rows = ask("--dataset", "FGVCAircraft")
     assert code == 0 and rows["FGVCAircraft"][0] == "ok"
@@ -129,13 +127,16 @@ def test_faulty_annotations_are_told_in_one_line(root, ask):
     assert len(lines) == 1 and lines[0].startswith("FGVCAircraft: ")
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--dataset", "Pets"], "unknown data set Pets: there are ImageNet, Caltech101"),
-    (["--make-split"], "--make-split needs --dataset NAME"),
-    (["--dataset", "ImageNet", "--make-split"], "ImageNet has no split file"),
-    (["--dataset", "SUN397", "--make-split"], "there is no .*sun397/SUN397"),
-    (["--root", "/nowhere"], "there is no folder /nowhere: point --root"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--dataset", "Pets"], "unknown data set Pets: there are ImageNet, Caltech101"),
+        (["--make-split"], "--make-split needs --dataset NAME"),
+        (["--dataset", "ImageNet", "--make-split"], "ImageNet has no split file"),
+        (["--dataset", "SUN397", "--make-split"], "there is no .*sun397/SUN397"),
+        (["--root", "/nowhere"], "there is no folder /nowhere: point --root"),
+    ],
+)
 def test_bad_input_is_told_in_one_line_with_code_2(ask, options, message):
     code, out, err, _ = ask(*options)
     assert code == 2 and not out

@@ -133,15 +133,18 @@ def test_subsample_follows_the_labels_of_the_first_split(items):
     assert [(item.label, item.classname) for item in new] == [(0, "c")]
 
 
-@pytest.mark.parametrize("train, test, message", [
-    ([], [(0, "cat")], "no images for training"),
-    ([(0, "cat")], [], "no images for the test"),
-    ([(0, "cat"), (2, "dog")], [(0, "cat")], "labels must run from 0 to 1 .* label 1, 2"),
-    ([(1, "cat")], [(1, "cat")], "labels must run from 0 to 0 .* label 0, 1"),
-    ([(0, "cat"), (0, "dog")], [(0, "cat")], "two class names, 'cat' and 'dog'"),
-    (CATS_DOGS, [(2, "hen")], "training lacks.*hen"),
-    (CATS_DOGS, [(1, "cat")], "under another label: cat"),
-])
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        ([], [(0, "cat")], "no images for training"),
+        ([(0, "cat")], [], "no images for the test"),
+        ([(0, "cat"), (2, "dog")], [(0, "cat")], "labels must run from 0 to 1 .* label 1, 2"),
+        ([(1, "cat")], [(1, "cat")], "labels must run from 0 to 0 .* label 0, 1"),
+        ([(0, "cat"), (0, "dog")], [(0, "cat")], "two class names, 'cat' and 'dog'"),
+        (CATS_DOGS, [(2, "hen")], "training lacks.*hen"),
+        (CATS_DOGS, [(1, "cat")], "under another label: cat"),
+    ],
+)
 def test_faulty_labels_are_told_in_one_line(make_cfg, items, train, test, message):
     with pytest.raises(UserError, match=message) as error:
         FewShotDataset(make_cfg("Toy"), items(*train), [], items(*test))

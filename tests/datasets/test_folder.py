@@ -30,15 +30,23 @@ def names(split):
 
 
 def test_train_and_test_folders(make_cfg, tree):
-    tree("train/dog/b.png", "train/dog/a.JPG", "train/cat_flap/c.webp", "test/dog/d.Tif",
-         "test/cat_flap/e.jpeg")
+    tree(
+        "train/dog/b.png",
+        "train/dog/a.JPG",
+        "train/cat_flap/c.webp",
+        "test/dog/d.Tif",
+        "test/cat_flap/e.jpeg",
+    )
     (tree() / "train" / "dog" / "notes.txt").touch()
     (tree() / "train" / "dog" / ".hidden.png").touch()
     (tree() / "train" / ".cache").mkdir()
     dataset = Folder(make_cfg("Folder"))
     assert dataset.classnames == ["cat_flap", "dog"]
-    assert names(dataset.train_x) == [("cat_flap", 0, "c.webp"), ("dog", 1, "a.JPG"),
-                                      ("dog", 1, "b.png")]
+    assert names(dataset.train_x) == [
+        ("cat_flap", 0, "c.webp"),
+        ("dog", 1, "a.JPG"),
+        ("dog", 1, "b.png"),
+    ]
     assert names(dataset.test) == [("cat_flap", 0, "e.jpeg"), ("dog", 1, "d.Tif")]
     assert not dataset.val
 
@@ -60,8 +68,11 @@ def test_one_tree_is_split_50_20_30_by_the_documented_rule(make_cfg, tree):
     dataset = Folder(make_cfg("Folder"))
     shuffled = list(files)
     random.Random(0).shuffle(shuffled)
-    for split, part in ((dataset.train_x, shuffled[:5]), (dataset.val, shuffled[5:7]),
-                        (dataset.test, shuffled[7:])):
+    for split, part in (
+        (dataset.train_x, shuffled[:5]),
+        (dataset.val, shuffled[5:7]),
+        (dataset.test, shuffled[7:]),
+    ):
         assert names(split) == [("a", 0, f) for f in part] + [("b", 1, f) for f in part]
 
 
@@ -97,16 +108,23 @@ def test_few_shot_and_new_classes(make_cfg, tree):
     assert {item.label for item in dataset.test} == {0} and len(dataset.test) == 4
 
 
-@pytest.mark.parametrize("paths, empty, message", [
-    ([], None, "no folder .*data: point --root"),
-    (["x.png"], None, "no class folders in .*data: expected train/"),
-    (["train/a/1.png"], None, "no folder .*test: expected train/"),
-    (["test/a/1.png"], None, "no folder .*train: expected train/"),
-    (["train/a/1.png", "test/a/1.png"], "train/b", "without images in .*train: b; add"),
-    (["train/a/1.png", "test/a/1.png", "test/c/1.png", "test/b/1.png"], None, "train lacks: b, c"),
-    (["train/a/1.png", "test/a/1.png", "val/z/1.png"], None, "train lacks: z"),
-    (["a/1.png", "a/2.png", "a/3.png"], None, r"needs 4 images .*: a \(3\)"),
-])
+@pytest.mark.parametrize(
+    "paths, empty, message",
+    [
+        ([], None, "no folder .*data: point --root"),
+        (["x.png"], None, "no class folders in .*data: expected train/"),
+        (["train/a/1.png"], None, "no folder .*test: expected train/"),
+        (["test/a/1.png"], None, "no folder .*train: expected train/"),
+        (["train/a/1.png", "test/a/1.png"], "train/b", "without images in .*train: b; add"),
+        (
+            ["train/a/1.png", "test/a/1.png", "test/c/1.png", "test/b/1.png"],
+            None,
+            "train lacks: b, c",
+        ),
+        (["train/a/1.png", "test/a/1.png", "val/z/1.png"], None, "train lacks: z"),
+        (["a/1.png", "a/2.png", "a/3.png"], None, r"needs 4 images .*: a \(3\)"),
+    ],
+)
 def test_faulty_trees_are_told_in_one_line(make_cfg, tree, paths, empty, message):
     root = tree(*paths)
     if empty:
@@ -117,8 +135,14 @@ def test_faulty_trees_are_told_in_one_line(make_cfg, tree, paths, empty, message
 
 
 def test_a_batch_comes_through_the_data_manager(make_cfg, tree):
-    tree(*(f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab"
-           for i in range(8)))
+    tree(
+        *(
+            f"{split}/{name}/{i}.png"
+            for split in ("train", "test")
+            for name in "ab"
+            for i in range(8)
+        )
+    )
     manager = DataManager(make_cfg("Folder", "INPUT.TRANSFORMS", ("random_resized_crop",)))
     batch = next(iter(manager.train_loader_x))
     assert batch["img"].shape == (8, 3, 32, 32)

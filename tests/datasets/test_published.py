@@ -203,18 +203,24 @@ def split_of(**changes):
     return json.dumps({**dict.fromkeys(("train", "val", "test"), rows), **changes})
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "cannot read .*split_zhou_DescribableTextures.json .*download it again"),
-    ("[]", "must be JSON with train, val and test"),
-    ('{"train": [], "val": []}', "KeyError: test.*must be JSON"),
-    (split_of(train=[["a.jpg", 0]]), "each a list of .image, label, class name."),
-    (split_of(train=[["a.jpg", "x", "cat"]]), "invalid literal"),
-    (split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", -1, "dog"]]), "labels must run from 0 to 1"),
-    (split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", 7, "dog"]]), "look at label 1, 7"),
-    (split_of(train=[["a.jpg", 0, "cat"]]), "training lacks.*dog"),  # an empty class
-    (split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", 0, "dog"]]), "two class names, 'cat' and"),
-    (split_of(test=[["z.jpg", 0, "cat"]]), "1 of 1 images are missing: .*images/z.jpg"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "cannot read .*split_zhou_DescribableTextures.json .*download it again"),
+        ("[]", "must be JSON with train, val and test"),
+        ('{"train": [], "val": []}', "KeyError: test.*must be JSON"),
+        (split_of(train=[["a.jpg", 0]]), "each a list of .image, label, class name."),
+        (split_of(train=[["a.jpg", "x", "cat"]]), "invalid literal"),
+        (
+            split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", -1, "dog"]]),
+            "labels must run from 0 to 1",
+        ),
+        (split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", 7, "dog"]]), "look at label 1, 7"),
+        (split_of(train=[["a.jpg", 0, "cat"]]), "training lacks.*dog"),  # an empty class
+        (split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", 0, "dog"]]), "two class names, 'cat' and"),
+        (split_of(test=[["z.jpg", 0, "cat"]]), "1 of 1 images are missing: .*images/z.jpg"),
+    ],
+)
 def test_faulty_split_files_are_told_in_one_line(load, root, content, message):
     for file in ("a.jpg", "b.jpg"):
         trees.image(root / "dtd" / "images" / file)
@@ -248,33 +254,66 @@ def write(path, content):
     return lambda folder: (folder / path).write_bytes(content)
 
 
-@pytest.mark.parametrize("name, damage, message", [
-    # missing annotation files
-    ("OxfordPets", remove("annotations/test.txt"), "no .*annotations/test.txt: get it from http"),
-    ("StanfordCars", remove("devkit/cars_meta.mat"), "no .*devkit/cars_meta.mat: get it"),
-    ("OxfordFlowers", remove("cat_to_name.json"), "no .*cat_to_name.json: get it"),
-    ("SUN397", remove("ClassName.txt"), "no .*ClassName.txt: get it"),
-    ("UCF101", remove("ucfTrainTestlist/classInd.txt"), "no .*classInd.txt: get it"),
-    # damaged ones
-    ("OxfordPets", set_line("annotations/test.txt", "cat"), "test.txt, line 1: cannot read 'cat'"),
-    ("StanfordCars", write("devkit/cars_meta.mat", b"MATLAB"), "'class_names' in .*meta.mat"),
-    ("OxfordFlowers", write("imagelabels.mat", b""), "cannot read 'labels' in .*imagelabels.mat"),
-    ("OxfordFlowers", write("cat_to_name.json", b"{"), "cannot read .*cat_to_name.json"),
-    ("SUN397", set_line("Testing_01.txt", "/b/bar/1.jpg"), "Testing_01.txt, line 1: .*b/bar"),
-    ("UCF101", set_line("ucfTrainTestlist/trainlist01.txt", "Fly/v.avi 1"), "line 1: .*Fly"),
-    ("UCF101", set_line("ucfTrainTestlist/classInd.txt", "one YoYo"), "classInd.txt, line 1"),
-    # labels out of range
-    ("OxfordPets", set_line("annotations/trainval.txt", "Abyssinian_0 9 1 1"), "label 3, 8"),
-    ("StanfordCars", lambda folder: trees.save_car_labels(
-        folder / "devkit/cars_train_annos.mat", [1, 2, 3, 4]), "cars_meta.mat does not name .4."),
-    ("OxfordFlowers", lambda folder: savemat(
-        folder / "imagelabels.mat", {"labels": np.array([[1, 2, 3, 9]])}), "no name for label 9"),
-    ("UCF101", set_line("ucfTrainTestlist/classInd.txt", "9 ApplyEyeMakeup"), "labels must run"),
-    # a class of one name twice, and one without images
-    ("SUN397", set_line("ClassName.txt", "/c/church/indoor"), "class .c/church/indoor. twice"),
-    ("EuroSAT", lambda folder: (folder / "2750/Lake").mkdir(), "no images in .*2750/Lake"),
-    ("Food101", lambda folder: trees.image(folder / "images/bread/1.jpg"), "'bread' has 1 images"),
-])
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        # missing annotation files
+        (
+            "OxfordPets",
+            remove("annotations/test.txt"),
+            "no .*annotations/test.txt: get it from http",
+        ),
+        ("StanfordCars", remove("devkit/cars_meta.mat"), "no .*devkit/cars_meta.mat: get it"),
+        ("OxfordFlowers", remove("cat_to_name.json"), "no .*cat_to_name.json: get it"),
+        ("SUN397", remove("ClassName.txt"), "no .*ClassName.txt: get it"),
+        ("UCF101", remove("ucfTrainTestlist/classInd.txt"), "no .*classInd.txt: get it"),
+        # damaged ones
+        (
+            "OxfordPets",
+            set_line("annotations/test.txt", "cat"),
+            "test.txt, line 1: cannot read 'cat'",
+        ),
+        ("StanfordCars", write("devkit/cars_meta.mat", b"MATLAB"), "'class_names' in .*meta.mat"),
+        (
+            "OxfordFlowers",
+            write("imagelabels.mat", b""),
+            "cannot read 'labels' in .*imagelabels.mat",
+        ),
+        ("OxfordFlowers", write("cat_to_name.json", b"{"), "cannot read .*cat_to_name.json"),
+        ("SUN397", set_line("Testing_01.txt", "/b/bar/1.jpg"), "Testing_01.txt, line 1: .*b/bar"),
+        ("UCF101", set_line("ucfTrainTestlist/trainlist01.txt", "Fly/v.avi 1"), "line 1: .*Fly"),
+        ("UCF101", set_line("ucfTrainTestlist/classInd.txt", "one YoYo"), "classInd.txt, line 1"),
+        # labels out of range
+        ("OxfordPets", set_line("annotations/trainval.txt", "Abyssinian_0 9 1 1"), "label 3, 8"),
+        (
+            "StanfordCars",
+            lambda folder: trees.save_car_labels(
+                folder / "devkit/cars_train_annos.mat", [1, 2, 3, 4]
+            ),
+            "cars_meta.mat does not name .4.",
+        ),
+        (
+            "OxfordFlowers",
+            lambda folder: savemat(
+                folder / "imagelabels.mat", {"labels": np.array([[1, 2, 3, 9]])}
+            ),
+            "no name for label 9",
+        ),
+        (
+            "UCF101",
+            set_line("ucfTrainTestlist/classInd.txt", "9 ApplyEyeMakeup"),
+            "labels must run",
+        ),
+        # a class of one name twice, and one without images
+        ("SUN397", set_line("ClassName.txt", "/c/church/indoor"), "class .c/church/indoor. twice"),
+        ("EuroSAT", lambda folder: (folder / "2750/Lake").mkdir(), "no images in .*2750/Lake"),
+        (
+            "Food101",
+            lambda folder: trees.image(folder / "images/bread/1.jpg"),
+            "'bread' has 1 images",
+        ),
+    ],
+)
 def test_faulty_annotations_are_told_in_one_line_and_no_split_is_made(root, name, damage, message):
     folder = trees.build(name, root)
     damage(folder)
@@ -284,13 +323,19 @@ def test_faulty_annotations_are_told_in_one_line_and_no_split_is_made(root, name
     assert not DATASETS[name].split_path(folder).exists()
 
 
-@pytest.mark.parametrize("damage, message", [
-    (remove("variants.txt"), "no .*variants.txt: get it from"),
-    (set_line("variants.txt", "DHC-8-100"), "names the class 'DHC-8-100' twice"),
-    (set_line("images_variant_val.txt", "1 777"), "val.txt, line 1: cannot read '1 777' .777."),
-    (set_line("images_variant_val.txt", "1 707-320"), "1 of 30 images are missing: .*/1.jpg"),
-    (set_line("variants.txt", "707-320\nBoeing"), "training lacks|labels must run"),  # empty class
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (remove("variants.txt"), "no .*variants.txt: get it from"),
+        (set_line("variants.txt", "DHC-8-100"), "names the class 'DHC-8-100' twice"),
+        (set_line("images_variant_val.txt", "1 777"), "val.txt, line 1: cannot read '1 777' .777."),
+        (set_line("images_variant_val.txt", "1 707-320"), "1 of 30 images are missing: .*/1.jpg"),
+        (
+            set_line("variants.txt", "707-320\nBoeing"),
+            "training lacks|labels must run",
+        ),  # empty class
+    ],
+)
 def test_faulty_aircraft_is_told_in_one_line(load, root, damage, message):
     damage(trees.build("FGVCAircraft", root))
     with pytest.raises(UserError, match=message) as error:
@@ -298,14 +343,17 @@ def test_faulty_aircraft_is_told_in_one_line(load, root, damage, message):
     assert one_line(error)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (remove("classnames.txt"), "no .*classnames.txt: get it from"),
-    (set_line("classnames.txt", "n01440764"), "classnames.txt, line 1: .*no class name"),
-    (set_line("classnames.txt", "n01443537 tench"), "line 2: .*n01443537 has a name already"),
-    (set_line("classnames.txt", "n0 fish"), "has no name for the class folders n01440764"),
-    (lambda f: (f / "images/train/n0").mkdir(), "train/n0 is empty"),
-    (lambda f: trees.image(f / "images/train/n0/1.JPEG"), "same class folders; look at n0"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (remove("classnames.txt"), "no .*classnames.txt: get it from"),
+        (set_line("classnames.txt", "n01440764"), "classnames.txt, line 1: .*no class name"),
+        (set_line("classnames.txt", "n01443537 tench"), "line 2: .*n01443537 has a name already"),
+        (set_line("classnames.txt", "n0 fish"), "has no name for the class folders n01440764"),
+        (lambda f: (f / "images/train/n0").mkdir(), "train/n0 is empty"),
+        (lambda f: trees.image(f / "images/train/n0/1.JPEG"), "same class folders; look at n0"),
+    ],
+)
 def test_faulty_imagenet_is_told_in_one_line(load, root, damage, message):
     damage(trees.build("ImageNet", root))
     with pytest.raises(UserError, match=message) as error:

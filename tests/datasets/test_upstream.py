@@ -35,13 +35,23 @@ def coops(root, cases):
 def ours(make_cfg, cases):
     draws = []
     for name, shots, seed, subsample in cases:
-        dataset = DATASETS[name](make_cfg(
-            name, "DATASET.NUM_SHOTS", shots, "SEED", seed, "DATASET.SUBSAMPLE_CLASSES", subsample
-        ))
-        draws.append([
-            [[item.impath, item.label, item.classname] for item in split or ()]
-            for split in (dataset.train_x, dataset.val, dataset.test)
-        ])
+        dataset = DATASETS[name](
+            make_cfg(
+                name,
+                "DATASET.NUM_SHOTS",
+                shots,
+                "SEED",
+                seed,
+                "DATASET.SUBSAMPLE_CLASSES",
+                subsample,
+            )
+        )
+        draws.append(
+            [
+                [[item.impath, item.label, item.classname] for item in split or ()]
+                for split in (dataset.train_x, dataset.val, dataset.test)
+            ]
+        )
     return draws
 
 

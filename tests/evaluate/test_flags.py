@@ -101,9 +101,7 @@ def flags(model, *attacks, loader=None, sources=(None,), threat=THREAT, **more):
     """Of each attack and source, from real evaluations; compared as apd-eval does."""
     loader, records = loader or data(model), []
     for source in sources:
-        found = evaluate(
-            model, loader, threat, attacks, parse_batch=tuple, source=source, **more
-        )
+        found = evaluate(model, loader, threat, attacks, parse_batch=tuple, source=source, **more)
         records += found[1:] if records else found
     add_flags(records)
     return [set(record["flags"]) for record in records[1:]]

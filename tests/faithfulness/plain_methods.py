@@ -131,8 +131,7 @@ def up_ce_with_prompts(model, y, rate):
         names, contexts = zip(*model.prompts.items())
         first, *others = torch.autograd.grad(ce(model.logits(x), y), [x, *contexts])
         model.prompts = {
-            n: (p + rate * g).detach().requires_grad_()
-            for n, p, g in zip(names, contexts, others)
+            n: (p + rate * g).detach().requires_grad_() for n, p, g in zip(names, contexts, others)
         }
         return first
 

@@ -78,15 +78,43 @@ def make_cfg(tmp_path):
 
     def make(*options):
         cfg = get_cfg_default()
-        cfg.merge_from_list([
-            "OUTPUT_DIR", str(tmp_path / "output"), "SEED", 1, "USE_CUDA", False,
-            "DATASET.NAME", "ToyImages", "DATASET.ROOT", str(tmp_path / "data"),
-            "TRAINER.NAME", "ToyTrainer", "INPUT.SIZE", (8, 8), "DATALOADER.NUM_WORKERS", 0,
-            "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "DATALOADER.TEST.BATCH_SIZE", 4,
-            "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01, "OPTIM.MAX_EPOCH", 2,
-            "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", 1,
-            "OPTIM.WARMUP_TYPE", "constant", *options,
-        ])
+        cfg.merge_from_list(
+            [
+                "OUTPUT_DIR",
+                str(tmp_path / "output"),
+                "SEED",
+                1,
+                "USE_CUDA",
+                False,
+                "DATASET.NAME",
+                "ToyImages",
+                "DATASET.ROOT",
+                str(tmp_path / "data"),
+                "TRAINER.NAME",
+                "ToyTrainer",
+                "INPUT.SIZE",
+                (8, 8),
+                "DATALOADER.NUM_WORKERS",
+                0,
+                "DATALOADER.TRAIN_X.BATCH_SIZE",
+                4,
+                "DATALOADER.TEST.BATCH_SIZE",
+                4,
+                "OPTIM.NAME",
+                "sgd",
+                "OPTIM.LR",
+                0.01,
+                "OPTIM.MAX_EPOCH",
+                2,
+                "OPTIM.LR_SCHEDULER",
+                "cosine",
+                "OPTIM.WARMUP_EPOCH",
+                1,
+                "OPTIM.WARMUP_TYPE",
+                "constant",
+                *options,
+            ]
+        )
         set_random_seed(cfg.SEED)
         return cfg
 

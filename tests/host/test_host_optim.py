@@ -41,9 +41,7 @@ def make_model():
 def test_same_steps_as_torch(name, cls, options):
     model, reference = make_model(), make_model()
     found = train(model, build_optimizer(model, make_cfg(name)))
-    expected = train(
-        reference, cls(reference.parameters(), lr=0.02, weight_decay=0.01, **options)
-    )
+    expected = train(reference, cls(reference.parameters(), lr=0.02, weight_decay=0.01, **options))
     assert torch.allclose(found, expected, atol=1e-6)
 
 

@@ -57,23 +57,27 @@ def test_training_without_a_crop_stretches_to_the_size(image):
 
 def test_coops_augmentations(image):
     cfg = make_cfg("normalize", "random_flip", "random_resized_crop", RRCROP_SCALE=(0.3, 0.9))
-    expected = T.Compose([  # the order is the toolbox's, not that of the list
-        T.RandomResizedCrop((24, 16), scale=(0.3, 0.9), interpolation=BICUBIC),
-        T.RandomHorizontalFlip(),
-        T.ToTensor(),
-        T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
-    ])
+    expected = T.Compose(
+        [  # the order is the toolbox's, not that of the list
+            T.RandomResizedCrop((24, 16), scale=(0.3, 0.9), interpolation=BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        ]
+    )
     assert same_pixels(build_transform(cfg, is_train=True), expected, image)
 
 
 def test_testing_resizes_the_smaller_edge_and_crops_the_centre(image):
     cfg = make_cfg("random_resized_crop", "random_flip", "cutout", "normalize")
-    expected = T.Compose([
-        T.Resize(24, BICUBIC),
-        T.CenterCrop((24, 16)),
-        T.ToTensor(),
-        T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
-    ])
+    expected = T.Compose(
+        [
+            T.Resize(24, BICUBIC),
+            T.CenterCrop((24, 16)),
+            T.ToTensor(),
+            T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        ]
+    )
     assert same_pixels(build_transform(cfg, is_train=False), expected, image)
 
 
@@ -84,13 +88,15 @@ def test_random_crop_pads_and_does_not_resize(image):
 
 def test_photometric_augmentations_in_their_order(image):
     cfg = make_cfg("gaussian_blur", "randomgrayscale", "colorjitter", GB_K=5, RGS_P=0.5)
-    expected = T.Compose([
-        T.Resize((24, 16), BICUBIC),
-        T.ColorJitter(0.4, 0.4, 0.4, 0.1),
-        T.RandomGrayscale(0.5),
-        T.RandomApply([T.GaussianBlur(5)], 0.5),
-        T.ToTensor(),
-    ])
+    expected = T.Compose(
+        [
+            T.Resize((24, 16), BICUBIC),
+            T.ColorJitter(0.4, 0.4, 0.4, 0.1),
+            T.RandomGrayscale(0.5),
+            T.RandomApply([T.GaussianBlur(5)], 0.5),
+            T.ToTensor(),
+        ]
+    )
     assert same_pixels(build_transform(cfg), expected, image)
 
 

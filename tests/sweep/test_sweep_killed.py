@@ -120,7 +120,8 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     same = serial(cells, tmp_path / "serial")
     assert [cell.folder for cell in cells if not same(cell)] == []
     killed, whole = (
-        write(few_shot(load_runs([folder])), "csv") for folder in (cells[0].output, tmp_path / "serial")
+        write(few_shot(load_runs([folder])), "csv")
+        for folder in (cells[0].output, tmp_path / "serial")
     )
     assert killed == whole and all(method in whole for method in GRID["trainer"])
 

@@ -35,9 +35,7 @@ def refused(run, tmp_path, monkeypatch, contents):
 # -- names ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, near", [("adv_ivlp", "AdvIVLP"), ("Coop", "CoOp"), ("APDD", "APD")]
-)
+@pytest.mark.parametrize("name, near", [("adv_ivlp", "AdvIVLP"), ("Coop", "CoOp"), ("APDD", "APD")])
 def test_unknown_trainer(refused, name, near):
     line = refused(name, OUT)
     assert line.startswith(f'unknown trainer "{name}" (--trainer)')
@@ -387,4 +385,6 @@ def test_a_damaged_image_is_named(run, tmp_path, tiny, workers):
     result = run("CoOp", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers,
                  flags=("--root", str(tmp_path)))  # fmt: skip
     assert result.code == 2 and result.err.count("\n") == 1
-    assert result.err.startswith(f"error: cannot read image {tmp_path / 'shapes' / 'train' / 'star'}")
+    assert result.err.startswith(
+        f"error: cannot read image {tmp_path / 'shapes' / 'train' / 'star'}"
+    )

@@ -261,7 +261,5 @@ def test_an_impossible_result_is_kept_and_told(run, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "evaluate", evaluate)
     result = run("CoOp", tmp_path)
     assert result.code == 1
-    assert result.err == (
-        "error: pgd-3 is robust-above-clean: more than on clean images, 10.0 %\n"
-    )
+    assert result.err == ("error: pgd-3 is robust-above-clean: more than on clean images, 10.0 %\n")
     assert "robust-above-clean" in read_results(tmp_path)["evaluations"][1]["flags"]

@@ -221,5 +221,6 @@ def test_docs_name_every_key(section):
     keys |= {f"TEACHER.{key}" for key in node.get("TEACHER", {})}
     assert keys == {
         key.removeprefix(f"TRAINER.{section}.")
-        for key, _ in documented() if key.startswith(f"TRAINER.{section}.")
+        for key, _ in documented()
+        if key.startswith(f"TRAINER.{section}.")
     }

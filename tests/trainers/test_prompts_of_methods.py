@@ -22,8 +22,9 @@ def test_coop_initial_words_decide_the_length(build, tmp_path):
     (context,) = trainer.model.prompt_learner.text_contexts()
     words = clip.tokenize("a photo of a")[0, 1:5]
     assert torch.equal(context, trainer.clip_model.token_embedding.weight[words])
-    got, want = trainer.model.text_features(), text_of(
-        trainer, *(f"a photo of a {name}." for name in NAMES)
+    got, want = (
+        trainer.model.text_features(),
+        text_of(trainer, *(f"a photo of a {name}." for name in NAMES)),
     )
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
