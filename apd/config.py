@@ -54,7 +54,11 @@ _KEYS = {
     "MODEL": {"BACKBONE": {"ROBUST": ""}},
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new
-        "FOLDER": {"DIR": ""},  # of the dataset Folder, below DATASET.ROOT
+        # validation images a class; 0: all; -1: min(shots, 4), CoOp's rule
+        "VAL_SHOTS": -1,
+        # of the dataset Folder: below DATASET.ROOT; its name in results (default: DIR); its
+        # hand-written prompt (default: a photo of a {}.)
+        "FOLDER": {"DIR": "", "NAME": "", "TEMPLATE": ""},
     },
     "AT": {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean

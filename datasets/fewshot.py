@@ -31,7 +31,8 @@ class FewShotDataset(DatasetBase):
     ``cfg.DATASET.NUM_SHOTS`` images a class are drawn from ``train`` and then ``min(shots, 4)``
     from ``val``, all of them below 1; then ``cfg.DATASET.SUBSAMPLE_CLASSES`` keeps all classes,
     the base or the new ones. Both as Dassl and CoOp (Zhou et al. 2022) do: the same images for
-    the same ``cfg.SEED``.
+    the same ``cfg.SEED``. ``cfg.DATASET.VAL_SHOTS`` takes the place of ``min(shots, 4)``; these
+    images are drawn by themselves, so that they are the same for every number of shots.
 
     Args:
         cfg: the run's config.
@@ -55,8 +56,11 @@ class FewShotDataset(DatasetBase):
     ) -> None:
         source = type(self).__name__
         check_labels(source, train, val, test)
-        if cfg.DATASET.NUM_SHOTS >= 1 and not drawn:
-            train, val = self.draw(cfg, train, val)
+        if not drawn:
+            whole = val
+            if cfg.DATASET.NUM_SHOTS >= 1:
+                train, val = self.draw(cfg, train, val)
+            val = self.validation(cfg, whole, val)
         train, val, test = subsample_classes(
             train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES
         )
@@ -79,6 +83,16 @@ class FewShotDataset(DatasetBase):
             train = self.generate_fewshot_dataset(train, num_shots=shots)
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
         return train, val
+
+    def validation(self, cfg, whole: Sequence, drawn: Sequence) -> Sequence:
+        """Return the validation images: ``drawn``, those of CoOp's rule, or what VAL_SHOTS says."""
+        shots = cfg.DATASET.VAL_SHOTS
+        if shots < -1:
+            raise UserError(f"DATASET.VAL_SHOTS is {shots}: use a number from 0, or -1")
+        if shots == -1:
+            return drawn
+        with _seeded(cfg.SEED):
+            return self.generate_fewshot_dataset(whole, num_shots=shots)
 
 
 def data_root(cfg, must_exist: bool = True) -> Path:

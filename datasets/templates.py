@@ -1,4 +1,5 @@
-"""Hand-written prompts for zero-shot CLIP, one a data set, the ones that CoOp compares with."""
+"""Hand-written prompts for zero-shot CLIP, one a data set, the ones that CoOp compares with; and
+the names that tell data sets apart."""
 
 from __future__ import annotations
 
@@ -16,6 +17,14 @@ TEMPLATES = {
 }
 
 
-def template(dataset_name: str) -> str:
-    """Return the prompt of a data set, ``{}`` standing for the class name."""
-    return TEMPLATES.get(dataset_name, DEFAULT)
+def template(dataset) -> str:
+    """Return the prompt of a data set (cfg.DATASET), ``{}`` standing for the class name."""
+    own = dataset.FOLDER.TEMPLATE if dataset.NAME == "Folder" else ""
+    return own or TEMPLATES.get(dataset.NAME, DEFAULT)
+
+
+def dataset_name(dataset) -> str:
+    """Return the name of a data set (cfg.DATASET) in results, where one Folder is not another."""
+    if dataset.NAME != "Folder":
+        return dataset.NAME
+    return dataset.FOLDER.NAME or dataset.FOLDER.DIR or "Folder"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
-from apd.datasets.templates import template
+from apd.datasets.templates import dataset_name, template
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
@@ -122,7 +122,7 @@ class PromptTrainer(ResumableTrainer):
             clip_model,
             self.dm.dataset.classnames,
             text_chunk=self.cfg.TRAINER.PROMPT.TEXT_CHUNK,
-            **{"templates": [template(self.cfg.DATASET.NAME)], **prompts},
+            **{"templates": [template(self.cfg.DATASET)], **prompts},
         )
 
     def add_model(self, name: str, learner: nn.Module) -> None:
@@ -294,7 +294,7 @@ class PromptTrainer(ResumableTrainer):
                 "method": type(self).__name__,
                 "modality": self.model.modality,
                 "trainable_parameters": sum(p.numel() for p in self.learned()),
-                "dataset": cfg.DATASET.NAME,
+                "dataset": dataset_name(cfg.DATASET),
                 "classes": self.num_classes,
                 "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
                 "shots": cfg.DATASET.NUM_SHOTS,

@@ -49,6 +49,6 @@ class FAP(AdversarialTraining, PromptTrainer):
         return {
             "n_ctx_text": options.N_CTX,
             "depth_text": options.PROMPT_DEPTH,
-            "ctx_init": options.CTX_INIT or template(self.cfg.DATASET.NAME),
+            "ctx_init": options.CTX_INIT or template(self.cfg.DATASET),
             "coupled": "visual-to-text",
         }

@@ -41,5 +41,6 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     """CoOp's ensemble: seven templates and, but for ImageNet, the dataset's own."""
 
     def prompts(self) -> dict:
-        name = self.cfg.DATASET.NAME
-        return {"templates": ENSEMBLE + [template(name)] * (name != "ImageNet")} | super().prompts()
+        dataset = self.cfg.DATASET
+        own = [template(dataset)] * (dataset.NAME != "ImageNet")
+        return {"templates": ENSEMBLE + own} | super().prompts()

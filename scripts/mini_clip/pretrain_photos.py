@@ -99,9 +99,10 @@ def augment(images: Tensor, mirrored: Tensor) -> Tensor:
     flip = mirrored & (torch.rand(n) < 0.5)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     each = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None]].permute(
-        0, 3, 1, 2
-    ) / 255
+    return (
+        padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+        / 255
+    )
 
 
 def contrastive_loss(image: Tensor, text: Tensor, target: Tensor, fits: Tensor, scale: Tensor):
@@ -178,8 +179,11 @@ def train(model: CLIP, data: Photographs, args) -> None:
             schedule.step()
             model.logit_scale.data.clamp_(max=math.log(100))
             total += loss.item()
-        print(f"epoch {epoch + 1}: loss {total / len(batches):.3f}, "
-              f"scale {model.logit_scale.exp().item():.1f}", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {total / len(batches):.3f}, "
+            f"scale {model.logit_scale.exp().item():.1f}",
+            flush=True,
+        )
         with atomic_write(resume) as temporary:
             state = {
                 "model": model.state_dict(),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from apd.config import extend_cfg
-from apd.datasets.templates import template
+from apd.datasets.templates import dataset_name, template
 from apd.host import DATASET_REGISTRY, get_cfg_default
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
@@ -28,18 +28,61 @@ NAMES = {  # as in CoOp, and ours
     "letters": "Letters",
     "rendered_digits": "RenderedDigits",
 }
+PHOTOS = {  # by the words of their prompts, as the mini CLIP of photographs read them in captions
+    "a photo of a {}.": (
+        *("caltech101", "cifar10", "clothing", "cub100", "scene15", "trashnet"),
+        *("pacs_photo", "pacs_art_painting", "pacs_cartoon", "pacs_sketch"),
+    ),
+    "{} texture.": ("dtd10",),
+    "a photo of a {}, a type of flower.": ("flowers5",),
+    "a photo of {}, a type of food.": ("food101",),
+    "a photo of a {} traffic sign.": ("gtsrb",),
+    "a hand showing the number {}.": ("sign_digits",),
+    "a satellite photo of {}.": ("ucmerced",),
+}
+PROMPTS = {name: prompt for prompt, names in PHOTOS.items() for name in names}
+
+
+def merged(stem):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{stem}.yaml"))
+    return cfg
 
 
 def test_every_data_set_has_a_config():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(NAMES)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {
+        *NAMES,
+        *(f"photos_{name}" for name in PROMPTS),
+    }
 
 
 @pytest.mark.parametrize("stem", NAMES)
 def test_config_merges_and_names_the_data_set(stem):
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{stem}.yaml"))
+    cfg = merged(stem)
     assert cfg.DATASET.NAME == NAMES[stem]
+    assert dataset_name(cfg.DATASET) == NAMES[stem]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_photographs_are_folders_with_their_own_prompt(name):
+    cfg = merged(f"photos_{name}")
+    assert cfg.DATASET.NAME == "Folder" and cfg.DATASET.FOLDER.DIR == name
+    assert template(cfg.DATASET) == PROMPTS[name]
+
+
+def test_no_two_data_sets_have_one_name():
+    stems = [*NAMES, *(f"photos_{name}" for name in PROMPTS)]
+    names = {dataset_name(merged(stem).DATASET) for stem in stems}
+    assert len(names) == len(stems)
+    assert not any(set(name) & set(" /") for name in names)  # figures are named after them
+
+
+def test_a_folder_without_a_name_is_called_after_its_place():
+    cfg = merged("folder")
+    assert dataset_name(cfg.DATASET) == "Folder"
+    cfg.DATASET.FOLDER.DIR = "birds"
+    assert dataset_name(cfg.DATASET) == "birds"
 
 
 def test_ours_are_registered():
@@ -49,7 +92,10 @@ def test_ours_are_registered():
 
 
 def test_templates_take_a_class_name_and_none_is_left_over():
-    assert template("OxfordPets").format("cat") == "a photo of a cat, a type of pet."
-    assert template("Digits").format("seven") == "a photo of the digit seven."
-    assert template("anything else").format("cat") == "a photo of a cat."
-    assert all(template(name).count("{}") == 1 for name in NAMES.values())
+    pets, digits, folder = (
+        template(merged(n).DATASET) for n in ("oxford_pets", "digits", "folder")
+    )
+    assert pets.format("cat") == "a photo of a cat, a type of pet."
+    assert digits.format("seven") == "a photo of the digit seven."
+    assert folder.format("cat") == "a photo of a cat."
+    assert all(template(merged(stem).DATASET).count("{}") == 1 for stem in NAMES)

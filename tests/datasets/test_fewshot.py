@@ -55,6 +55,22 @@ def test_draw_is_random_sample_by_label_train_before_val(make_cfg, items, seed, 
     assert dataset.test == train
 
 
+def test_validation_images_may_be_more_without_another_training_draw(make_cfg, items):
+    data, val = items(*CATS_DOGS * 20), items(*CATS_DOGS * 12)
+
+    def drawn(cls=FewShotDataset, shots=2, **options):
+        options = [item for pair in options.items() for item in pair]
+        return cls(make_cfg("Toy", "DATASET.NUM_SHOTS", shots, *options), data, val, data)
+
+    coops, everything, six = (drawn(**{"DATASET.VAL_SHOTS": n}) for n in (-1, 0, 6))
+    assert len(coops.val) == 4 and len(six.val) == 12 and ids(everything.val) == ids(val)
+    assert ids(drawn().train_x) == ids(coops.train_x) == ids(everything.train_x) == ids(six.train_x)
+    for shots in (1, 16, -1):
+        assert ids(drawn(shots=shots, **{"DATASET.VAL_SHOTS": 6}).val) == ids(six.val)
+    with pytest.raises(UserError, match="DATASET.VAL_SHOTS is -2"):
+        drawn(**{"DATASET.VAL_SHOTS": -2})
+
+
 def test_draw_equals_upstream(make_cfg):
     """Figures from Dassl c61a1b5's own generate_fewshot_dataset, after its seeding with 1."""
     dataset = Digits(make_cfg("Digits", "DATASET.NUM_SHOTS", 1))

@@ -54,6 +54,18 @@ def test_classes_are_those_of_coop_and_images_reach_a_batch(make_cfg, root, name
     assert set(expected.values()) == ({10} if name in trees.SHIFTS else {2})
 
 
+@pytest.mark.parametrize("name", ["EuroSAT", "FGVCAircraft", "ImageNet"])
+def test_all_validation_images_beside_a_kept_draw(load, root, name):
+    build(name, root)
+    shots = ("DATASET.NUM_SHOTS", 2)
+    usual, again, whole = (
+        load(name, *shots, *more, "DATASET.VAL_SHOTS", n)
+        for more, n in (((), -1), ((), 0), (("DATASET.NUM_SHOTS", -1), -1))
+    )
+    assert [item.impath for item in again.train_x] == [item.impath for item in usual.train_x]
+    assert [item.impath for item in again.val] == [item.impath for item in whole.val]
+
+
 def test_all_are_registered_under_coops_names():
     import apd.datasets  # noqa: F401
 

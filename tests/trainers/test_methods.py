@@ -87,7 +87,7 @@ def test_results_say_what_was_run(finished, method):
     modality, parameters = METHODS[method]
     wanted = {
         "complete": True, "method": method, "modality": modality,
-        "trainable_parameters": parameters, "dataset": "Folder", "classes": 4,
+        "trainable_parameters": parameters, "dataset": "shapes", "classes": 4,
         "subsample": "all", "shots": 2, "seed": 1, "host": f"{HOST} {HOST_VERSION}",
         "prompts_from": None,
     }  # fmt: skip
