@@ -26,6 +26,7 @@ setup(
         *find_packages(include=["apd", "apd.*"]),
         "apd.trainers",
         "apd.datasets",
+        "apd.datasets.doctor",
         "apd.configs",
     ],
     package_data={"apd": ["assets/*"], "apd.configs": ["**/*.yaml"]},
@@ -55,14 +56,14 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "apd-train = apd.train:main",
-            "apd-sweep = apd.sweep.cli:main",
-            "apd-table = apd.results.table:main",
-            "apd-plot = apd.results.plot:main",
-            "apd-report = apd.results.report:main",
-            "apd-doctor = apd.datasets.doctor:main",
+            "apd-train = apd.train.command:main",
+            "apd-sweep = apd.sweep.command:main",
+            "apd-table = apd.tables.command:main",
+            "apd-plot = apd.figures.command:main",
+            "apd-report = apd.report.command:main",
+            "apd-doctor = apd.datasets.doctor.command:main",
             "apd-eval = apd.evaluate.command:main",
-            "apd-convert = apd.interchange.convert:main",
+            "apd-convert = apd.interchange.command:main",
         ]
     },
 )

@@ -1,7 +1,7 @@
-"""CoOp's entry point: see ``apd/train.py``."""
+"""CoOp's entry point: see ``apd/train/command.py``."""
 
 import sys
 
-from apd.train import main
+from apd.train.command import main
 
 sys.exit(main())

@@ -83,7 +83,7 @@ def make_runs(root: Path, count: int) -> int:
 
 def seconds(*arguments: str) -> float:
     """Of apd-table: the best of three."""
-    command = [sys.executable, "-m", "apd.results.table", *arguments]
+    command = [sys.executable, "-m", "apd.tables.command", *arguments]
     taken = []
     for _ in range(3):
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from apd.datasets.caches import digest
 from apd.datasets.folder import image_names, subfolders
-from apd.datasets.published import (
+from apd.datasets.layout import (
     DRIVE,
     Counts,
     Published,

@@ -10,7 +10,7 @@ from pathlib import Path
 from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry
 from apd.datasets.folder import subfolders
-from apd.datasets.published import DRIVE, Counts, Published, Source, lines
+from apd.datasets.layout import DRIVE, Counts, Published, Source, lines
 from apd.errors import UserError, listed
 from apd.host import DATASET_REGISTRY, register
 

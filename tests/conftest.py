@@ -122,7 +122,7 @@ def run(command):
 
     Returns code, out and err (what is printed), and trainer, if it came to one.
     """
-    import apd.train
+    import apd.train.command
 
     def run(*args, **more):
         return call(command(*args, **more))
@@ -136,11 +136,11 @@ def run(command):
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch, redirect_stderr(err):
-            patch.setattr(apd.train, "build_trainer", build_trainer)
+            patch.setattr(apd.train.command, "build_trainer", build_trainer)
             patch.setattr(sys, "__stdout__", out)
             sys.stdout = out
             try:
-                code = apd.train.main(arguments)
+                code = apd.train.command.main(arguments)
             finally:
                 # setup_logger puts a Logger in its place (and upstream's closes it in the end)
                 logger, sys.stdout = sys.stdout, stdout
@@ -158,11 +158,11 @@ def run(command):
 @pytest.fixture(scope="session")
 def build(command):
     """Function: the trainer of a command, built but not run; arguments as ``command``."""
-    import apd.train
+    import apd.train.command
 
     def build(*args, **more):
         apd.register()
-        cfg = apd.train.setup_cfg(apd.train.parse_args(command(*args, **more)))
+        cfg = apd.train.command.setup_cfg(apd.train.command.parse_args(command(*args, **more)))
         apd.host.set_random_seed(cfg.SEED)
         return apd.host.build_trainer(cfg)
 

@@ -6,9 +6,9 @@ with warnings.catch_warnings():  # its pkg_resources, which setup.py provides fo
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import clip  # noqa: F401
 
+from apd.clip.contexts import CoupledPrompts, IndependentPrompts
 from apd.clip.load import load_clip
-from apd.clip.prompted import PromptedCLIP, build_prompted_clip
-from apd.clip.prompts import CoupledPrompts, IndependentPrompts
+from apd.clip.model import PromptedCLIP, build_prompted_clip
 from apd.clip.text import ClassPrompts, encode_text
 from apd.clip.visual import encode_image
 

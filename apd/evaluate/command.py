@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
             for line in changed_verdicts(run, records[1:]):
                 print(line)
         if args.figures:
-            from apd.evaluate.figures import draw  # matplotlib is slow to import
+            from apd.figures.evaluation import draw  # matplotlib is slow to import
 
             draw(evaluated, Path(args.figures))
         impossible = any(ERROR in r["flags"] for _, records in evaluated for r in records)

@@ -1,7 +1,7 @@
 """Prompts trained by CoOp, MaPLe, APT, FAP, AdvPT and MAPT, read and written."""
 
-from apd.interchange.fit import check_fit
 from apd.interchange.folders import checkpoint_path, prompts_folder
 from apd.interchange.layouts import SavedPrompts, read_prompts
+from apd.interchange.match import check_fit
 
 __all__ = ["SavedPrompts", "check_fit", "checkpoint_path", "prompts_folder", "read_prompts"]

@@ -71,7 +71,7 @@ class SavedPrompts:
     """What a checkpoint says about prompts.
 
     Attributes:
-        prompts: by the names of ``apd.clip.prompts``.
+        prompts: by the names of ``apd.clip.contexts``.
         tokens: (C, 77 - M, D), the embedded prompts of the classes it was trained on, without the
             M context vectors; None where it does not say.
         frozen: weights of the CLIP it was trained on, by the names of ``clip.model.CLIP``.

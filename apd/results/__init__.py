@@ -1,4 +1,4 @@
-"""results.json of a run, and tables and plots of many."""
+"""What a run leaves: results.json, history.csv, and verdicts image by image."""
 
 from apd.results.schema import (
     EVALUATIONS,

@@ -1,6 +1,6 @@
 import sys
 
-from apd.sweep.cli import main
+from apd.sweep.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -54,7 +54,7 @@ class Cell:
         Raises:
             UserError: the cell's configuration is wrong.
         """
-        from apd.train import evaluated_prompts, finished, parse_args, setup_cfg
+        from apd.train.command import evaluated_prompts, finished, parse_args, setup_cfg
 
         args = parse_args(list(self.argv))
         cfg = setup_cfg(args)

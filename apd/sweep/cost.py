@@ -43,8 +43,8 @@ def gpu_seconds(cell: Cell) -> float:
     Raises:
         UserError: nothing is known of its trainer, data set or backbone.
     """
-    from apd.datasets.doctor import DATASETS
-    from apd.train import parse_args, setup_cfg
+    from apd.datasets.doctor.command import DATASETS
+    from apd.train.command import parse_args, setup_cfg
 
     cfg = setup_cfg(parse_args(list(cell.argv)))
     part = 1 if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else 2
@@ -79,7 +79,7 @@ def _known(table: dict, what: str, name: str):
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    from apd.sweep.cli import parse_args, read_cells
+    from apd.sweep.command import parse_args, read_cells
 
     apd.register()
     cells = read_cells(parse_args(argv))

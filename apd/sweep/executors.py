@@ -47,7 +47,9 @@ class Local:
         if "forkserver" in methods:
             # clip asks for GPUs when it is imported; asked in this way, children can still use them
             os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-            self.context.set_forkserver_preload(["apd.train", "apd.trainers", "apd.datasets"])
+            self.context.set_forkserver_preload(
+                ["apd.train.command", "apd.trainers", "apd.datasets"]
+            )
 
     def room(self, running: int) -> int:
         return self.jobs - running

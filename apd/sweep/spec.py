@@ -57,7 +57,7 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
         UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
             kind. The configs that the cells name are read when a cell is looked at.
     """
-    from apd.train import find_config
+    from apd.train.command import find_config
 
     found = find_config(str(path))
     try:

@@ -48,7 +48,7 @@ def release() -> None:
 def _train(cell: Cell, threads: int | None) -> int:
     import torch
 
-    from apd.train import main
+    from apd.train.command import main
 
     if threads:
         torch.set_num_threads(threads)

@@ -3,9 +3,9 @@ import re
 import pytest
 import trees
 
-from apd.datasets import doctor
-from apd.datasets.doctor import DATASETS, main
-from apd.datasets.published import Counts
+from apd.datasets.doctor import command as doctor
+from apd.datasets.doctor.command import DATASETS, main
+from apd.datasets.layout import Counts
 
 
 @pytest.fixture

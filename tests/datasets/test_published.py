@@ -9,7 +9,7 @@ import pytest
 import trees
 from scipy.io import savemat
 
-from apd.datasets.doctor import DATASETS
+from apd.datasets.doctor.command import DATASETS
 from apd.errors import UserError
 from apd.host import DATASET_REGISTRY, DataManager
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trees
 
-from apd.datasets.doctor import DATASETS
+from apd.datasets.doctor.command import DATASETS
 
 COOP = os.environ.get("COOP_ROOT")
 pytestmark = pytest.mark.skipif(

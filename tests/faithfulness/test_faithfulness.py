@@ -168,7 +168,7 @@ def test_logits_loss_and_gradients(trainer64, backbones, names, batch, case):
     trained = {name for name, model in trainer._models.items() if trainer._optims[name]}
     assert trained == {name for name in wanted if prompts[name]}
     for model in trained:
-        for name, prompt in prompts[model].items():
+        for prompt in prompts[model].values():
             (got,) = torch.autograd.grad(loss, prompt, retain_graph=True)
             (want,) = torch.autograd.grad(wanted[model], prompt, retain_graph=True)
             assert_same(got, want, 1e-8)

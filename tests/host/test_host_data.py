@@ -9,9 +9,9 @@ from PIL import Image
 
 from apd.errors import UserError
 from apd.host import (
+    DataManager,
     DatasetBase,
     DatasetWrapper,
-    DataManager,
     Datum,
     build_data_loader,
     build_sampler,

@@ -6,11 +6,11 @@ from PIL import Image
 from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
-from apd.results.drawing import draw_points, label_points
-from apd.results.figures import eps_curves, few_shot, scatter, training
-from apd.results.plot import main
+from apd.figures.command import main
+from apd.figures.draw import draw_points, label_points
+from apd.figures.kinds import eps_curves, few_shot, scatter, training
+from apd.figures.style import panels, rendered, styles
 from apd.results.runs import load_runs
-from apd.results.style import panels, rendered, styles
 
 ZERO = {"trainable_parameters": 0, "modality": "none"}
 

@@ -3,8 +3,8 @@
 import pytest
 from sample_results import check_golden, record
 
-from apd.results.protocols import ablation, base_to_new, cost, few_shot, fitting, transfer
-from apd.results.table import load_runs, main
+from apd.tables.command import load_runs, main
+from apd.tables.kinds import ablation, base_to_new, cost, few_shot, fitting, transfer
 
 ROBUST = "PGD-100 eps=2/255 (%)"
 FROM = {"prompts_from": {"model_dir": "elsewhere", "epoch": None}}

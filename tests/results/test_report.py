@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from sample_results import THREAT, record, results
 
+from apd.report.command import main
+from apd.report.page import page
 from apd.results import write_results
-from apd.results.protocols import TABLES, fitting
-from apd.results.report import main, page
 from apd.results.runs import load_runs
+from apd.tables.kinds import TABLES, fitting
 
 EVIL = "<script>alert('x')</script>"
 FLAGS = {"unbounded": "9 % of the images stand & more"}

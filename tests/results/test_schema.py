@@ -11,8 +11,15 @@ from yacs.config import CfgNode
 
 import apd
 from apd.errors import UserError
-from apd.results import RESULTS_NAME, SCHEMA_VERSION, environment, is_complete, read_results
-from apd.results import schema, write_results
+from apd.results import (
+    RESULTS_NAME,
+    SCHEMA_VERSION,
+    environment,
+    is_complete,
+    read_results,
+    schema,
+    write_results,
+)
 
 
 def test_round_trip(tmp_path):

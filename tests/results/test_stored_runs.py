@@ -107,6 +107,6 @@ def test_header_tells_a_subset():
 
 
 def test_tables_do_not_wait_for_pytorch():
-    program = "import sys, apd.results.table; print('torch' in sys.modules)"
+    program = "import sys, apd.tables.command; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

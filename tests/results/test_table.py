@@ -10,8 +10,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from sample_results import THREAT, check_golden, keep_verdicts, record
 
-from apd.results.protocols import methods
-from apd.results.table import load_runs, main
+from apd.tables.command import load_runs, main
+from apd.tables.kinds import methods
 
 ROBUST = "PGD-100 eps=2/255 (%)"
 
@@ -536,7 +536,7 @@ def test_an_unknown_style_is_named(save, tmp_path):
 
 
 def test_runs_as_a_module(save):
-    command = [sys.executable, "-W", "error", "-m", "apd.results.table", str(save())]
+    command = [sys.executable, "-W", "error", "-m", "apd.tables.command", str(save())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "APD" in done.stdout

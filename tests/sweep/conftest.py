@@ -40,7 +40,7 @@ def write_spec(tiny, tmp_path):
 @pytest.fixture
 def sweep(monkeypatch):
     """Function: ``apd-sweep`` in this process, its cells too. Returns code, out and err."""
-    import apd.sweep.cli
+    import apd.sweep.command
     from apd.sweep.worker import run_cell
 
     class Inline:
@@ -63,12 +63,12 @@ def sweep(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(apd.sweep.cli, "make_executor", lambda *_: Inline())
+    monkeypatch.setattr(apd.sweep.command, "make_executor", lambda *_: Inline())
 
     def sweep(*argv):
         out, err, Inline.started = io.StringIO(), io.StringIO(), []
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = apd.sweep.cli.main(list(map(str, argv)))
+            code = apd.sweep.command.main(list(map(str, argv)))
         return SimpleNamespace(
             code=code, out=out.getvalue(), err=err.getvalue(), started=Inline.started
         )

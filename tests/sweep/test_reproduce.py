@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apd.sweep import cost
-from apd.sweep.cli import parse_args, read_cells
+from apd.sweep.command import parse_args, read_cells
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import yaml
 import apd
 from apd.errors import UserError
 from apd.sweep.spec import read_spec
-from apd.train import parse_args, setup_cfg
+from apd.train.command import parse_args, setup_cfg
 
 ROOT = Path(__file__).parents[2]
 SPECS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from apd.results.formats import write
-from apd.results.protocols import few_shot
 from apd.results.runs import load_runs
 from apd.sweep.lock import LOCK_NAME, owner
 from apd.sweep.spec import read_spec
+from apd.tables.kinds import few_shot
+from apd.tables.write import write
 
 ROOT = Path(__file__).parents[2]
 GRID = {
@@ -30,7 +30,7 @@ def fork():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["apd.sweep.cli", "apd.train", "apd.trainers"])
+        context.set_forkserver_preload(["apd.sweep.command", "apd.train.command", "apd.trainers"])
         yield context.Process
 
 
@@ -55,7 +55,7 @@ def start(fork, tmp_path):
 
 
 def _sweep(arguments, log):
-    from apd.sweep.cli import main
+    from apd.sweep.command import main
 
     sys.stdout = sys.stderr = open(log, "w", buffering=1, encoding="utf-8")
     sys.exit(main(arguments))

@@ -32,7 +32,7 @@ def start(command):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["apd.train", "apd.trainers", "apd.datasets"])
+        context.set_forkserver_preload(["apd.train.command", "apd.trainers", "apd.datasets"])
 
         def start(out, method, *more, kill_at=None):
             arguments = command(method, out, *OPTIONS[method], *more)
@@ -45,14 +45,14 @@ def start(command):
 
 def _run(arguments, kill_at):
     """The child: run, and with ``kill_at`` (event, n) be killed at the n-th such event."""
-    import apd.train
+    import apd.train.command
 
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     apd.register()
     if kill_at:
         _watch(*kill_at)
-    sys.exit(apd.train.main(arguments))
+    sys.exit(apd.train.command.main(arguments))
 
 
 def _watch(event, left):

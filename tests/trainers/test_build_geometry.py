@@ -8,7 +8,7 @@ import torch
 import apd
 import apd.trainers.base
 from apd.host import build_trainer
-from apd.train import parse_args, setup_cfg
+from apd.train.command import parse_args, setup_cfg
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "trainers"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))

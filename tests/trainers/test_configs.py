@@ -8,7 +8,7 @@ import yaml
 
 import apd
 from apd.host import TRAINER_REGISTRY, get_cfg_default
-from apd.train import parse_args, setup_cfg
+from apd.train.command import parse_args, setup_cfg
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted((CONFIGS / "trainers").glob("*/*.yaml"))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import apd.clip.prompted
+import apd.clip.model
 
 BATCHES, STEPS = 2, 2  # an epoch of tests/conftest.py, its attack
 
@@ -29,8 +29,8 @@ def passes(build, tmp_path, monkeypatch):
             return wrapper
 
         for name in ("text", "image"):
-            encode = getattr(apd.clip.prompted, f"encode_{name}")
-            monkeypatch.setattr(apd.clip.prompted, f"encode_{name}", counted(name, encode))
+            encode = getattr(apd.clip.model, f"encode_{name}")
+            monkeypatch.setattr(apd.clip.model, f"encode_{name}", counted(name, encode))
         if hasattr(trainer, "attack"):
             attack = trainer.attack
 
@@ -93,9 +93,9 @@ def test_apd_frozen_teacher_encodes_its_text_once_a_run(passes):
 def test_an_evaluation_encodes_text_once(build, tmp_path, monkeypatch):
     trainer = build("APT", tmp_path / "out")
     assert len(trainer.test_loader) > 1
-    calls, encode = [], apd.clip.prompted.encode_text
+    calls, encode = [], apd.clip.model.encode_text
     monkeypatch.setattr(
-        apd.clip.prompted, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
+        apd.clip.model, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
     )
     trainer.test()
     assert len(calls) == 1

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-import apd.clip.prompted
+import apd.clip.model
 from apd.results import read_results
 
 PERTURBED = ("AT.TRAIN.PROMPT", "perturbed", "AT.TRAIN.PALPHA", 0.1)
@@ -49,9 +49,9 @@ def test_perturbed_prompts_are_forgotten_after_the_attack(build, tmp_path):
 )
 def test_text_passes_of_a_step(build, tmp_path, monkeypatch, options, text):
     trainer = build("APT", tmp_path, *options)
-    calls, encode = [], apd.clip.prompted.encode_text
+    calls, encode = [], apd.clip.model.encode_text
     monkeypatch.setattr(
-        apd.clip.prompted, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
+        apd.clip.model, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
     )
     batch = next(iter(trainer.train_loader_x))
     trainer.losses(batch["img"], batch["label"])
@@ -62,13 +62,13 @@ def test_advpt_attacks_each_training_image_once_and_never_sees_one_again(
     build, tmp_path, monkeypatch
 ):
     trainer = build("AdvPT", tmp_path, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)
-    seen, encode = [], apd.clip.prompted.encode_image
+    seen, encode = [], apd.clip.model.encode_image
 
     def counted(visual, images, contexts):
         seen.append(len(images))
         return encode(visual, images, contexts)
 
-    monkeypatch.setattr(apd.clip.prompted, "encode_image", counted)
+    monkeypatch.setattr(apd.clip.model, "encode_image", counted)
     trainer.train()
     # 2 shots of 4 classes in one batch: clean, two attack steps, attacked
     assert seen == [8] * 4

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from tabulate import tabulate
 
 from apd.errors import UserError
-from apd.results.cells import Cell, Missing, is_accuracy
+from apd.tables.cells import Cell, Missing, is_accuracy
 
 
 @dataclass

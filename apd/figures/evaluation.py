@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apd.attacks import ThreatModel, pgd
-from apd.results.drawing import Lines, draw_lines
-from apd.results.points import shots_of
-from apd.results.style import legend, look, panels, save, styles
+from apd.figures.draw import Lines, draw_lines
+from apd.figures.points import shots_of
+from apd.figures.style import legend, look, panels, save, styles
 
 EXAMPLES = 6  # images a figure
 

@@ -61,12 +61,12 @@ def test_a_failing_cell_does_not_stop_the_rest(sweep, write_spec):
 
 
 def test_a_crash_is_a_failure_with_its_traceback(sweep, write_spec, monkeypatch):
-    import apd.train
+    import apd.train.command
 
     def crash(argv):
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(apd.train, "main", crash)
+    monkeypatch.setattr(apd.train.command, "main", crash)
     result = sweep(write_spec())
     assert result.code == 1 and "    RuntimeError: the disk is on fire" in result.out
 
@@ -149,7 +149,7 @@ def test_the_dry_run_lists_all_states_and_the_time_left(sweep, write_spec):
 
 
 def test_an_estimate_prefers_the_cells_most_alike(sweep, write_spec):
-    from apd.sweep.cli import estimator
+    from apd.sweep.command import estimator
 
     spec = write_spec({"shots": [1, 2, 4], "seed": [1, 2]})
     cells = read_spec(spec)

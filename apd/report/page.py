@@ -1,19 +1,10 @@
-"""One page about finished runs, to be sent to a co-author.
-
-    apd-report RUN [RUN...] -o report.html [--title TEXT]
-
-RUN is a run's folder, or a folder above several. The page has the tables and figures that the runs
-suit, threat models, sanity flags, configurations and versions. It needs no other file, no network
-and no script, and the same runs give the same page.
-"""
+"""The report: the tables and figures that runs suit, and all that a reader asks about them."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import shlex
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -22,14 +13,12 @@ import yaml
 
 import apd
 from apd.config import HARMLESS, flat
-from apd.errors import UserError, exit_codes, listed
-from apd.files import atomic_write
-from apd.results.cells import rank
-from apd.results.figures import KINDS
-from apd.results.points import describe, setting_of, shots_of
-from apd.results.protocols import TABLES, fitting
-from apd.results.runs import load_runs
-from apd.results.style import rendered
+from apd.errors import UserError, listed
+from apd.figures.kinds import KINDS
+from apd.figures.points import describe, setting_of, shots_of
+from apd.figures.style import rendered
+from apd.tables.cells import rank
+from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
 _LONG = 20  # rows; longer tables unfold
@@ -252,23 +241,3 @@ def _environments(runs: dict[Path, dict]) -> list[dict]:
         for run in runs.values()
     )
     return [{"runs": f"{number:,}", **dict(row)} for row, number in count.items()]
-
-
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="apd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
-    parser.add_argument("--title", default="", help="default: names the data")
-    args = parser.parse_args(argv)
-    content = page(load_runs(args.runs), args.title)
-    with atomic_write(args.output) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-    print(args.output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

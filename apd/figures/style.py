@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from apd.errors import UserError
 from apd.files import atomic_write
-from apd.results.cells import rank
+from apd.tables.cells import rank
 
 FORMATS = ("png", "pdf", "svg")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from apd.clip import CoupledPrompts, build_prompted_clip
-from apd.clip.prompts import words_of
+from apd.clip.contexts import words_of
 from apd.errors import UserError
 
 NAMES = ["cat", "golden retriever", "ox"]

@@ -40,7 +40,7 @@ from apd.datasets.coop import (
 )
 from apd.datasets.fewshot import Entry, check_labels
 from apd.datasets.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
-from apd.datasets.published import Counts, Published, SplitFile
+from apd.datasets.layout import Counts, Published, SplitFile
 from apd.errors import UserError, exit_codes, one_line
 
 DATASETS: dict[str, type[Published]] = {

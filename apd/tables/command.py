@@ -13,11 +13,11 @@ import sys
 
 from apd.errors import exit_codes
 from apd.files import atomic_write
-from apd.results.commands import commands
-from apd.results.formats import write
-from apd.results.protocols import TABLES, fitting
 from apd.results.runs import load_runs
-from apd.results.stats import compare
+from apd.tables.compare import compare
+from apd.tables.kinds import TABLES, fitting
+from apd.tables.missing import commands
+from apd.tables.write import write
 
 _FILES = {"markdown": "pipe", "latex": "latex", "csv": "csv", "json": "json"}  # option -> style
 

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from apd.errors import UserError, exit_codes, listed
-from apd.results.figures import KINDS
+from apd.figures.kinds import KINDS
+from apd.figures.style import FORMATS, save
 from apd.results.runs import load_runs
-from apd.results.style import FORMATS, save
 
 
 @exit_codes

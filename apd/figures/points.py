@@ -8,8 +8,8 @@ from statistics import mean
 from typing import NamedTuple
 
 from apd.errors import UserError, listed
-from apd.results.cells import learns, settings
 from apd.results.runs import attack_of, clean_accuracy, images_of
+from apd.tables.cells import learns, settings
 
 _USUAL = ("white-box", "fp32")
 

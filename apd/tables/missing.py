@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from apd.results.cells import Missing, shots_name
+from apd.tables.cells import Missing, shots_name
 
 
 def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apd.errors import UserError
-from apd.results.cells import Cell, Grid, Place, average, harmonic, learns, settings, shots_name
-from apd.results.formats import Table
-from apd.results.stats import compare
+from apd.tables.cells import Cell, Grid, Place, average, harmonic, learns, settings, shots_name
+from apd.tables.compare import compare
+from apd.tables.write import Table
 
 DEFAULT = "default"  # of an ablation: its row that changes nothing
 

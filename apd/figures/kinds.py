@@ -11,9 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from apd.results.drawing import Lines, draw_level, draw_lines, draw_points, label_points
-from apd.results.history import read_history
-from apd.results.points import (
+from apd.figures.draw import Lines, draw_level, draw_lines, draw_points, label_points
+from apd.figures.points import (
     Point,
     Setting,
     averages,
@@ -23,7 +22,8 @@ from apd.results.points import (
     setting_of,
     shots_of,
 )
-from apd.results.style import legend, look, panels, styles
+from apd.figures.style import legend, look, panels, styles
+from apd.results.history import read_history
 
 Figures = dict[str, Figure]  # by the stem of its file's name
 

@@ -7,8 +7,8 @@ from statistics import mean
 import numpy as np
 
 from apd.errors import UserError, listed
-from apd.results.cells import Cell, is_accuracy
 from apd.results.runs import judged
+from apd.tables.cells import Cell, is_accuracy
 
 RESAMPLES = 2_000
 
@@ -17,7 +17,7 @@ def compare(tables: list, baseline: str) -> None:
     """Give the accuracies of all other rows their difference to the row of that name.
 
     Args:
-        tables: of ``apd.results.formats.Table``, whose first column names the rows; those that
+        tables: of ``apd.tables.write.Table``, whose first column names the rows; those that
             lack the row are left as they are.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.clip.prompts import (
+from apd.clip.contexts import (
     CoupledPrompts,
     IndependentPrompts,
     ReverseCoupledPrompts,

@@ -1,0 +1,1 @@
+"""One run: a method on a data set, trained and evaluated."""
