@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for axis in ("trainer", "config", "dataset", "backbone"):
         group.add_argument(f"--{axis}", nargs="+", metavar="NAME")
     group.add_argument("--targets", nargs="+", metavar="NAME", help="data sets to transfer to")
+    group.add_argument("--chosen", metavar="FILE", help="config keys that a search has chosen")
     group.add_argument("--shots", nargs="+", type=int, metavar="N")
     group.add_argument("--seed", nargs="+", type=int, metavar="N")
     group.add_argument(
@@ -88,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_cells(args: argparse.Namespace) -> list[Cell]:
-    names = ("root", "output", "trainer", "config", "dataset", "backbone", "targets", "shots")
-    replaced = {name: getattr(args, name) for name in (*names, "seed")}
+    names = ("root", "output", "trainer", "config", "dataset", "backbone", "targets", "chosen")
+    replaced = {name: getattr(args, name) for name in (*names, "shots", "seed")}
     if len(args.set) % 2:
         raise UserError("--set takes pairs of KEY and VALUE")
     options = dict(zip(args.set[::2], args.set[1::2]))

@@ -21,6 +21,16 @@
       TRAIN.PRINT_FREQ: 50
     where:                      # config keys for the cells that have these grid values
       - {trainer: [CoOp, APT], shots: 1, set: {OPTIM.MAX_EPOCH: 50}}
+    search:                     # in place of variants and of the grid's trainers: runs to choose by,
+      budget: 3                 # evaluated on validation images (all of them, unless
+      trials:                   # DATASET.VAL_SHOTS says otherwise), as many for every trainer
+        AdvIVLP:
+          - {OPTIM.LR: [0.01, 0.03, 0.1]}
+        APD:
+          - {OPTIM.LR: [0.01, 0.03]}
+          - {OPTIM.LR: 0.03, TRAINER.APD.TAU: 4.0}
+    chosen: search.json         # by apd-table --table search --json: the config keys that it chose
+                                # for a trainer, below those of variants and where
 
 A value that is a list itself stands in a list: ``INPUT.TRANSFORMS: [[random_flip]]``.
 """
@@ -28,18 +38,21 @@ A value that is a list itself stands in a list: ``INPUT.TRANSFORMS: [[random_fli
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 
 import yaml
 
-from apd.errors import UserError, one_line
+from apd.errors import UserError, listed, one_line
 from apd.sweep.cell import Cell
 
 _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
+_TOP |= {"search", "chosen"}
 _NEEDED = ("trainer", "config", "dataset", "shots", "seed")
 _AXES = {*_NEEDED, "backbone"}
 _PROTOCOLS = ("few-shot", "base-to-new", "transfer")
@@ -50,8 +63,8 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
 
     Args:
         path: the file, or the name under which the package ships it (configs/sweeps/...).
-        replaced: output, root, targets or grid axes in place of the file's; and ``set``, whose
-            keys are added to the file's and win over those of ``where`` too.
+        replaced: output, root, targets, chosen or grid axes in place of the file's; and ``set``,
+            whose keys are added to the file's and win over those of ``where`` too.
 
     Raises:
         UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
@@ -114,7 +127,26 @@ def _checked(spec: dict) -> dict:
         if not isinstance(rule.get("set"), dict):
             raise UserError(f"{where} has no mapping named set")
         _check_keys(rule["set"], configs, where)
+    if (search := spec.setdefault("search", None)) is not None:
+        _check_search(search, configs)
+        if spec["variants"] != [{}] or spec["protocol"] != "few-shot":
+            raise UserError("a search has no variants, and no protocol but few-shot")
     return spec
+
+
+def _check_search(search, configs: set[str]) -> None:
+    _check_keys(search, {"budget", "trials"}, "search")
+    budget, trials = search.get("budget"), search.get("trials")
+    if type(budget) is not int or not isinstance(trials, dict) or not trials:
+        raise UserError("search needs budget, a number, and trials, a mapping of trainers to lists")
+    for trainer, tried in trials.items():
+        for number, trial in enumerate(_listed(tried), start=1):
+            _check_keys(trial, configs, f"trial {number} of {trainer}")
+        count = sum(prod(len(_listed(v)) for v in trial.values()) for trial in _listed(tried))
+        if count != budget:
+            raise UserError(
+                f"search: {trainer} has {count} trials, the budget is {budget} for each"
+            )
 
 
 def _check_keys(found, known: set[str], where: str) -> None:
@@ -154,8 +186,20 @@ def _expand(spec: dict, replaced: dict) -> Iterator[Cell]:
     spec |= {key: replaced.pop(key) for key in _TOP & replaced.keys()}
     if spec["protocol"] == "transfer" and not spec["targets"]:
         raise UserError("the protocol transfer needs targets")
+    variants = spec["variants"]
+    if search := spec["search"]:
+        wanted = _listed(replaced.pop("trainer", list(search["trials"])))
+        if unknown := [name for name in wanted if name not in search["trials"]]:
+            raise UserError(f"search has no trials of {listed(unknown)}")
+        variants = [
+            {"trainer": name, **trial}
+            for name in wanted
+            for trial in _listed(search["trials"][name])
+        ]
+        spec["set"] = {"DATASET.VAL_SHOTS": 0, **spec["set"]}
+    spec["chosen"] = _read_chosen(spec.get("chosen"))
     seen: dict[str, tuple] = {}
-    for variant in spec["variants"]:
+    for variant in variants:
         grid = {**spec["grid"], **variant, **replaced}
         if missing := [key for key in _NEEDED if key not in grid]:
             raise UserError(f"grid lacks {', '.join(missing)}")
@@ -167,6 +211,25 @@ def _expand(spec: dict, replaced: dict) -> Iterator[Cell]:
                     raise UserError(f"two cells have the folder {cell.folder}")
                 seen[cell.folder] = cell.argv
                 yield cell
+
+
+def _read_chosen(path: str | None) -> dict[str, dict]:
+    """Trainer -> config keys."""
+    if not path:
+        return {}
+    how = "apd-table RUNS --table search --json FILE makes it"
+    try:
+        tables = json.loads(Path(path).read_text(encoding="utf-8"))["tables"]
+        (chosen,) = (table["chosen"] for table in tables if table["name"] == "search")
+        for trainer, keys in chosen.items():
+            if keys is None:
+                raise UserError(f"{path} has chosen nothing for {trainer}: its trials lack runs")
+            _check_keys(keys, _config_keys(), f"{path}, {trainer}")
+    except OSError as error:
+        raise UserError(f"chosen {path}: {error.strerror}; {how}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"chosen {path} is no search table in JSON; {how}") from error
+    return chosen
 
 
 def _listed(value) -> list:
@@ -198,7 +261,9 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
     for rule in spec["where"]:
         if all(point.get(key) in _listed(rule[key]) for key in rule.keys() - {"set"}):
             options |= rule["set"]
-    options = {**spec["set"], **options, **forced}
+    options = {**spec["set"], **spec["chosen"].get(trainer, {}), **options, **forced}
+    if spec["search"]:
+        options["TEST.SPLIT"] = "val"
 
     def cell(folder: str, dataset: str = dataset, needs: str = "", **more) -> Cell:
         argv = ["--root", spec["root"], "--seed", seed, "--trainer", trainer]
@@ -224,7 +289,7 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
             **{"DATASET.SUBSAMPLE_CLASSES": "new"},
         )
         return
-    run = f"{_stem(dataset)}/{trainer}/{name}_{shots}shots"
+    run = f"{'search/' * bool(spec['search'])}{_stem(dataset)}/{trainer}/{name}_{shots}shots"
     source = cell(f"{output}/{run}/seed{seed}")
     yield source
     if spec["protocol"] == "transfer":

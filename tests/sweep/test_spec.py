@@ -1,5 +1,7 @@
 """From YAML to cells."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,81 @@ def test_the_ablation_is_of_all_our_choices(monkeypatch):
         keys = set(default) - {"CTX_INIT", "PREC", "TEACHER"}
         assert [key for key in keys if all(c[key] == default[key] for c in configs)] == []
         assert {c.TEACHER.MODE for c in configs} == {"online", "offline", "frozen"}
+
+
+# -- a search, and what it chose -------------------------------------------------------------------
+
+SEARCH = {
+    "budget": 3,
+    "trials": {
+        "AdvIVLP": {"OPTIM.LR": [0.01, 0.02, 0.03]},
+        "APD": [{"TRAINER.APD.TAU": [1.0, 2.0]}, {"TRAINER.APD.TAU": 1.0, "OPTIM.LR": 0.5}],
+    },
+}
+
+
+def test_a_search_gives_every_trainer_its_trials_on_validation_images(cells):
+    found = cells(search=SEARCH, set={"TEST.SPLIT": "test"})
+    assert folders(found) == [
+        f"output/search/digits/{trainer}/mini+{keys}_16shots/seed1"
+        for trainer, keys in (
+            *(("AdvIVLP", f"OPTIM.LR=0.0{rate}") for rate in (1, 2, 3)),
+            *(("APD", f"APD.TAU={rest}") for rest in ("1.0", "2.0", "1.0+OPTIM.LR=0.5")),
+        )
+    ]  # fmt: skip
+    for cell in found:
+        cfg = config(cell)
+        assert (cfg.TEST.SPLIT, cfg.DATASET.VAL_SHOTS) == ("val", 0)
+    assert config(found[5]).OPTIM.LR == 0.5
+    few = cells(search=SEARCH, set={"DATASET.VAL_SHOTS": 8}, replaced={"trainer": ["APD"]})
+    assert folders(few) == folders(found)[3:] and config(few[0]).DATASET.VAL_SHOTS == 8
+
+
+@pytest.mark.parametrize(
+    "search, more, message",
+    [
+        ({"budget": 4}, {}, "AdvIVLP has 3 trials, the budget is 4 for each"),
+        ({"trials": {"APD": [{"OPTIM.LRR": 1}]}}, {}, 'trial 1 of APD has the key "OPTIM.LRR"'),
+        ({"trials": {"APD": [{"seed": 1}]}}, {}, 'trial 1 of APD has the key "seed"'),
+        ({"trials": []}, {}, "search needs budget, a number, and trials"),
+        ({"budgets": 3}, {}, 'search has the key "budgets": did you mean budget?'),
+        ({}, {"protocol": "base-to-new"}, "no protocol but few-shot"),
+        ({}, {"variants": [{"shots": 1}]}, "a search has no variants"),
+        ({}, {"replaced": {"trainer": ["FAP"]}}, "search has no trials of FAP"),
+    ],
+)
+def test_a_search_with_a_mistake_is_told(cells, search, more, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        cells(search={**SEARCH, **search}, **more)
+
+
+def write_chosen(tmp_path, chosen):
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps({"tables": [{"name": "search", "chosen": chosen}]}))
+    return str(path)
+
+
+def test_what_was_chosen_for_a_trainer_is_below_its_own_variants(cells, tmp_path):
+    path = write_chosen(tmp_path, {"APD": {"TRAINER.APD.TAU": 4.0, "OPTIM.LR": 0.5}})
+    trainers = {"trainer": ["APD", "AdvIVLP"]}
+    apd, ivlp = cells(trainers, chosen=path, set={"OPTIM.LR": 0.1})
+    assert apd.folder == "output/digits/APD/mini_16shots/seed1"
+    assert (config(apd).TRAINER.APD.TAU, config(apd).OPTIM.LR) == (4.0, 0.5)
+    assert (config(ivlp).TRAINER.APD.TAU, config(ivlp).OPTIM.LR) == (1.0, 0.1)
+    (varied,) = cells({"TRAINER.APD.TAU": 2.0}, replaced={"chosen": path})
+    assert (config(varied).TRAINER.APD.TAU, config(varied).OPTIM.LR) == (2.0, 0.5)
+
+
+def test_a_choice_that_cannot_be_read_is_told(cells, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text('{"tables": []}')
+    for path, message in (
+        (tmp_path / "search.json", "No such file or directory; apd-table RUNS --table search"),
+        (other, "is no search table in JSON"),
+        ({"APD": None}, "has chosen nothing for APD"),
+        ({"APD": {"OPTIM.LRS": 1}}, 'has the key "OPTIM.LRS"'),
+    ):
+        if isinstance(path, dict):
+            path = write_chosen(tmp_path, path)
+        with pytest.raises(UserError, match=re.escape(message)):
+            cells(chosen=str(path))
