@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apd.attacks import PRECISIONS, ThreatModel, find_attack
@@ -19,7 +20,7 @@ from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
-from apd.results import EVALUATIONS, write_results
+from apd.results import EVALUATIONS, SPLITS, write_results
 from apd.trainers.resumable import ResumableTrainer
 
 
@@ -59,6 +60,8 @@ class PromptTrainer(ResumableTrainer):
             raise UserError(
                 f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: use last_step or best_val"
             )
+        if cfg.TEST.SPLIT not in SPLITS:
+            raise UserError(f"TEST.SPLIT is {cfg.TEST.SPLIT}: use {' or '.join(SPLITS)}")
         # without a radius there is the clean evaluation only
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if cfg.AT.TEST.ATTACKS and not self.test_threat:
@@ -93,7 +96,8 @@ class PromptTrainer(ResumableTrainer):
             self.cfg = cfg
             print("normalize is taken out of INPUT.TRANSFORMS: the model normalises")
         super().build_data_loader()
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+        self.split_loader(self.cfg.TEST.SPLIT)
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:
             raise UserError(
                 "TEST.FINAL_MODEL is best_val, but there are no validation images (and test "
                 "images must not choose the model): use last_step"
@@ -220,14 +224,31 @@ class PromptTrainer(ResumableTrainer):
         self.set_model_mode("eval")
         return self.model.classifier()
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images that are not the test's, as CoOp's ImageNet has."""
+        dataset = self.dm.dataset
+        return bool(dataset.val) and dataset.val is not dataset.test
+
+    def split_loader(self, split: str) -> DataLoader:
+        """The images of "val" or "test".
+
+        Raises:
+            UserError: there are no validation images.
+        """
+        if split == "val" and not self.has_validation:
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has no validation images of its own: use test"
+            )
+        return self.val_loader if split == "val" else self.test_loader
+
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Clean accuracy, and accuracy under the white-box attacks of AT.TEST.
 
-        The final evaluation (no ``split``) ends with results.json; killed and started again, it
-        goes on where it was. TEST.FINAL_MODEL best_val
-        chooses on split "val" under AT.TRAIN's cheaper attack where training is adversarial
-        (our choice).
+        The final evaluation (no ``split``), of TEST.SPLIT, ends with results.json; killed and
+        started again, it goes on where it was. TEST.FINAL_MODEL best_val chooses on split "val"
+        under AT.TRAIN's cheaper attack where training is adversarial (our choice).
 
         Returns:
             Clean accuracy in percent; on "val" what the model is chosen by.
@@ -237,8 +258,6 @@ class PromptTrainer(ResumableTrainer):
             split, threat = self.cfg.TEST.SPLIT, self.test_threat
         else:
             threat = self.train_threat if self.adversarial else None
-        loader = self.val_loader if split == "val" else None
-        split, loader = (split, loader) if loader is not None else ("test", self.test_loader)
         print(f"Evaluate on the *{split}* set")
         self.evaluator.reset()
         options = self.cfg.AT.TEST
@@ -253,9 +272,10 @@ class PromptTrainer(ResumableTrainer):
             }
         records = evaluate(
             self.image_logits(),
-            loader,
+            self.split_loader(split),
             threat,
             parse_batch=self.parse_batch_test,
+            split=split,
             last_iterate=options.LAST_ITERATE,
             seed=max(self.cfg.SEED, 0),
             checks=final,

@@ -29,7 +29,7 @@ from apd.evaluate.flags import ERROR, add_flags
 from apd.evaluate.loop import LogitsFn, Source, evaluate
 from apd.evaluate.state import fingerprint, read_finished, write_finished
 from apd.host import build_trainer, get_cfg_default, set_random_seed
-from apd.results import EVALUATIONS
+from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
 
 
@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     ))  # fmt: skip
     add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
     add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
+    add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
     add("--subset", type=int, help="how many test images, the same for all runs; 0: all")
     add("--root", default="", help="folder that holds the datasets (default: the run's)")
     add("--save-adv", metavar="DIR", help="keep the adversarial images (npz, float32)")
@@ -152,7 +153,7 @@ class Run:
     @torch.no_grad()
     def evaluate(self, args: argparse.Namespace) -> list[dict]:
         """The clean record, and those of all attacks, radii, sources and precisions."""
-        part = self.cfg.AT.TEST
+        part, split = self.cfg.AT.TEST, args.split or self.cfg.TEST.SPLIT
         names = args.attack.split(",") if args.attack else part.ATTACKS or [f"pgd-{part.STEPS}"]
         attacks = [
             find_attack(name, threat, part.LAST_ITERATE)
@@ -165,9 +166,10 @@ class Run:
             for precision in args.prec.split(",") if args.prec else [part.PREC]:
                 found = evaluate(
                     self.logits,
-                    self.trainer.test_loader,
+                    self.trainer.split_loader(split),
                     attacks=attacks,
                     parse_batch=self.trainer.parse_batch_test,
+                    split=split,
                     source=made_on,
                     precision=precision,
                     subset=part.SUBSET if args.subset is None else args.subset,
@@ -221,7 +223,7 @@ def table(evaluated: list[tuple[Run, list[dict]]]) -> str:
                 "norm": threat.get("norm", "-"),
                 "eps": f"{threat['eps']:g}/255" if threat else "-",
                 "source": threat.get("source", "-"),
-                "images": record["total"],
+                "images": f"{record['total']}{' (val)' if record['split'] == 'val' else ''}",
                 "clean (%)": f"{clean['accuracy']:.1f}",
                 "robust (%)": f"{record['accuracy']:.1f}" if threat else "-",
                 "flags": ", ".join(marks),

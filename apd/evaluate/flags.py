@@ -23,7 +23,7 @@ def add_flags(records: list[dict]) -> None:
     for record in records:
         record["flags"] = dict(_of_one(record))
     for other, record in permutations(records, 2):
-        if other["images"] == record["images"]:
+        if (other["split"], other["images"]) == (record["split"], record["images"]):
             for name, text in _of_two(other, record):
                 record["flags"].setdefault(name, text)
 

@@ -69,6 +69,7 @@ def evaluate(
     attacks: Sequence[str | Attack] = (),
     *,
     parse_batch: Callable[..., tuple[Tensor, Tensor]],
+    split: str = "test",
     last_iterate: bool = False,
     source: Source | None = None,
     precision: str = "fp32",
@@ -96,6 +97,7 @@ def evaluate(
             the same order in every pass.
         attacks: names (see ``apd.attacks.find_attack``) within ``threat``, or attacks; default:
             the threat model's PGD.
+        split: of the data set, "test" or "val", that the loader has; only stated.
         last_iterate: count PGD's last iterate only (see ``apd.attacks.surviving``).
         source: where the attacks are made; default: on ``image_logits`` (white-box).
         precision: of the attacks' passes: fp32, bf16, amp.
@@ -110,8 +112,8 @@ def evaluate(
 
     Returns:
         [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
-        total (images), accuracy (%), seconds (without data loading), images ("all", or size and
-        seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also have key
+        total (images), accuracy (%), seconds (without data loading), split, images ("all", or
+        size and seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also have key
         (of their file in ``store``), checks and, with several stages, fell_to.
 
     Raises:
@@ -158,7 +160,7 @@ def evaluate(
         kept = {"identity": identity, "lost_to": run.state.lost, "labels": clean.labels}
         files.append((records[-1], kept, {adv, store} - {None}))
     for record in records:
-        record["images"] = images
+        record["split"], record["images"] = split, images
     add_flags(records)
     for record, kept, folders in files:
         for folder in folders:

@@ -93,6 +93,7 @@ def read_finished(path: Path | None) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        found["record"].setdefault("split", "test")  # older ones do not say
         return {**found, **{name: torch.tensor(found[name]) for name in ("lost_to", "labels")}}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

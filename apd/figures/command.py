@@ -20,6 +20,7 @@ from apd.errors import UserError, exit_codes, listed
 from apd.figures.kinds import KINDS
 from apd.figures.style import FORMATS, save
 from apd.results.runs import load_runs
+from apd.results.schema import SPLITS
 
 
 @exit_codes
@@ -30,13 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("-o", "--output", required=True, metavar="FOLDER", help="where the figures go")
+    add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--kind", nargs="+", default=list(KINDS), metavar="KIND", help="default: all that suit")
     add("--format", nargs="+", default=["png"], metavar="FORMAT", help=", ".join(FORMATS))
     args = parser.parse_args(argv)
     for what, given, known in (("kind", args.kind, KINDS), ("format", args.format, FORMATS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"there is no {what} {listed(unknown)}: use {', '.join(known)}")
-    runs = load_runs(args.runs)
+    runs = load_runs(args.runs, args.split)
     figures = {stem: figure for kind in args.kind for stem, figure in KINDS[kind](runs).items()}
     if not figures:
         raise UserError(

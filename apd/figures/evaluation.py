@@ -47,7 +47,7 @@ def _examples(run, record: dict) -> Figure:
 
     The attacked images are those of PGD in the record's ball, attacked to the end.
     """
-    images, labels = _first_right(run)
+    images, labels = _first_right(run, record["split"])
     threat = record["threat_model"]
     eps, steps = threat["eps"], 20
     attack = ThreatModel(threat["norm"], eps, 2.5 * eps / steps, steps)
@@ -75,10 +75,10 @@ def _examples(run, record: dict) -> Figure:
     return figure
 
 
-def _first_right(run) -> tuple[Tensor, Tensor]:
-    """Correctly classified test images, of as many classes as there are."""
+def _first_right(run, split: str) -> tuple[Tensor, Tensor]:
+    """Correctly classified images, of as many classes as there are; the first, if none is."""
     images, labels, seen = [], [], set()
-    for batch in run.trainer.test_loader:
+    for batch in run.trainer.split_loader(split):
         x, y = run.trainer.parse_batch_test(batch)
         with torch.no_grad():
             right = run.logits(x).argmax(dim=1) == y
@@ -89,6 +89,8 @@ def _first_right(run) -> tuple[Tensor, Tensor]:
                 labels.append(y[i])
         if len(images) == min(EXAMPLES, len(run.classnames)):
             break
+    if not images:
+        images, labels = [x[0]], [y[0]]
     return torch.stack(images), torch.stack(labels)
 
 
@@ -143,4 +145,5 @@ def _of(record: dict, eps: bool = True) -> str:
     parts += [f"eps {threat['eps']:g}/255"] * eps
     parts += [threat["source"]] * (threat["source"] != "white-box")
     parts += [threat["precision"]] * (threat["precision"] != "fp32")
+    parts += ["validation images"] * (record["split"] == "val")
     return " ".join(parts)

@@ -16,6 +16,7 @@ from apd.errors import exit_codes
 from apd.files import atomic_write
 from apd.report.page import page
 from apd.results.runs import load_runs
+from apd.results.schema import SPLITS
 
 
 @exit_codes
@@ -26,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
     parser.add_argument("--title", default="", help="default: names the data")
+    parser.add_argument("--split", choices=SPLITS, help="evaluations on these images only")
     args = parser.parse_args(argv)
-    content = page(load_runs(args.runs), args.title)
+    content = page(load_runs(args.runs, args.split), args.title)
     with atomic_write(args.output) as temporary:
         temporary.write_text(content, encoding="utf-8")
     print(args.output)

@@ -155,7 +155,7 @@ def _threats(runs: dict[Path, dict]) -> list[dict]:
                     "source": threat["source"],
                     "precision": threat["precision"],
                     "data set": run["dataset"],
-                    "images": f"{evaluation['total']:,}{drawn}",
+                    "images": f"{evaluation['total']:,} {evaluation['split']}{drawn}",
                 }
                 seeds[tuple(row.items())].add(threat["seed"])
                 count[tuple(row.items())] += 1

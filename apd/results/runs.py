@@ -14,10 +14,11 @@ from apd.errors import UserError, one_line
 from apd.results.schema import EVALUATIONS, RESULTS_NAME, WRONG, read_results
 
 
-def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
+def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path, dict]:
     """The results of all complete runs in or below ``folders``, by run folder.
 
-    "evaluations" has those of results.json, then what ``apd-eval`` added of the same prompts.
+    "evaluations" has those of results.json, then what ``apd-eval`` added of the same prompts;
+    with ``split``, those of that split only, and the runs that have some.
 
     Raises:
         UserError: a folder holds none, or a file cannot be read.
@@ -31,7 +32,17 @@ def load_runs(folders: list[str | Path]) -> dict[Path, dict]:
                 runs[path] = results
         if not paths & runs.keys():
             raise UserError(f"no finished run ({RESULTS_NAME}) in {folder}")
-    return runs
+    return runs if split is None else _of(split, runs)
+
+
+def _of(split: str, runs: dict[Path, dict]) -> dict[Path, dict]:
+    found = {}
+    for folder, run in runs.items():
+        if evaluations := [one for one in run["evaluations"] if one["split"] == split]:
+            found[folder] = {**run, "evaluations": evaluations}
+    if not found:
+        raise UserError(f"none of these runs has an evaluation on {split} images")
+    return found
 
 
 def _run_folders(folder: str | Path) -> set[Path]:
@@ -69,6 +80,7 @@ def _read(folder: Path, key: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["record"]["threat_model"]["eps"], found["identity"]["model"], found["lost_to"]
+        found["record"].setdefault("split", "test")  # older ones do not say
         return found  # with all that is read from it
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -144,6 +156,9 @@ def attack_of(evaluation: dict) -> str:
 
 
 def images_of(evaluation: dict) -> str:
-    """What part of the test images it is about; empty: all."""
+    """What part of which images it is about; empty: all test images."""
     images = evaluation.get("images", "all")  # older results do not say
-    return "" if images == "all" else f"{images['count']:,} images"
+    validation = "validation " if evaluation["split"] == "val" else ""
+    if images == "all":
+        return f"{validation}images" if validation else ""
+    return f"{images['count']:,} {validation}images"

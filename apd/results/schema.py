@@ -1,6 +1,7 @@
 """results.json: what one run found, and under which conditions.
 
-Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory and argv):
+Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory, argv, and the
+split of evaluations, which is filled in when they are read):
     schema: version of this list.
     complete: true; the file is written last, so a run is complete when it says so.
     method: trainer name.
@@ -10,7 +11,8 @@ Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memor
         how many, ``subsample`` is all, base or new.
     host: the toolbox and its version.
     evaluations: list of records of ``apd.evaluate.evaluate``: attack, threat_model, correct,
-        total, accuracy (%), seconds, images, flags and, under attack, key and checks.
+        total, accuracy (%), seconds, split (test or val), images, flags and, under attack, key
+        and checks.
     fingerprint: of the model, as the files in evaluations/ have it.
     epochs: that were trained.
     train_seconds, seconds: training alone, and training with evaluation.
@@ -38,6 +40,7 @@ SCHEMA_VERSION = 1
 RESULTS_NAME = "results.json"
 HISTORY_NAME = "history.csv"
 EVALUATIONS = "evaluations"  # folder, in a run's, of verdicts image by image
+SPLITS = ("test", "val")  # that an evaluation may be of
 WRONG = -1  # of a verdict ("lost_to"): the clean image is misclassified
 
 _GIVEN = {  # by the run; the other fields are filled in here
@@ -86,6 +89,9 @@ def read_results(run_dir: str | Path) -> dict:
         missing = {key for record in results["evaluations"] for key in _EVALUATION - record.keys()}
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and run again")
+    config = results["config"].get("TEST", {})
+    for record in results["evaluations"]:  # older results do not say, and took all else for test
+        record.setdefault("split", "val" if config.get("SPLIT") == "val" else "test")
     return results
 
 

@@ -308,6 +308,7 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             if field != "shots" or learns(run):
                 check(field, run[field], folder)
         for evaluation in run["evaluations"]:
+            check("the split (--split chooses one)", evaluation["split"], folder)
             threat = dict(evaluation["threat_model"] or {})
             threat.pop("seed", None)
             header = header_of(evaluation).removesuffix(" (%)")

@@ -14,6 +14,7 @@ import sys
 from apd.errors import exit_codes
 from apd.files import atomic_write
 from apd.results.runs import load_runs
+from apd.results.schema import SPLITS
 from apd.tables.compare import compare
 from apd.tables.kinds import TABLES, fitting
 from apd.tables.missing import commands
@@ -29,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
+    add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
     add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
@@ -41,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    runs = load_runs(args.runs)
+    runs = load_runs(args.runs, args.split)
     tables = TABLES[args.table or fitting(runs)[0]](runs)
     if args.commands:
         missing = dict.fromkeys(one for table in tables for one in table.missing)

@@ -48,6 +48,17 @@ def test_several_runs_attacks_and_radii_in_one_call(runs, call, tmp_path):
     assert all("flags" in r and r["images"] == {"count": 12, "seed": 0} for r in found)
 
 
+def test_validation_images_are_evaluated_apart_from_the_test_images(runs, call):
+    run = runs / "AdvIVLP"
+    code, out, err = call(run, "--split", "val", "--attack", "pgd-3")
+    assert (code, err) == (0, "")
+    (row,) = [line for line in out.splitlines() if "/255" in line and line[0] != "["]
+    assert "8 (val)" in row
+    whole = [r for r in records(run) if r["attack"] == "pgd-3" and r["images"] == "all"]
+    found = {(r["split"], r["total"]) for r in whole if r["threat_model"]["eps"] == 1}
+    assert found == {("test", 20), ("val", 8)}
+
+
 def test_the_runs_own_attack_is_found_again_and_its_results_stay(runs, call):
     before = (runs / "AdvIVLP" / "results.json").read_bytes()
     code, out, _ = call(runs / "AdvIVLP")

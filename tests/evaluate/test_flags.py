@@ -192,7 +192,7 @@ def test_broken_gradients_come_with_their_share():
 def record(attack="pgd-10", accuracy=50.0, images="all", **threat):
     fields = {"eps": 8, "norm": "linf", "steps": 10, "source": "white-box", "seed": 1, **threat}
     return {
-        "attack": attack, "accuracy": accuracy, "total": 200, "images": images,
+        "attack": attack, "accuracy": accuracy, "total": 200, "split": "test", "images": images,
         "threat_model": None if attack == "clean" else fields,
     }  # fmt: skip
 
@@ -214,6 +214,8 @@ def test_comparisons_fire_on_the_suspect_only(name, other, flagged):
     assert list(flagged["flags"]) == [name] and other["flags"] == {}
     # other images, or the accuracies the right way round: nothing to compare, nothing to flag
     add_flags([other, apart := {**flagged, "images": {"count": 200, "seed": 0}}])
+    assert other["flags"] == apart["flags"] == {}
+    add_flags([other, apart := {**flagged, "split": "val"}])
     assert other["flags"] == apart["flags"] == {}
     add_flags([{**other, "accuracy": 60.0}, sound := dict(flagged)])
     assert sound["flags"] == {}

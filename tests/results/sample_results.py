@@ -30,6 +30,7 @@ def record(attack, accuracy, threat=None, total=500, **fields):
         "total": total,
         "accuracy": accuracy,
         "seconds": 1.5,
+        "split": "test",
         **fields,
     }
 

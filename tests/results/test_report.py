@@ -110,7 +110,7 @@ def test_threat_models_are_whole(made):
     assert dict(zip(header, row)) == {
         "attack": "pgd-100", "norm": "linf", "eps": "2", "alpha": "0.625", "steps": "100",
         "restarts": "7", "random start": "yes", "loss": "ce", "counts": "any iterate",
-        "source": "white-box", "precision": "fp32", "data set": "Digits", "images": "500",
+        "source": "white-box", "precision": "fp32", "data set": "Digits", "images": "500 test",
         "seeds": "1", "runs": "6",
     }  # fmt: skip
 

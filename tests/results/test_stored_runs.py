@@ -9,7 +9,7 @@ import pytest
 from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
-from apd.results import EVALUATIONS
+from apd.results import EVALUATIONS, read_results
 from apd.results.runs import header_of, judged, load_runs
 
 
@@ -104,6 +104,25 @@ def test_header_tells_a_subset():
     part = {"images": {"count": 1000, "seed": 0}}
     assert header_of(record("clean", 1.0, **part)) == "clean, 1,000 images (%)"
     assert header_of(record("pgd-9", 1.0, THREAT, **part)) == "PGD-9 eps=2/255, 1,000 images (%)"
+
+
+def test_header_tells_validation_images():
+    part = {"images": {"count": 1000, "seed": 0}}
+    assert header_of(record("clean", 1.0, split="val")) == "clean, validation images (%)"
+    assert header_of(record("pgd-9", 1.0, THREAT, split="val", **part)) == (
+        "PGD-9 eps=2/255, 1,000 validation images (%)"
+    )
+
+
+@pytest.mark.parametrize(
+    "config, split",
+    [({}, "test"), ({"TEST": {"SPLIT": "val"}}, "val"), ({"TEST": {"SPLIT": "valid"}}, "test")],
+)
+def test_older_results_have_the_split_that_they_were_evaluated_on(save, config, split):
+    evaluation = record("clean", 75.0, total=4)
+    del evaluation["split"]
+    run = save(evaluations=[evaluation], config=config)
+    assert [one["split"] for one in read_results(run)["evaluations"]] == [split]
 
 
 def test_tables_do_not_wait_for_pytorch():

@@ -121,6 +121,23 @@ def test_evaluations_of_a_part_that_all_methods_have_are_in_the_one_table(save, 
     assert table.title == "Digits, 16 shots, mini"
 
 
+def test_one_table_never_holds_two_splits(save, tmp_path, capsys):
+    """Their numbers of images may agree."""
+    save("a", method="CoOp")
+    validated = [record("clean", 90.0, split="val"), record("pgd-100", 50.0, THREAT, split="val")]
+    save("b", evaluations=validated)
+    assert main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the split (--split chooses one): test in" in line and "val in" in line
+    assert main([str(tmp_path), "--split", "val"]) == 0
+    out = capsys.readouterr().out
+    assert "clean, validation images (%)" in out and "90.0" in out and "CoOp" not in out
+    assert main([str(tmp_path), "--split", "test"]) == 0
+    assert "CoOp" in capsys.readouterr().out
+    assert main([str(tmp_path / "a"), "--split", "val"]) == 2
+    assert "none of these runs has an evaluation on val images" in capsys.readouterr().err
+
+
 def test_several_data_sets_are_columns_with_an_average(save, tmp_path):
     for seed, shift in ((1, 0), (2, 2)):
         for dataset, clean in (("Digits", 80.0), ("DTD", 60.0)):

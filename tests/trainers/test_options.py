@@ -212,6 +212,51 @@ def test_best_val_never_chooses_on_test_images(run, tmp_path, tiny):
     assert not (tmp_path / "out").exists()
 
 
+def test_split_val_evaluates_validation_images_and_says_so(run, tmp_path):
+    result = run("AdvIVLP", tmp_path, "TEST.SPLIT", "val", "OPTIM.MAX_EPOCH", 1)
+    assert (result.code, result.err) == (0, "")
+    found = read_results(tmp_path)["evaluations"]
+    assert [(r["attack"], r["split"], r["total"]) for r in found] == [
+        ("clean", "val", 8), ("pgd-3", "val", 8),
+    ]  # fmt: skip
+    model, right = result.trainer.model, 0
+    for batch in result.trainer.dm.val_loader:
+        right += int((model(batch["img"]).argmax(1) == batch["label"]).sum())
+    assert found[0]["correct"] == right
+
+
+def test_without_a_word_the_test_images_are_evaluated(run, tmp_path):
+    run("ZeroshotCLIP", tmp_path)
+    found = read_results(tmp_path)["evaluations"]
+    assert [(r["split"], r["total"]) for r in found] == [("test", 20)] * 2
+
+
+@pytest.mark.parametrize("split", ["valid", "train", "Test"])
+def test_an_unknown_split_is_refused(run, tmp_path, split):
+    result = run("CoOp", tmp_path / "out", "TEST.SPLIT", split)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"TEST.SPLIT is {split}" in result.err and "test or val" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_split_val_needs_validation_images_of_its_own(run, tmp_path, tiny, monkeypatch, same):
+    """``same``: CoOp's ImageNet has the test images as validation images, too."""
+    from apd.datasets.folder import Folder
+
+    init = Folder.__init__
+
+    def changed(self, cfg):
+        init(self, cfg)
+        self._val = self._test if same else []
+
+    monkeypatch.setattr(Folder, "__init__", changed)
+    result = run("CoOp", tmp_path / "out", "TEST.SPLIT", "val")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "Folder has no validation images of its own: use test" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_best_val_evaluates_again_what_it_deployed(run, tmp_path):
     out = tmp_path / "out"
     run("AdvIVLP", out, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
