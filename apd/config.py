@@ -60,6 +60,9 @@ _KEYS = {
         # hand-written prompt (default: a photo of a {}.)
         "FOLDER": {"DIR": "", "NAME": "", "TEMPLATE": ""},
     },
+    # keep the images in memory once they are read: for few or small ones; those of training are
+    # read again in each epoch if INPUT.TRANSFORMS changes them at random
+    "DATALOADER": {"IN_MEMORY": False},
     "AT": {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
         "TRAIN": {
@@ -123,12 +126,17 @@ HARMLESS = {
     "DATASET.ROOT",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
+    "DATALOADER.IN_MEMORY",
 }
 
 
 def differences(config: dict, other: dict) -> list[str]:
-    """What in ``other`` could give another result than ``config``, as "KEY: value, was other"."""
-    ours, theirs = dict(flat(config)), dict(flat(other))
+    """What in ``other`` could give another result than ``config``, as "KEY: value, was other".
+
+    A key of ours that ``other`` lacks, being of an earlier version, has its default there: the
+    default of a new key changes nothing.
+    """
+    ours, theirs = dict(flat(config)), {**dict(flat(_KEYS)), **dict(flat(other))}
     return [
         f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())

@@ -20,6 +20,7 @@ from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
+from apd.host.kept import CHANCELESS, keeping
 from apd.results import EVALUATIONS, SPLITS, write_results
 from apd.trainers.resumable import ResumableTrainer
 
@@ -96,6 +97,10 @@ class PromptTrainer(ResumableTrainer):
             self.cfg = cfg
             print("normalize is taken out of INPUT.TRANSFORMS: the model normalises")
         super().build_data_loader()
+        if self.cfg.DATALOADER.IN_MEMORY:
+            self.test_loader, self.val_loader = keeping(self.test_loader), keeping(self.val_loader)
+            if CHANCELESS.issuperset(self.cfg.INPUT.TRANSFORMS):
+                self.train_loader_x = keeping(self.train_loader_x)
         self.split_loader(self.cfg.TEST.SPLIT)
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:
             raise UserError(

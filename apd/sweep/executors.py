@@ -33,7 +33,7 @@ class Local:
         threads: per cell; None: the processors divided by ``jobs``.
     """
 
-    pause = 0.2
+    pause = 0.05
 
     def __init__(self, jobs: int, threads: int | None = None) -> None:
         self.jobs = jobs
@@ -47,9 +47,7 @@ class Local:
         if "forkserver" in methods:
             # clip asks for GPUs when it is imported; asked in this way, children can still use them
             os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-            self.context.set_forkserver_preload(
-                ["apd.train.command", "apd.trainers", "apd.datasets"]
-            )
+            self.context.set_forkserver_preload(["apd.sweep.warm"])
 
     def room(self, running: int) -> int:
         return self.jobs - running

@@ -21,7 +21,7 @@
       TRAIN.PRINT_FREQ: 50
     where:                      # config keys for the cells that have these grid values
       - {trainer: [CoOp, APT], shots: 1, set: {OPTIM.MAX_EPOCH: 50}}
-    search:                     # in place of variants and of the grid's trainers: runs to choose by,
+    search:                     # in place of variants and the grid's trainers: runs to choose by,
       budget: 3                 # evaluated on validation images (all of them, unless
       trials:                   # DATASET.VAL_SHOTS says otherwise), as many for every trainer
         AdvIVLP:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from apd.results import read_results
 from apd.trainers import base
@@ -49,6 +51,39 @@ def test_the_same_command_gives_the_same_run(run, runs, tmp_path):
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert counts(runs.maple) == counts(tmp_path)
+
+
+@pytest.mark.parametrize("transforms", [[], ["random_flip"]])
+def test_images_in_memory_give_the_same_run(run, tmp_path, transforms, monkeypatch):
+    read, reads = Image.open, []
+    monkeypatch.setattr(Image, "open", lambda path, *_: reads.append(path) or read(path))
+    options = ("INPUT.TRANSFORMS", transforms, "OPTIM.MAX_EPOCH", 3)
+    states, numbers = [], []
+    for name, kept in (("again", False), ("kept", True)):
+        reads.clear()
+        out = tmp_path / name
+        assert run("AdvIVLP", out, *options, "DATALOADER.IN_MEMORY", kept).code == 0
+        states.append(torch.load(out / "prompt_learner" / "model.pth.tar-3", weights_only=True))
+        numbers.append(len(reads))
+    first, second = (state["state_dict"] for state in states)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert counts(tmp_path / "again") == counts(tmp_path / "kept")
+    train, test = 8, 20
+    assert numbers[0] >= 3 * train + 2 * test
+    assert numbers[1] == (3 if transforms else 1) * train + test
+
+
+def test_a_run_of_an_earlier_version_has_new_keys_at_their_defaults(run, runs, tmp_path, contents):
+    shutil.copytree(runs.coop, tmp_path / "old")
+    path = tmp_path / "old" / "results.json"
+    results = json.loads(path.read_text())
+    del results["config"]["DATASET"]["VAL_SHOTS"], results["config"]["TRAINER"]["APD"]["TAU"]
+    path.write_text(json.dumps(results))
+    before = contents(tmp_path / "old")
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    assert "is finished" in run("CoOp", tmp_path / "old", *base).out
+    assert run("CoOp", tmp_path / "old", *base, "DATASET.VAL_SHOTS", 3).code == 2
+    assert contents(tmp_path / "old") == before
 
 
 def test_another_seed_gives_another_run(run, runs, tmp_path):

@@ -1,0 +1,12 @@
+"""What every cell needs and none changes: imported by the process that they are forked from."""
+
+import contextlib
+
+import apd.datasets
+import apd.train.command
+import apd.trainers  # noqa: F401
+from apd.clip.text import tokenizer
+
+tokenizer()
+with contextlib.suppress(ImportError):
+    import torch.utils.tensorboard  # noqa: F401
