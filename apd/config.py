@@ -110,6 +110,15 @@ def extend_cfg(cfg: CfgNode) -> None:
     _add(cfg, _KEYS)
 
 
+def default() -> CfgNode:
+    """The toolbox's config with the keys of these trainers."""
+    from apd.host import get_cfg_default  # PyTorch is slow to import
+
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    return cfg
+
+
 def _add(node: CfgNode, keys: dict) -> None:
     for key, value in keys.items():
         if isinstance(value, dict):

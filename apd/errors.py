@@ -36,6 +36,12 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+def either(names: Iterable[str]) -> str:
+    """Join names as "A, B or C"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1."""
 

@@ -35,18 +35,17 @@ from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 
-from apd.config import extend_cfg
+from apd.config import default
 from apd.datasets.folder import Folder
 from apd.datasets.imagenet import ImageNet
 from apd.files import write_json
-from apd.host import HOST, build_data_loader, build_transform, get_cfg_default
+from apd.host import HOST, build_data_loader, build_transform
 
 CLASSES, BATCH = 1000, 32
 
 
 def config(root: Path, **options):
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
+    cfg = default()
     cfg.DATASET.ROOT = str(root)
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (224, 224), "bicubic"
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip")

@@ -22,9 +22,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-import apd
+from apd.config import default
 from apd.files import write_json
-from apd.host import get_cfg_default
 from apd.results import write_results
 
 METHODS = (
@@ -37,8 +36,7 @@ TABLES = ("few-shot", "cost")
 
 def make_runs(root: Path, count: int) -> int:
     """Write about ``count`` runs below ``root``, and tell how many."""
-    cfg = get_cfg_default()
-    apd.extend_cfg(cfg)
+    cfg = default()
     rng = random.Random(0)
     seeds = range(1, max(1, round(count / (len(METHODS) * DATA_SETS * len(SHOTS)))) + 1)
     grid = list(itertools.product(METHODS, range(DATA_SETS), SHOTS, seeds))

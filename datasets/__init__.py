@@ -1,3 +1,7 @@
 """Data sets by their CoOp names; importing this package registers them."""
 
-from apd.datasets import characters, coop, digits, folder, imagenet  # noqa: F401
+from importlib import import_module
+from pkgutil import iter_modules
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

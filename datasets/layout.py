@@ -18,6 +18,7 @@ from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
 from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write
+from apd.known_data import data_rank
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
 DRIVE = "https://drive.google.com/file/d/{}/view"
@@ -46,6 +47,16 @@ class Source(NamedTuple):
     made: str = ""
 
 
+_published: dict[str, type[Published]] = {}
+
+
+def published() -> dict[str, type[Published]]:
+    """The published data sets by name, in the order of tables."""
+    import apd.datasets  # noqa: F401  all of them
+
+    return {name: _published[name] for name in sorted(_published, key=data_rank)}
+
+
 class Published(FewShotDataset):
     """A data set in CoOp's layout, its images, class names, order and draws as CoOp's.
 
@@ -61,6 +72,10 @@ class Published(FewShotDataset):
     image_dir: str  # below dataset_dir
     layout: dict[str, str]  # paths below dataset_dir -> where they come from
     counts: Counts
+
+    def __init_subclass__(cls) -> None:
+        if "counts" in vars(cls):  # else a base of others
+            _published[cls.__name__] = cls
 
     def __init__(self, cfg) -> None:
         folder = data_root(cfg) / self.dataset_dir

@@ -1,16 +1,7 @@
 """The methods, one file each. Importing this package registers them with the toolbox."""
 
-from apd.trainers import (  # noqa: F401
-    adv_ivlp,
-    adv_maple,
-    adv_vpt,
-    advpt,
-    apd,
-    apt,
-    coop,
-    fap,
-    ivlp,
-    maple,
-    vpt,
-    zsclip,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
-from apd.datasets.templates import dataset_name, template
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
+from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, SPLITS, write_results
 from apd.trainers.resumable import ResumableTrainer
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.datasets.templates import template
 from apd.host import TRAINER_REGISTRY, register
+from apd.known_data import template
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.base import PromptTrainer
 

@@ -24,11 +24,12 @@ from yacs.config import CfgNode
 
 import apd
 from apd.attacks import NAMES, ThreatModel, find_attack
+from apd.config import default
 from apd.errors import UserError, exit_codes, one_line
 from apd.evaluate.flags import ERROR, add_flags
 from apd.evaluate.loop import LogitsFn, Source, evaluate
 from apd.evaluate.state import fingerprint, read_finished, write_finished
-from apd.host import build_trainer, get_cfg_default, set_random_seed
+from apd.host import build_trainer, set_random_seed
 from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
 
@@ -61,8 +62,7 @@ class Run:
 
     def __init__(self, folder: Path, results: dict, root: str = "", compiled: bool = False) -> None:
         self.folder, self.results = folder, results
-        cfg = get_cfg_default()
-        apd.extend_cfg(cfg)
+        cfg = default()
         try:
             cfg.merge_from_other_cfg(CfgNode(results["config"]))
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:

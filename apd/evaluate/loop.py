@@ -113,8 +113,8 @@ def evaluate(
     Returns:
         [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
         total (images), accuracy (%), seconds (without data loading), split, images ("all", or
-        size and seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also have key
-        (of their file in ``store``), checks and, with several stages, fell_to.
+        size and seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also
+        have key (of their file in ``store``), checks and, with several stages, fell_to.
 
     Raises:
         UserError: no images, images outside [0, 1], unknown attacks.

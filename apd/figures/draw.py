@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-from apd.tables.cells import rank
+from apd.methods import rank
 
 Lines = dict[str, dict[float, dict[int, float]]]  # method -> x -> seed -> y
 

@@ -1,8 +1,8 @@
 """One look for all figures: a method's colour, marker and line, and files that bear no date.
 
-The colours are Okabe and Ito's, which colour-blind readers tell apart; marker and line say the same
-again. Methods that train on attacked images have filled markers and solid lines, their
-counterparts that train on clean images have the same colour, open markers and dashed lines.
+Marker and line say again what the colour says. Methods that train on attacked images have filled
+markers and solid lines, their counterparts that train on clean images have the same colour, open
+markers and dashed lines (``apd.methods``).
 """
 
 from __future__ import annotations
@@ -18,31 +18,13 @@ from matplotlib.figure import Figure
 
 from apd.errors import UserError
 from apd.files import atomic_write
-from apd.tables.cells import rank
+from apd.methods import BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, RED, SKY, rank
 
 FORMATS = ("png", "pdf", "svg")
 
-_BLACK, _GREY = "#000000", "#777777"
-_ORANGE, _SKY, _GREEN, _BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
-_RED, _PURPLE = "#D55E00", "#CC79A7"  # yellow is too pale on white
 _SOLID, _DASHED = "-", "--"
-_METHODS = {
-    "ZeroshotCLIP": (_BLACK, "x", _DASHED),
-    "ZeroshotCLIP2": (_BLACK, "+", _DASHED),
-    "CoOp": (_ORANGE, "s", _DASHED),
-    "VPT": (_SKY, "^", _DASHED),
-    "IVLP": (_GREEN, "D", _DASHED),
-    "MaPLe": (_BLUE, "v", _DASHED),
-    "APT": (_ORANGE, "s", _SOLID),
-    "AdvPT": (_GREY, "X", _SOLID),
-    "AdvVPT": (_SKY, "^", _SOLID),
-    "AdvIVLP": (_GREEN, "D", _SOLID),
-    "AdvMaPLe": (_BLUE, "v", _SOLID),
-    "FAP": (_PURPLE, "P", _SOLID),
-    "APD": (_RED, "o", _SOLID),
-}
 # of other methods; 7 and 5 have no common divisor, so that 35 of them differ
-_COLOURS = (_PURPLE, _BLUE, _ORANGE, _GREEN, _RED, _SKY, _GREY)
+_COLOURS = (PURPLE, BLUE, ORANGE, GREEN, RED, SKY, GREY)
 _MARKERS = ("<", "p", ">", "h", "d")
 _CYCLE = matplotlib.cycler(color=_COLOURS, marker=["o", "s", "^", "D", "v", "P", "X"])
 
@@ -73,8 +55,9 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
     """Arguments of ``Axes.plot`` for each method; known ones look the same in every figure."""
     numbers, found = count(), {}
     for method in sorted(set(methods)):
-        if method in _METHODS:
-            colour, marker, line = _METHODS[method]
+        if known := METHODS.get(method):
+            colour, marker = known.colour, known.marker
+            line = _SOLID if known.adversarial else _DASHED
         else:
             i = next(numbers)
             colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]

@@ -9,16 +9,9 @@ from torch import Tensor
 
 from apd.clip import PromptedCLIP
 from apd.clip.text import ClassPrompts
-from apd.errors import UserError
+from apd.errors import UserError, either
 from apd.interchange.layouts import SavedPrompts
-
-_TRAINERS = {  # whose prompts are of a kind
-    "text": "CoOp, APT or AdvPT",
-    "visual": "VPT or AdvVPT",
-    "text + visual": "IVLP, AdvIVLP or APD",
-    "text-to-visual": "MaPLe, AdvMaPLe or APD with TRAINER.APD.COUPLED True",
-    "visual-to-text": "FAP",
-}
+from apd.methods import METHODS
 
 
 def check_fit(
@@ -72,12 +65,16 @@ def _shapes(saved: SavedPrompts) -> dict[str, torch.Size]:
 
 def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mapping) -> str:
     text, visual = saved.context("text"), saved.context("visual")
-    if saved.kind not in _TRAINERS:
+    kinds = {name: method.prompts for name, method in METHODS.items() if method.prompts}
+    trainers = [name for name, kind in kinds.items() if kind == saved.kind]
+    if not trainers:
         return "no trainer here has such prompts"
+    if saved.kind == "text-to-visual":
+        trainers.append("APD with TRAINER.APD.COUPLED True")
     # coupled prompts of one layer are the same whichever way they are coupled
     alike = "-to-" in saved.kind and "-to-" in own.kind and 1 in (saved.depth, own.depth)
     if saved.kind != own.kind and not alike:
-        return f"use --trainer {_TRAINERS[saved.kind]}"
+        return f"use --trainer {either(trainers)}"
     wanted: dict = {"PROMPT_DEPTH": saved.depth}
     if text:
         wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]

@@ -12,12 +12,13 @@ import jinja2
 import yaml
 
 import apd
+from apd import config
 from apd.config import HARMLESS, flat
 from apd.errors import UserError, listed
 from apd.figures.kinds import KINDS
 from apd.figures.points import describe, setting_of, shots_of
 from apd.figures.style import rendered
-from apd.tables.cells import rank
+from apd.methods import rank
 from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
@@ -211,11 +212,7 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
 def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     """A row for each key with another value than the default: those in which the methods differ,
     one column a method and empty where it has the default; and those in which they do not."""
-    from apd.host import get_cfg_default  # PyTorch is slow to import
-
-    cfg = get_cfg_default()
-    apd.extend_cfg(cfg)
-    default = dict(flat(yaml.safe_load(cfg.dump())))
+    default = dict(flat(yaml.safe_load(config.default().dump())))
     differing, shared = [], []
     for key in sorted({key for found in configs.values() for key in found} - _TOLD):
         usual = [default[key]] if key in default else []

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 import apd
 from apd.errors import UserError, exit_codes
+from apd.methods import METHODS
 from apd.sweep.cell import Cell
 
 SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
@@ -28,14 +29,6 @@ _GFLOP = {
     "ViT-L/14": (162.0, 13.3),
 }  # fmt: skip
 
-# passes of a training image beside the attack's, and of a class in a training step
-_PASSES = {
-    "ZeroshotCLIP": (0, 0), "ZeroshotCLIP2": (0, 0), "CoOp": (1, 2), "VPT": (2, 1),
-    "IVLP": (2, 2), "MaPLe": (2, 2), "APT": (1, 2), "AdvPT": (1, 2), "AdvVPT": (2, 1),
-    "AdvIVLP": (2, 2), "AdvMaPLe": (2, 2), "FAP": (5, 2), "APD": (4, 4),
-}  # fmt: skip
-_ATTACKED = {"APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"}
-
 
 def gpu_seconds(cell: Cell) -> float:
     """The estimate for a cell from nothing to its results.
@@ -43,31 +36,30 @@ def gpu_seconds(cell: Cell) -> float:
     Raises:
         UserError: nothing is known of its trainer, data set or backbone.
     """
-    from apd.datasets.doctor.command import DATASETS
+    from apd.datasets.layout import published
     from apd.train.command import parse_args, setup_cfg
 
     cfg = setup_cfg(parse_args(list(cell.argv)))
     part = 1 if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else 2
-    counts = _known(DATASETS, "data set", cfg.DATASET.NAME).counts
+    counts = _known(published(), "data set", cfg.DATASET.NAME).counts
     classes, tested = counts.classes / part, counts.test / part
     of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
     of_class *= TOKENS / 77
-    trainer, attack = cfg.TRAINER.NAME, cfg.AT.TRAIN
-    image_passes, class_passes = _known(_PASSES, "trainer", trainer)
+    attack = cfg.AT.TRAIN
+    method = _known(METHODS, "trainer", cfg.TRAINER.NAME)
 
     steps = cfg.AT.TEST.STEPS if cfg.AT.TEST.EPS is not None else 0
     work = tested * of_image * (1 + 2 * steps * SURVIVING) + classes * of_class
-    if image_passes and not cell.needs:
+    if method.prompts and not cell.needs:
         if cfg.DATASET.NUM_SHOTS < 1:
             raise UserError("the cost of training on all images (shots -1) is not known")
         images, epochs = cfg.DATASET.NUM_SHOTS * classes, cfg.OPTIM.MAX_EPOCH
-        attacked = 2 * attack.STEPS if trainer in _ATTACKED else 0
-        if trainer == "AdvPT":  # attacks once, then trains on the stored embeddings
-            work += images * of_image * (attacked + image_passes)
-        else:
-            work += epochs * images * of_image * (attacked + image_passes)
+        passes = method.image_passes + (2 * attack.STEPS if method.adversarial else 0)
+        # what is attacked once is trained on as stored embeddings
+        times = 1 if method.attacks == "once" else epochs
+        work += times * images * of_image * passes
         batches = epochs * images / cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        work += batches * classes * of_class * class_passes
+        work += batches * classes * of_class * method.class_passes
     return work * 1e9 / SPEED
 
 

@@ -48,6 +48,7 @@ from pathlib import Path
 
 import yaml
 
+from apd.config import default, flat
 from apd.errors import UserError, listed, one_line
 from apd.sweep.cell import Cell
 
@@ -109,8 +110,8 @@ def _checked(spec: dict) -> dict:
     spec = {"output": "output", "root": "data", "protocol": "few-shot", "targets": [], **spec}
     for key in ("grid", "set"):
         spec[key] = spec.get(key) or {}
-    for key, default in (("variants", [{}]), ("where", [])):
-        spec[key] = spec.get(key) or default
+    for key, empty in (("variants", [{}]), ("where", [])):
+        spec[key] = spec.get(key) or empty
     for key, kind in (("grid", dict), ("set", dict), ("variants", list), ("where", list)):
         if not isinstance(spec[key], kind):
             raise UserError(f"{key} is no {'mapping' if kind is dict else 'list'}")
@@ -160,20 +161,7 @@ def _check_keys(found, known: set[str], where: str) -> None:
 
 
 def _config_keys() -> set[str]:
-    import apd
-    from apd.host import get_cfg_default
-
-    cfg = get_cfg_default()
-    apd.extend_cfg(cfg)
-
-    def names(node, prefix=""):
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from names(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key
-
-    return set(names(cfg))
+    return {key for key, _ in flat(default())}
 
 
 # -- expanding -------------------------------------------------------------------------------------

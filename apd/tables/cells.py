@@ -10,17 +10,10 @@ from typing import NamedTuple
 
 from apd.config import HARMLESS, flat
 from apd.errors import UserError, listed
+from apd.known_data import data_rank
+from apd.methods import rank
 from apd.results.runs import header_of, images_of
 
-_ORDER = (
-    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT"),
-    *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
-)
-_DATA_SETS = (  # as the papers list them
-    *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101"),
-    *("FGVCAircraft", "SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
-    *("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"),
-)
 # what the runs of one row may differ in; attacks and images are compared one by one
 _FREE = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
 
@@ -317,18 +310,9 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             check(what, evaluation["total"], folder)
 
 
-def rank(method: str) -> tuple:
-    """Sort key: baselines first, APD last."""
-    return _rank(method, _ORDER)
-
-
-def _rank(name: str, order: tuple[str, ...]) -> tuple:
-    return (order.index(name), "") if name in order else (len(order), name)
-
-
 def _shots_rank(shots: int) -> tuple:
     return (shots == -1, shots)  # -1: all images
 
 
 def _place_rank(place: Place) -> tuple:
-    return (_rank(place.dataset, _DATA_SETS), place.subsample, _shots_rank(place.shots))
+    return (data_rank(place.dataset), place.subsample, _shots_rank(place.shots))

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import apd
-from apd.config import differences
+from apd import config
 from apd.errors import UserError, exit_codes, one_line
 from apd.results import is_complete, read_results
 
@@ -33,7 +33,6 @@ try:
         TRAINER_REGISTRY,
         build_trainer,
         collect_env_info,
-        get_cfg_default,
         set_random_seed,
         setup_logger,
     )
@@ -79,8 +78,7 @@ def setup_cfg(args: argparse.Namespace):
     Raises:
         UserError: missing file, unknown key or value of the wrong type.
     """
-    cfg = get_cfg_default()
-    apd.extend_cfg(cfg)
+    cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         found = find_config(path)
         try:
@@ -173,7 +171,7 @@ def finished(cfg, prompts_from: dict | None) -> bool:
     if not is_complete(cfg.OUTPUT_DIR):
         return False
     results = read_results(cfg.OUTPUT_DIR)
-    changed = differences(cfg, results["config"])
+    changed = config.differences(cfg, results["config"])
     if results["prompts_from"] != prompts_from:
         changed.append(f"prompts from {prompts_from}, was {results['prompts_from']}")
     if changed:

@@ -26,31 +26,11 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from apd.datasets.coop import (
-    SUN397,
-    UCF101,
-    Caltech101,
-    DescribableTextures,
-    EuroSAT,
-    FGVCAircraft,
-    Food101,
-    OxfordFlowers,
-    OxfordPets,
-    StanfordCars,
-)
 from apd.datasets.fewshot import Entry, check_labels
-from apd.datasets.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
-from apd.datasets.layout import Counts, Published, SplitFile
+from apd.datasets.layout import Counts, Published, SplitFile, published
 from apd.errors import UserError, exit_codes, one_line
 
-DATASETS: dict[str, type[Published]] = {
-    cls.__name__: cls
-    for cls in (
-        ImageNet, Caltech101, OxfordPets, StanfordCars, OxfordFlowers, Food101, FGVCAircraft,
-        SUN397, DescribableTextures, EuroSAT, UCF101,
-        ImageNetV2, ImageNetSketch, ImageNetA, ImageNetR,
-    )
-}  # fmt: skip
+DATASETS = published()
 HELP = """CoOp's instructions have the same folders,
 with $DATA for --root: https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md
 For those who cannot get a split file, --dataset NAME --make-split makes a seeded one, whose

@@ -1,7 +1,6 @@
 import pytest
 
-from apd.config import extend_cfg
-from apd.host import get_cfg_default
+from apd.config import default
 
 
 @pytest.fixture
@@ -9,8 +8,7 @@ def make_cfg(tmp_path):
     """Return a function: data set name and ``KEY, value, ...`` to a config on tmp_path/data."""
 
     def make(name, *options):
-        cfg = get_cfg_default()
-        extend_cfg(cfg)
+        cfg = default()
         cfg.merge_from_list(
             [
                 "DATASET.NAME",

@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 
 import apd
-from apd.host import build_dataset, get_cfg_default
+from apd.config import default
+from apd.host import build_dataset
 
 
 @pytest.fixture
 def dataset(tmp_path):
     def dataset(name):
         apd.register()
-        cfg = get_cfg_default()
-        apd.extend_cfg(cfg)
+        cfg = default()
         cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = name, str(tmp_path), 1
         return build_dataset(cfg)
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from apd.config import extend_cfg
-from apd.datasets.templates import dataset_name, template
-from apd.host import DATASET_REGISTRY, get_cfg_default
+from apd.config import default
+from apd.host import DATASET_REGISTRY
+from apd.known_data import dataset_name, template
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 NAMES = {  # as in CoOp, and ours
@@ -44,8 +44,7 @@ PROMPTS = {name: prompt for prompt, names in PHOTOS.items() for name in names}
 
 
 def merged(stem):
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
+    cfg = default()
     cfg.merge_from_file(str(CONFIGS / f"{stem}.yaml"))
     return cfg
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import apd
-from apd.host import TRAINER_REGISTRY, get_cfg_default
+from apd.config import default
+from apd.host import TRAINER_REGISTRY
 from apd.train.command import parse_args, setup_cfg
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -205,8 +206,7 @@ def documented():
 
 @pytest.mark.parametrize("key, default", list(documented()))
 def test_docs_name_every_default(key, default):
-    node = get_cfg_default()
-    apd.extend_cfg(node)
+    node = default()
     for part in key.split("."):
         node = node[part]
     assert node == default
@@ -214,8 +214,7 @@ def test_docs_name_every_default(key, default):
 
 @pytest.mark.parametrize("section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "APD"])
 def test_docs_name_every_key(section):
-    cfg = get_cfg_default()
-    apd.extend_cfg(cfg)
+    cfg = default()
     node = cfg.TRAINER[section]
     keys = {key for key in node if key != "TEACHER"}
     keys |= {f"TEACHER.{key}" for key in node.get("TEACHER", {})}

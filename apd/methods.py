@@ -1,0 +1,69 @@
+"""What is known of each method beside its code in ``trainers/``: plain data, in tables' order.
+
+A method that has no row here trains, evaluates and is drawn like any other: it stands last in
+tables, gets a free colour, and its cost is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; yellow is too pale on white
+BLACK, GREY = "#000000", "#777777"
+ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
+RED, PURPLE = "#D55E00", "#CC79A7"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    Attributes:
+        prompts: their kind: "text", "visual", "text + visual" (independent), "text-to-visual" or
+            "visual-to-text" (projected); "": none is trained.
+        attacks: when training attacks its images: "each step", "once" (before it) or "never".
+        image_passes: of a training image through the image encoder, beside the attack's; a
+            backward pass counts as one.
+        class_passes: of a class through the text encoder, in a training step.
+        colour, marker: in figures; methods that train on attacked images have solid lines and
+            filled markers, the others dashed lines and open markers.
+    """
+
+    prompts: str
+    attacks: str
+    image_passes: int
+    class_passes: int
+    colour: str
+    marker: str
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether it trains on attacked images."""
+        return self.attacks != "never"
+
+
+METHODS = {  # baselines first
+    "ZeroshotCLIP": Method("", "never", 0, 0, BLACK, "x"),
+    "ZeroshotCLIP2": Method("", "never", 0, 0, BLACK, "+"),
+    "CoOp": Method("text", "never", 1, 2, ORANGE, "s"),
+    "VPT": Method("visual", "never", 2, 1, SKY, "^"),
+    "IVLP": Method("text + visual", "never", 2, 2, GREEN, "D"),
+    "MaPLe": Method("text-to-visual", "never", 2, 2, BLUE, "v"),
+    "APT": Method("text", "each step", 1, 2, ORANGE, "s"),
+    "AdvPT": Method("text", "once", 1, 2, GREY, "X"),
+    "AdvVPT": Method("visual", "each step", 2, 1, SKY, "^"),
+    "AdvIVLP": Method("text + visual", "each step", 2, 2, GREEN, "D"),
+    "AdvMaPLe": Method("text-to-visual", "each step", 2, 2, BLUE, "v"),
+    "FAP": Method("visual-to-text", "each step", 5, 2, PURPLE, "P"),
+    "APD": Method("text + visual", "each step", 4, 4, RED, "o"),
+}
+
+
+def rank(method: str) -> tuple[int, str]:
+    """Sort key: in the order of ``METHODS``, then others by name."""
+    return place(method, METHODS)
+
+
+def place(name: str, table: dict) -> tuple[int, str]:
+    """Sort key: in the order of ``table``, then others by name."""
+    return (list(table).index(name), "") if name in table else (len(table), name)
