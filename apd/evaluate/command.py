@@ -27,7 +27,8 @@ from apd.attacks import NAMES, ThreatModel, find_attack
 from apd.config import default
 from apd.errors import UserError, exit_codes, one_line
 from apd.evaluate.flags import ERROR, add_flags
-from apd.evaluate.loop import LogitsFn, Source, evaluate
+from apd.evaluate.loop import evaluate
+from apd.evaluate.plan import LogitsFn, Source
 from apd.evaluate.state import fingerprint, read_finished, write_finished
 from apd.host import build_trainer, set_random_seed
 from apd.results import EVALUATIONS, SPLITS

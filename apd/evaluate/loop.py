@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,52 +14,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from apd.attacks import (
-    PGD,
-    PRECISIONS,
-    Attack,
-    ThreatModel,
-    find_attack,
-    seeded_start,
-    surviving,
-)
+from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel, seeded_start
 from apd.attacks.pgd import correct
 from apd.attacks.stream import Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
 from apd.evaluate.flags import add_flags
+from apd.evaluate.plan import CLEAN, Kept, LogitsFn, Plan, Shard, Source
 from apd.evaluate.state import (
+    UNBOUNDED_IMAGES,
+    Clean,
+    ImageDigest,
     State,
-    digest,
     read_finished,
-    state_paths,
-    tensor_bytes,
     write_finished,
 )
 from apd.files import atomic_write
 from apd.results.schema import WRONG
 
-LogitsFn = Callable[[Tensor], Tensor]
-
 SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
 
 # An attack that may do anything must fool every model (Carlini et al. 2019, section 5).
 UNBOUNDED = ThreatModel("linf", eps=255, alpha=32, steps=20, loss="margin")
-UNBOUNDED_IMAGES = 32
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where attacks are made, if not on the target alone.
-
-    Args:
-        name: as the record states it: "transfer:...", "adaptive".
-        logits_fns: models whose losses are summed; the target among them must be the first.
-        fingerprint: of all that made them.
-    """
-
-    name: str
-    logits_fns: tuple[LogitsFn, ...]
-    fingerprint: str
 
 
 def evaluate(
@@ -81,6 +56,8 @@ def evaluate(
     save_adv: Path | None = None,
     desc: str = "evaluation",
     on_clean: Callable[[Tensor, Tensor], None] | None = None,
+    shard: Shard | None = None,
+    only: Collection[str] | None = None,
 ) -> list[dict]:
     """Records of the clean evaluation and, with a threat model, of every attack.
 
@@ -109,6 +86,9 @@ def evaluate(
         save_adv: folder for the images that decided, as npz files of a batch each.
         desc: label of the progress bar.
         on_clean: called with each batch's clean logits and labels, for the host's evaluator.
+        shard: find what these images meet among all the others, and leave it in ``store`` for
+            ``apd.evaluate.shards.Merger``. Needs a ``DataLoader``.
+        only: the keys of those attacks of the shard that are wanted; default: all.
 
     Returns:
         [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
@@ -120,62 +100,99 @@ def evaluate(
         UserError: no images, images outside [0, 1], unknown attacks.
         NonFiniteLoss: logits that are NaN or infinite.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"attack precision is {precision}: use {', '.join(PRECISIONS)}")
-    wanted = list(attacks) or ([threat.name] if threat else [])
-    found = [a if isinstance(a, Attack) else find_attack(a, threat, last_iterate) for a in wanted]
-    found = [attack for attack in found if attack.stages]
-    loader, places = _subset(loader, subset)
-    data = _Data(loader, parse_batch)
-    clean = _Clean(image_logits, data, checks and bool(found), f"{desc}, clean", on_clean)
-    records, files = [clean.record], []
-    images = "all" if places is None else {"count": len(places), "seed": SUBSET_SEED}
-    places = torch.arange(len(clean.right)) if places is None else places
-    for attack in found:
-        conditions = {
-            **attack.conditions,
-            "units": "1/255",
-            "source": source.name if source else "white-box",
-            "precision": precision,
-            "seed": seed,
-        }
-        identity = {
-            "attack": attack.name,
-            "threat_model": conditions,
-            "model": fingerprint,
-            "made_on": source.fingerprint if source else fingerprint,
-            "images": clean.digest,
-            "places": images,
-        }
-        key = digest(identity)
-        adv = save_adv and Path(save_adv) / f"{attack.name}-{key}"
-        # a state is of use only beside the images that were written with it
-        unfinished, finished = state_paths(adv or store, key)
-        if (kept := read_finished(finished)) is not None:
-            records.append(kept["record"])
+    plan = Plan.of(
+        threat, attacks, last_iterate, source, precision, seed, fingerprint, store, save_adv
+    )
+    places = places_of(loader, subset)
+    data = Data(*part_of(loader, places, shard), parse_batch)
+    checks = checks and bool(plan.attacks)
+    clean = _look(image_logits, data, checks, seed, f"{desc}, clean", on_clean)
+    records, files = [clean_record(clean)], []
+    if shard:
+        clean.save(plan.kept(CLEAN, clean.digest, places.told, shard).finished)
+    for attack in plan.attacks:
+        kept = plan.kept(attack, clean.digest, places.told, shard)
+        if shard and (kept.finished.exists() or only is not None and kept.key not in only):
             continue
-        run = _Attacked(attack, image_logits, data, clean, places, unfinished, adv)
+        if not shard and (found := read_finished(kept.finished)) is not None:
+            records.append(found["record"])
+            continue
+        run = _Attacked(attack, image_logits, data, clean, kept)
         run.run(source, PRECISIONS[precision], seed, f"{desc}, {attack.name}")
-        records.append({**run.record(conditions), "key": key})
-        kept = {"identity": identity, "lost_to": run.state.lost, "labels": clean.labels}
-        files.append((records[-1], kept, {adv, store} - {None}))
-    for record in records:
-        record["split"], record["images"] = split, images
-    add_flags(records)
-    for record, kept, folders in files:
-        for folder in folders:
-            unfinished, finished = state_paths(folder, record["key"])
-            write_finished(finished, {"record": record, **kept})
-            unfinished.unlink(missing_ok=True)
+        if shard:
+            kept.unfinished.rename(kept.finished)
+        records.append(attack_record(plan, kept, attack, run.state, clean))
+        files.append((records[-1], kept, run.state))
+    finish(records, split, places, [] if shard else files, clean.labels)
     return records
 
 
-def _subset(loader: Iterable, count: int) -> tuple[Iterable, Tensor | None]:
-    """A loader over ``count`` of the loader's images, and their places; None: all of them."""
+def clean_record(clean: Clean) -> dict:
+    return _record("clean", None, clean.right, clean.seconds)
+
+
+def attack_record(plan: Plan, kept: Kept, attack: Attack, state: State, clean: Clean) -> dict:
+    """Of an attack that is at its end."""
+    record = _record(attack.name, plan.conditions(attack), state.lost == 0, state.seconds)
+    attacked = max(int((state.lost != WRONG).sum()), 1)
+    if len(attack.stages) > 1:
+        fell = [int((state.lost == k).sum()) for k in range(1, len(attack.stages) + 1)]
+        record["fell_to"] = dict(zip((stage.name for stage in attack.stages), fell))
+    record["checks"] = {
+        "zero_gradients": 100 * int(state.zero.sum()) / attacked,
+        "broken_gradients": 100 * int(state.broken.sum()) / attacked,
+        **clean.checks(),
+    }
+    return {**record, "key": kept.key}
+
+
+def finish(
+    records: list[dict], split: str, places: Places, files: list[tuple[dict, Kept, State]],
+    labels: Tensor,
+) -> None:  # fmt: skip
+    """Say of all records what they are about and what is odd, and keep those of ``files``."""
+    for record in records:
+        record["split"], record["images"] = split, places.told
+    add_flags(records)
+    for record, kept, state in files:
+        found = {"record": record, "identity": kept.identity, "lost_to": state.lost}
+        for folder in kept.folders:
+            write_finished(folder / f"{kept.key}.json", {**found, "labels": labels})
+            (folder / f"{kept.key}.pt").unlink(missing_ok=True)
+
+
+class Places(NamedTuple):
+    """Which of a data set's images an evaluation is about."""
+
+    index: Tensor | None  # None: all
+    told: str | dict  # "all", or size and seed of the subset
+
+
+def places_of(loader: Iterable, count: int) -> Places:
+    """``count`` of the loader's images, drawn with a fixed seed; 0: all."""
     if not count or count >= len(loader.dataset):
-        return loader, None
+        return Places(None, "all")
     generator = torch.Generator().manual_seed(SUBSET_SEED)
     index = torch.randperm(len(loader.dataset), generator=generator)[:count].sort()[0]
+    return Places(index, {"count": count, "seed": SUBSET_SEED})
+
+
+def part_of(
+    loader: Iterable, places: Places, shard: Shard | None
+) -> tuple[Iterable, Tensor | None]:
+    """A loader over the images at ``places``, or a shard of them, and their places (None: all).
+
+    Raises:
+        UserError: more shards than images.
+    """
+    index = places.index
+    if shard:
+        index = torch.arange(len(loader.dataset)) if index is None else index
+        if shard.count > len(index):
+            raise UserError(f"{shard.count} shards of {len(index)} images: use fewer")
+        index = index[shard.rows]
+    if index is None:
+        return loader, None
     part = DataLoader(
         Subset(loader.dataset, index.tolist()),
         batch_size=loader.batch_size,
@@ -187,10 +204,11 @@ def _subset(loader: Iterable, count: int) -> tuple[Iterable, Tensor | None]:
 
 
 @dataclass
-class _Data:
+class Data:
     """A loader whose passes are alike, and a clock that stands still while it loads."""
 
     loader: Iterable
+    index: Tensor | None  # the images' places in the data set; None: it has no others
     parse_batch: Callable[..., tuple[Tensor, Tensor]]
     waited = 0.0
 
@@ -202,18 +220,24 @@ class _Data:
             yield images, labels
             began = time.perf_counter()
 
+    def places(self, first: int, count: int) -> Tensor:
+        """Of so many images, from the ``first`` on."""
+        if self.index is None:
+            return torch.arange(first, first + count)
+        return self.index[first : first + count]
+
     def clock(self) -> float:
         return time.perf_counter() - self.waited
 
-    def rows(self, wanted: Tensor, pool: Rows | None, places: Tensor) -> Iterator[Rows]:
+    def rows(self, wanted: Tensor, pool: Rows | None) -> Iterator[Rows]:
         """The images at ``wanted`` (N,), with the columns of those that ``pool`` has.
 
-        ``index`` is an image's place in the whole set, which ``places`` (N,) tells.
+        ``index`` is an image's place in the data set.
         """
         first = 0
         for images, labels in self.batches():
             here = wanted[first : first + len(labels)].nonzero()[:, 0]
-            index = places[first : first + len(labels)][here].to(images.device)
+            index = self.places(first, len(labels))[here].to(images.device)
             on = here.to(images.device)
             rows = {"index": index, "image": images[on], "label": labels[on]}
             first += len(labels)
@@ -228,86 +252,94 @@ class _Data:
                 yield rows
 
 
-class _Clean:
-    """The pass over the clean images: verdicts, labels, and a digest of what they are.
+def _look(
+    image_logits: LogitsFn, data: Data, checks: bool, seed: int, desc: str, on_clean
+) -> Clean:
+    """The pass over the clean images.
 
-    With ``checks`` it also asks whether logits are random, and how many of the first images stand
+    With ``checks`` it also asks whether logits are random, and which of the first images stand
     when the attack may do anything.
     """
+    predicted, label, tested, stood = [], [], [], []
+    seconds, batch_size, count, right, random_logits = 0.0, 0, 0, 0, False
+    digest = ImageDigest()
+    progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=None)
+    for images, labels in data.batches():
+        _check_range(images)
+        digest.update(images, labels)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            began = time.perf_counter()
+            logits = image_logits(images)
+            fine = correct(logits, labels).cpu()
+            seconds += time.perf_counter() - began
+            if on_clean:
+                on_clean(logits, labels)
+            if checks and not label:
+                again = image_logits(images)
+                random_logits = not torch.allclose(logits, again, rtol=1e-3, atol=1e-3)
+        if checks and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
+            some = fine.nonzero()[:left, 0]
+            tested.append(count + some)
+            places = data.places(count, len(labels))[some]
+            on = some.to(images.device)
+            stood.append(_unbounded(image_logits, images[on], labels[on], places, seed))
+        predicted.append(logits.argmax(dim=1).cpu())
+        label.append(labels.cpu())
+        batch_size = max(batch_size, len(labels))
+        count, right = count + len(labels), right + int(fine.sum())
+        progress.update()
+        progress.set_postfix(clean=f"{100 * right / count:.1f}%")
+    progress.close()
+    if not count:
+        raise UserError("there are no images to evaluate on")
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Clean(
+        torch.cat(predicted), torch.cat(label), torch.cat([nothing, *tested]),
+        torch.cat([nothing.bool(), *stood]), random_logits, seconds, batch_size, str(digest),
+    )  # fmt: skip
 
-    def __init__(self, image_logits, data: _Data, checks: bool, desc: str, on_clean) -> None:
-        right, label, seconds = [], [], 0.0
-        # images and labels apart: the size of batches must not matter
-        hashed = [hashlib.blake2b(digest_size=8) for _ in ("images", "labels")]
-        self.batch_size, self.random_logits, tested, stood = 0, False, 0, 0
-        progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=None)
-        for images, labels in data.batches():
-            _check_range(images)
-            for part, tensor in zip(hashed, (images, labels)):
-                part.update(tensor_bytes(tensor))
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                began = time.perf_counter()
-                logits = image_logits(images)
-                right.append(correct(logits, labels).cpu())
-                seconds += time.perf_counter() - began
-                if on_clean:
-                    on_clean(logits, labels)
-                if checks and not label:
-                    again = image_logits(images)
-                    self.random_logits = not torch.allclose(logits, again, rtol=1e-3, atol=1e-3)
-                if checks and tested < UNBOUNDED_IMAGES:
-                    some = right[-1].nonzero()[: UNBOUNDED_IMAGES - tested, 0].to(images.device)
-                    tested += len(some)
-                    stood += _unbounded(image_logits, images[some], labels[some])
-            label.append(labels.cpu())
-            self.batch_size = max(self.batch_size, len(labels))
-            share = sum(int(part.sum()) for part in right) / sum(map(len, right))
-            progress.update()
-            progress.set_postfix(clean=f"{100 * share:.1f}%")
-        progress.close()
-        if not right:
-            raise UserError("there are no images to evaluate on")
-        self.right, self.labels = torch.cat(right), torch.cat(label)
-        self.digest = "".join(part.hexdigest() for part in hashed)
-        self.unbounded = 100 * stood / tested if tested else None
-        self.record = _record("clean", None, int(self.right.sum()), len(self.right), seconds)
 
-
-def _unbounded(image_logits: LogitsFn, images: Tensor, labels: Tensor) -> int:
-    """How many images stand when the attack may do anything."""
-    if not len(images):
-        return 0
-    generator = torch.Generator().manual_seed(0)
+def _unbounded(
+    image_logits: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int
+) -> Tensor:
+    """Which of the images stand when the attack may do anything, (B,) bool on the CPU."""
+    stands = torch.zeros(len(images), dtype=torch.bool)
+    row = {place: i for i, place in enumerate(places.tolist())}
+    rows = {"index": places.to(images.device), "image": images, "label": labels}
+    start = seeded_start(UNBOUNDED, seed)
     try:
-        return int(surviving(image_logits, images, labels, UNBOUNDED, generator=generator).sum())
+        for done, _ in PGD(UNBOUNDED).run(
+            Supply([rows]), image_logits, batch_size=len(images), start=start
+        ):
+            stands[[row[place] for place in done["index"].tolist()]] = done["right"].cpu()
     except NonFiniteLoss:  # the attack itself will say so
-        return 0
+        pass
+    return stands
 
 
 class _Attacked:
-    """One attack on all images: goes on from its state, and leaves a record."""
+    """One attack on all images; goes on from its state."""
 
     def __init__(
-        self, attack: Attack, image_logits: LogitsFn, data: _Data, clean: _Clean, places: Tensor,
-        path: Path | None, save_adv: Path | None,
-    ) -> None:  # fmt: skip
+        self, attack: Attack, image_logits: LogitsFn, data: Data, clean: Clean, kept: Kept
+    ) -> None:
         self.attack, self.image_logits, self.data, self.clean = attack, image_logits, data, clean
-        self.places, self.path, self.save_adv = places, path, save_adv
+        self.kept = kept
         self.state = State(clean.right, bool(attack.conditions["last_iterate"]))
-        self.state.load(path)
+        self.state.load(kept.unfinished)
 
     def run(self, source: Source | None, precision: torch.dtype | None, seed: int, desc: str):
-        state, numbers = self.state, torch.arange(len(self.places))
-        to_row = dict(zip(self.places.tolist(), numbers.tolist()))
+        state, count = self.state, len(self.clean.labels)
+        to_row = {place: row for row, place in enumerate(self.data.places(0, count).tolist())}
         progress = tqdm(
-            desc=desc, total=len(numbers), initial=int((state.lost != 0).sum()), unit="image",
+            desc=desc, total=count, initial=int((state.lost != 0).sum()), unit="image",
             disable=None,
         )  # fmt: skip
         for number, stage in enumerate(self.attack.stages, start=1):
             last = number == len(self.attack.stages)
             start = seeded_start(stage.threat, seed) if isinstance(stage, PGD) else None
             wanted = (state.lost == 0) & (state.done == number - 1)
-            supply = Supply(self.data.rows(wanted, state.pool, self.places))
+            supply = Supply(self.data.rows(wanted, state.pool))
             began, unsaved, settled = self.data.clock(), 0, []
             decisions = stage.run(
                 supply,
@@ -324,7 +356,7 @@ class _Attacked:
                 out = select(rows, ~rows["right"] | last)
                 settled.append({k: out[k].cpu() for k in ("index", "label", "right", "attacked")})
                 progress.update(len(out["index"]))
-                progress.set_postfix(robust=f"{100 * state.standing / len(numbers):.1f}%")
+                progress.set_postfix(robust=f"{100 * state.standing / count:.1f}%")
                 unsaved += len(index)
                 if unsaved >= self.clean.batch_size:
                     now = self.data.clock()
@@ -338,38 +370,23 @@ class _Attacked:
 
     def _save(self, settled: list[Rows]) -> None:
         settled = [rows for rows in settled if len(rows["index"])]
-        if self.save_adv and settled:
+        if self.kept.adv and settled:
             columns = {name: column.numpy() for name, column in join(settled).items()}
             # a run that is killed before its state is saved writes the same file again
-            with atomic_write(self.save_adv / f"{self.state.files:06d}.npz") as temporary:
+            with atomic_write(self.kept.adv / f"{self.state.files:06d}.npz") as temporary:
                 with open(temporary, "wb") as file:
                     np.savez_compressed(file, **columns)
             self.state.files += 1
-        self.state.save(self.path)
-
-    def record(self, conditions: dict) -> dict:
-        state, total = self.state, len(self.places)
-        record = _record(self.attack.name, conditions, state.standing, total, state.seconds)
-        attacked = max(int((state.lost != WRONG).sum()), 1)
-        if len(self.attack.stages) > 1:
-            fell = [int((state.lost == k).sum()) for k in range(1, len(self.attack.stages) + 1)]
-            record["fell_to"] = dict(zip((stage.name for stage in self.attack.stages), fell))
-        record["checks"] = {
-            "zero_gradients": 100 * int(state.zero.sum()) / attacked,
-            "broken_gradients": 100 * int(state.broken.sum()) / attacked,
-            "random_logits": self.clean.random_logits,
-            "unbounded": self.clean.unbounded,
-        }
-        return record
+        self.state.save(self.kept.unfinished)
 
 
-def _record(attack: str, threat_model: dict | None, right: int, total: int, seconds: float) -> dict:
+def _record(attack: str, threat_model: dict | None, right: Tensor, seconds: float) -> dict:
     return {
         "attack": attack,
         "threat_model": threat_model,
-        "correct": right,
-        "total": total,
-        "accuracy": 100 * right / total,
+        "correct": int(right.sum()),
+        "total": len(right),
+        "accuracy": 100 * int(right.sum()) / len(right),
         "seconds": seconds,
     }
 

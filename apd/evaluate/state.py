@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from apd.attacks.stream import Rows
 from apd.errors import UserError, one_line
 from apd.files import atomic_write, write_json
 from apd.results.schema import WRONG
+
+UNBOUNDED_IMAGES = 32  # that an attack is shown which may do anything
 
 
 class State:
@@ -63,18 +66,91 @@ class State:
 
     def load(self, path: Path | None) -> None:
         """Go on from ``path``, if there is such a file and it is whole."""
-        if path is None or not path.exists():
-            return
-        try:
-            found = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises of every kind
-            raise UserError(f"{path} is damaged: delete it and run again") from error
-        vars(self).update(found)
+        if path is not None and path.exists():
+            vars(self).update(_load(path))
+
+    @classmethod
+    def join(cls, paths: Sequence[Path]) -> State:
+        """Of all images, from the states of the shards, which are at an end."""
+        parts = [_load(path) for path in paths]
+        whole = cls(join_shards([part["lost"] for part in parts]) == 0, attack_all=True)
+        for name in ("lost", "done", "zero", "broken"):
+            setattr(whole, name, join_shards([part[name] for part in parts]))
+        whole.seconds = sum(part["seconds"] for part in parts)
+        return whole
 
 
-def state_paths(folder: Path | None, key: str) -> tuple[Path | None, Path | None]:
-    """Of the unfinished evaluation, and of the finished one."""
-    return (folder and folder / f"{key}.pt"), (folder and folder / f"{key}.json")
+@dataclass
+class Clean:
+    """What the pass over N clean images has found.
+
+    Attributes:
+        predicted, labels: (N,) classes.
+        tested: (K,) images that were right, in their order, from the first one on.
+        stood: (K,) whether they did when the attack could do anything.
+        random_logits: whether the same images gave different logits.
+        seconds: of the model, without data loading.
+        batch_size: of the loader.
+        digest: of the images and their labels.
+    """
+
+    predicted: Tensor
+    labels: Tensor
+    tested: Tensor
+    stood: Tensor
+    random_logits: bool
+    seconds: float
+    batch_size: int
+    digest: str
+
+    @property
+    def right(self) -> Tensor:
+        return self.predicted == self.labels
+
+    def checks(self) -> dict:
+        """What a record under attack says of the model itself."""
+        stood = self.stood[:UNBOUNDED_IMAGES].float()
+        return {
+            "random_logits": self.random_logits,
+            "unbounded": 100 * float(stood.mean()) if len(stood) else None,
+        }
+
+    def save(self, path: Path) -> None:
+        with atomic_write(path) as temporary:
+            torch.save(vars(self), temporary)
+
+    @classmethod
+    def join(cls, paths: Sequence[Path], digest: str) -> Clean:
+        """Of all images, from the shards' files."""
+        parts = [_load(path) for path in paths]
+        tested = torch.cat([
+            part["tested"] * len(parts) + first for first, part in enumerate(parts)
+        ])  # fmt: skip
+        order = tested.argsort()
+        return cls(
+            *(join_shards([part[name] for part in parts]) for name in ("predicted", "labels")),
+            tested=tested[order],
+            stood=torch.cat([part["stood"] for part in parts])[order],
+            random_logits=any(part["random_logits"] for part in parts),
+            seconds=sum(part["seconds"] for part in parts),
+            batch_size=max(part["batch_size"] for part in parts),
+            digest=digest,
+        )
+
+
+def join_shards(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor of which ``parts`` are every n-th entry each."""
+    whole = parts[0].new_empty(sum(map(len, parts)))
+    for first, part in enumerate(parts):
+        whole[first :: len(parts)] = part
+    return whole
+
+
+def _load(path: Path) -> dict:
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises of every kind
+        raise UserError(f"{path} is damaged: delete it and run again") from error
 
 
 def write_finished(path: Path, value: dict) -> None:
@@ -105,6 +181,20 @@ def digest(value) -> str:
     """Of plain data; any change in it changes the digest."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class ImageDigest:
+    """Of images and labels that come in batches, whatever the size of these."""
+
+    def __init__(self) -> None:
+        self._parts = [hashlib.blake2b(digest_size=8) for _ in ("images", "labels")]
+
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        for part, tensor in zip(self._parts, (images, labels)):
+            part.update(tensor_bytes(tensor))
+
+    def __str__(self) -> str:
+        return "".join(part.hexdigest() for part in self._parts)
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] = ()) -> str:
