@@ -16,7 +16,7 @@ from apd.files import atomic_write
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
 from apd.tables.compare import compare
-from apd.tables.kinds import TABLES, fitting
+from apd.tables.kinds import CRITERIA, TABLES, fitting
 from apd.tables.missing import commands
 from apd.tables.write import write
 
@@ -32,6 +32,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
+    add("--criterion", choices=CRITERIA, default="mean", help=(
+        "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean and "
+        "robust, or robust"
+    ))  # fmt: skip
+    add("--within", type=float, metavar="POINTS", help=(
+        "of a search: choose among trials at most so far below the method's best clean accuracy"
+    ))  # fmt: skip
     add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     add("--latex", metavar="FILE", help="write the tables as LaTeX (booktabs)")
@@ -44,7 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     runs = load_runs(args.runs, args.split)
-    tables = TABLES[args.table or fitting(runs)[0]](runs)
+    kind = args.table or fitting(runs)[0]
+    options = {"criterion": args.criterion, "within": args.within} if kind == "search" else {}
+    tables = TABLES[kind](runs, **options)
     if args.commands:
         missing = dict.fromkeys(one for table in tables for one in table.missing)
         print("\n".join(commands(missing, runs)) or "# nothing is missing")

@@ -1,4 +1,4 @@
-"""The tables: of methods, of shots, of the protocols, of an ablation, and of costs.
+"""The tables: of methods, of shots, of the protocols, of an ablation, of a search, and of costs.
 
 * base-to-new (CoCoOp, Zhou 2022, section 4.1): trained on the first half of the classes, tested on
   both halves; H is the harmonic mean of the two means.
@@ -13,9 +13,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import harmonic_mean, mean
 
-from apd.errors import UserError
-from apd.tables.cells import Cell, Grid, Place, average, harmonic, learns, settings, shots_name
+from apd.errors import UserError, listed
+from apd.tables.cells import (
+    Accuracy,
+    Cell,
+    Grid,
+    Place,
+    average,
+    harmonic,
+    learns,
+    rank,
+    settings,
+    shots_name,
+)
 from apd.tables.compare import compare
 from apd.tables.write import Table
 
@@ -161,7 +173,8 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
     tables = []
     for method in dict.fromkeys(run["method"] for run in runs.values()):
         same = _of_method(runs, method)
-        names, default = _configs(same)
+        changes, default = _configs(same)
+        names = {folder: _assigned(changed) for folder, changed in changes.items()}
         if len(set(names.values())) == 1:
             continue
         grid = Grid(same, ("backbone", "subsample", "shots"), lambda folder, _: names[folder])
@@ -177,7 +190,7 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
             ]
             where = _named([place.dataset for place in group])
             title = f"{method}, {where}, {_title(same, 'shots', 'backbone')}"
-            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {default}"]))
+            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {_assigned(default)}"]))
             if DEFAULT in grid.rows:
                 compare(tables[-1:], DEFAULT)
     if not tables:
@@ -185,8 +198,8 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
     return tables
 
 
-def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, str], str]:
-    """What each run of a method changes, and the values of what is changed by default."""
+def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], dict]:
+    """Keys and values that each run of a method changes, and those that it changes them from."""
     found = {folder: settings(run) for folder, run in runs.items()}
     # of equally common values the default's run has the shorter name
     folders = sorted(runs, key=lambda folder: len(runs[folder]["config"].get("OUTPUT_DIR", "")))
@@ -196,15 +209,91 @@ def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, str], str]:
         if len(counts) > 1 and not key.startswith("DATASET."):
             usual = counts.most_common(1)[0][0]
             default[key] = next(s[key] for s in found.values() if repr(s[key]) == usual)
-    names = {}
-    for folder, setting in found.items():
-        changed = {key: setting[key] for key in default if setting[key] != default[key]}
-        names[folder] = _assigned(changed) or DEFAULT
-    return names, _assigned(default)
+    changes = {
+        folder: {key: setting[key] for key in default if setting[key] != default[key]}
+        for folder, setting in found.items()
+    }
+    return changes, default
 
 
 def _assigned(values: dict) -> str:
-    return ", ".join(f"{key.removeprefix('TRAINER.')}={value}" for key, value in values.items())
+    said = (f"{key.removeprefix('TRAINER.')}={value}" for key, value in values.items())
+    return ", ".join(said) or DEFAULT
+
+
+CRITERIA: dict[str, Callable[[float, float], float]] = {  # of clean and robust accuracy
+    "mean": lambda clean, robust: (clean + robust) / 2,
+    "harmonic": lambda clean, robust: harmonic_mean([clean, robust]),
+    "robust": lambda clean, robust: robust,
+}
+
+
+def search(
+    runs: dict[Path, dict], criterion: str = "mean", within: float | None = None
+) -> list[Table]:
+    """All trials of all methods on validation images, averaged over the data sets, and the choice.
+
+    A method's choice is its trial with the highest criterion (see ``CRITERIA``), of those with all
+    runs and, with ``within``, at most so many points of clean accuracy below its best one. A trial
+    has the same keys on all data sets. ``Table.extra`` has the criterion, and what was chosen:
+    method -> config keys and values, None without a complete trial.
+
+    Raises:
+        UserError: evaluations on test images, which must not choose, or of no attack.
+    """
+    evaluations = [one for run in runs.values() for one in run["evaluations"]]
+    if {one["split"] for one in evaluations} != {"val"}:
+        raise UserError("a search chooses on validation images: run it with TEST.SPLIT val")
+    methods = {run["method"]: None for run in runs.values()}
+    changes, varied = {}, {}
+    for method in methods:
+        changed, varied[method] = _configs(_of_method(runs, method))
+        changes |= changed
+    trials = {folder: (runs[folder]["method"], _assigned(c)) for folder, c in changes.items()}
+    same = ("backbone", "subsample", "shots")
+    grid = Grid(runs, same, lambda folder, _: ": ".join(trials[folder]))
+    clean, *attacks = sorted(grid.headers, key=lambda name: not name.startswith("clean"))
+    if not attacks:
+        raise UserError("a search needs an attack: AT.TEST.EPS is not set")
+    robust = attacks[0]
+    rows: dict[str, list[dict]] = {method: [] for method in sorted(methods, key=rank)}
+    for method, trial in sorted(set(trials.values()), key=lambda one: (one[1] != DEFAULT, one)):
+        row = {"method": method, "trial": trial}
+        for header in (clean, robust):
+            row[header] = _mean([
+                grid.cell(f"{method}: {trial}", place, header) for place in grid.places
+            ])  # fmt: skip
+        row[criterion] = Cell()
+        if row[clean] and row[robust]:
+            parts = row[clean], row[robust]
+            row[criterion] = Cell([Accuracy(CRITERIA[criterion](*map(mean, parts)))])
+            row[criterion].n = row[clean].n
+        rows[method].append(row | {"chosen": ""})
+    chosen: dict[str, dict | None] = dict.fromkeys(rows)
+    for method, tried in rows.items():
+        whole = [row for row in tried if not (row[clean].missing or row[robust].missing)]
+        best = max((mean(row[clean]) for row in whole), default=0)
+        near = [row for row in whole if within is None or mean(row[clean]) >= best - within]
+        if near:
+            row = max(near, key=lambda row: row[criterion][0])
+            row["chosen"] = "yes"
+            found = next(f for f, trial in trials.items() if trial == (method, row["trial"]))
+            chosen[method] = {key: settings(runs[found])[key] for key in varied[method]}
+    names = grid.values("dataset")
+    what = {"mean": "mean of clean and robust", "harmonic": "harmonic mean of clean and robust"}
+    told = f"highest {what.get(criterion, criterion)} accuracy"
+    if within is not None:
+        told += f", of trials at most {within:g} points of clean accuracy below the method's best"
+    counts = {method: len(tried) for method, tried in rows.items()}
+    budget = f"{min(counts.values())} a method"
+    if len(set(counts.values())) > 1:
+        budget = "NOT as many for every method: " + _assigned(counts)
+    notes = [f"chosen by the {told}, validation images of {listed(names, 20)}", f"trials: {budget}"]
+    notes += [f"{DEFAULT} of {name}: {_assigned(varied[name])}" for name in rows if varied[name]]
+    title = f"search, {_named(names)}, {_title(runs, 'shots', 'backbone')}"
+    table = Table("search", title, sum(rows.values(), []), notes)
+    table.extra = {"criterion": told, "chosen": chosen}
+    return [table]
 
 
 def cost(runs: dict[Path, dict]) -> list[Table]:
@@ -249,6 +338,7 @@ TABLES: dict[str, Callable[[dict[Path, dict]], list[Table]]] = {
     "base-to-new": base_to_new,
     "transfer": transfer,
     "ablation": ablation,
+    "search": search,
     "cost": cost,
 }
 
@@ -259,7 +349,8 @@ def fitting(runs: dict[Path, dict]) -> list[str]:
     They may still refuse, and say why, if the runs cannot be compared.
     """
     if _varied(runs):
-        return ["ablation"]
+        splits = {one["split"] for run in runs.values() for one in run["evaluations"]}
+        return ["search" if splits == {"val"} else "ablation"]
     if {run["subsample"] for run in runs.values()} != {"all"}:
         return ["base-to-new"]
     evaluated = {r["dataset"] for r in runs.values() if learns(r) and r.get("prompts_from")}
@@ -276,7 +367,7 @@ def _varied(runs: dict[Path, dict]) -> bool:
         for run in runs.values()
     )
     twice = {key[0] for key, count in made.items() if count > 1}
-    return any(len(set(_configs(_of_method(runs, name))[0].values())) > 1 for name in twice)
+    return any(_configs(_of_method(runs, name))[1] for name in twice)
 
 
 def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:

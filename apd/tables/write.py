@@ -24,12 +24,14 @@ class Table:
     """Numbers of runs.
 
     Attributes:
-        name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "cost".
+        name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
+            "cost".
         title: what it shows, in a line.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
             ``Cell``, a list of numbers, one a seed. The first label names the row.
         notes: what stands below it beside its footnotes.
         baseline: the row that differences are to, if there are any.
+        extra: what JSON tells beside it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Table:
     rows: list[dict]
     notes: list[str] = field(default_factory=list)
     baseline: str | None = None
+    extra: dict = field(default_factory=dict)
 
     def format(self, style: str = "simple") -> str:
         """As text: "simple" (terminal), "pipe" (Markdown), "latex", "html", "csv" or "json"."""
@@ -301,6 +304,7 @@ def _json(tables: list[Table]) -> str:
                         | {name: _plain(row[name]) for name in table.measured}
                         for row in table.rows
                     ],
+                    **table.extra,
                 }
                 for table in tables
             ]
