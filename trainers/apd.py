@@ -7,6 +7,7 @@ own, trained in the same loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,14 @@ class APD(AdversarialTraining, IVLP):
         cfg.freeze()
         IVLP(cfg).train()
         return cfg.OUTPUT_DIR
+
+    @torch.no_grad()
+    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], PromptedCLIP]:
+        """The teacher."""
+        if self.options.TEACHER.MODE == "offline":
+            self.load_teacher(self.teacher, str(folder / "teacher"))
+        logits = self.teacher.eval().classifier()
+        return lambda images: logits(self.for_teacher(images)), self.teacher
 
     def for_teacher(self, images: Tensor) -> Tensor:
         """The images at the teacher's resolution."""

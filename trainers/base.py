@@ -229,6 +229,13 @@ class PromptTrainer(ResumableTrainer):
         self.set_model_mode("eval")
         return self.model.classifier()
 
+    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module] | None:
+        """What an adaptive attack of the finished run in ``folder`` goes through beside the model.
+
+        Images to logits, and the model that makes them; None: there is nothing.
+        """
+        return None
+
     @property
     def has_validation(self) -> bool:
         """Whether there are validation images that are not the test's, as CoOp's ImageNet has."""

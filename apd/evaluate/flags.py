@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from itertools import permutations
 
+from apd.results.words import cited
+
 ERROR = "robust-above-clean"
 TOLERANCE = 0.5  # points of accuracy that two attacks may differ by chance, and at least one image
 STANDING = 5.0  # % of images that may stand under an unbounded attack
@@ -52,27 +54,26 @@ def _of_two(other: dict, record: dict) -> Iterator[tuple[str, str]]:
     if not (threat and compared):
         return
     kind, against = _kind(record), _kind(other)
-    cited = f"{other['attack']} (eps {compared['eps']:g}/255, {compared['source']})"
-    cited = f"than {cited}, {reference:.1f} %"
+    than = f"than {cited(other)}"
     keys = (threat.keys() | compared.keys()) - {"seed"}
     apart = {key for key in keys if threat.get(key) != compared.get(key)}
     stronger = accuracy > reference + _chance(record)  # the other attack was
 
     if kind == against and apart == {"steps"} and threat["steps"] > compared["steps"]:
         if accuracy > reference:
-            yield "steps", f"more steps, but more accuracy {cited}"
+            yield "steps", f"more steps, but more accuracy {than}"
     if record["attack"] == other["attack"] and {"eps"} <= apart <= {"eps", "alpha"}:
         if threat["eps"] > compared["eps"] and accuracy >= reference > TOLERANCE:
-            yield "eps", f"a larger eps, but no less accuracy {cited}"
+            yield "eps", f"a larger eps, but no less accuracy {than}"
     if not apart & {"norm", "eps", "source"} and stronger and kind in _GRADIENT:
         if against == "fgsm":
-            yield "steps", f"many steps, but more accuracy {cited}"
+            yield "steps", f"many steps, but more accuracy {than}"
         if against == "square":
-            yield "square", f"gradients, but more accuracy {cited}"
+            yield "square", f"gradients, but more accuracy {than}"
     transferred = compared["source"].startswith("transfer:") and threat["source"] == "white-box"
     if record["attack"] == other["attack"] and transferred and stronger:
         if apart <= {"source", "last_iterate"}:
-            yield "transfer", f"on the model itself, but more accuracy {cited}"
+            yield "transfer", f"on the model itself, but more accuracy {than}"
 
 
 def _chance(record: dict) -> float:

@@ -20,16 +20,9 @@ from apd.attacks.stream import Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
 from apd.evaluate.flags import add_flags
 from apd.evaluate.plan import CLEAN, Kept, LogitsFn, Plan, Shard, Source
-from apd.evaluate.state import (
-    UNBOUNDED_IMAGES,
-    Clean,
-    ImageDigest,
-    State,
-    read_finished,
-    write_finished,
-)
+from apd.evaluate.state import UNBOUNDED_IMAGES, AttackState, Clean, ImageDigest
 from apd.files import atomic_write
-from apd.results.schema import WRONG
+from apd.results.verdicts import WRONG, Verdicts, read_verdicts, write_verdicts
 
 SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
 
@@ -114,8 +107,8 @@ def evaluate(
         kept = plan.kept(attack, clean.digest, places.told, shard)
         if shard and (kept.finished.exists() or only is not None and kept.key not in only):
             continue
-        if not shard and (found := read_finished(kept.finished)) is not None:
-            records.append(found["record"])
+        if kept.finished and kept.finished.exists():
+            records.append(read_verdicts(kept.finished).record)
             continue
         run = _Attacked(attack, image_logits, data, clean, kept)
         run.run(source, PRECISIONS[precision], seed, f"{desc}, {attack.name}")
@@ -131,7 +124,7 @@ def clean_record(clean: Clean) -> dict:
     return _record("clean", None, clean.right, clean.seconds)
 
 
-def attack_record(plan: Plan, kept: Kept, attack: Attack, state: State, clean: Clean) -> dict:
+def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, clean: Clean) -> dict:
     """Of an attack that is at its end."""
     record = _record(attack.name, plan.conditions(attack), state.lost == 0, state.seconds)
     attacked = max(int((state.lost != WRONG).sum()), 1)
@@ -147,7 +140,7 @@ def attack_record(plan: Plan, kept: Kept, attack: Attack, state: State, clean: C
 
 
 def finish(
-    records: list[dict], split: str, places: Places, files: list[tuple[dict, Kept, State]],
+    records: list[dict], split: str, places: Places, files: list[tuple[dict, Kept, AttackState]],
     labels: Tensor,
 ) -> None:  # fmt: skip
     """Say of all records what they are about and what is odd, and keep those of ``files``."""
@@ -155,9 +148,9 @@ def finish(
         record["split"], record["images"] = split, places.told
     add_flags(records)
     for record, kept, state in files:
-        found = {"record": record, "identity": kept.identity, "lost_to": state.lost}
+        verdicts = Verdicts(record, kept.identity, state.lost.numpy(), labels.numpy())
         for folder in kept.folders:
-            write_finished(folder / f"{kept.key}.json", {**found, "labels": labels})
+            write_verdicts(folder / f"{kept.key}.json", verdicts)
             (folder / f"{kept.key}.pt").unlink(missing_ok=True)
 
 
@@ -325,7 +318,7 @@ class _Attacked:
     ) -> None:
         self.attack, self.image_logits, self.data, self.clean = attack, image_logits, data, clean
         self.kept = kept
-        self.state = State(clean.right, bool(attack.conditions["last_iterate"]))
+        self.state = AttackState(clean.right, bool(attack.conditions["last_iterate"]))
         self.state.load(kept.unfinished)
 
     def run(self, source: Source | None, precision: torch.dtype | None, seed: int, desc: str):

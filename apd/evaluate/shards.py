@@ -14,7 +14,8 @@ from torch import Tensor
 from apd.attacks import Attack, ThreatModel
 from apd.evaluate.loop import Data, attack_record, clean_record, finish, part_of, places_of
 from apd.evaluate.plan import CLEAN, SHARDS, Kept, Plan, Shard, Source
-from apd.evaluate.state import Clean, ImageDigest, State, read_finished
+from apd.evaluate.state import AttackState, Clean, ImageDigest
+from apd.results.verdicts import read_verdicts
 
 
 class Images:
@@ -112,11 +113,11 @@ class Merger:
         records, files = [clean_record(clean)], []
         for attack in self.plan.attacks:
             whole = self._whole(attack)
-            if (found := read_finished(whole.finished)) is not None:
-                records.append(found["record"])
+            if whole.finished.exists():
+                records.append(read_verdicts(whole.finished).record)
                 continue
             parts = [self._part(attack, shard) for shard in shards]
-            state = State.join([part.finished for part in parts])
+            state = AttackState.join([part.finished for part in parts])
             if whole.adv:
                 _move_images(parts, whole.adv)
             records.append(attack_record(self.plan, whole, attack, state, clean))

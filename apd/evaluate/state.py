@@ -1,4 +1,4 @@
-"""What an evaluation under attack has found so far, and where it is kept."""
+"""What an attack has found so far, and the marks of what it was made on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from apd.attacks.stream import Rows
-from apd.errors import UserError, one_line
-from apd.files import atomic_write, write_json
-from apd.results.schema import WRONG
+from apd.errors import UserError
+from apd.files import atomic_write
+from apd.results.verdicts import WRONG
 
 UNBOUNDED_IMAGES = 32  # that an attack is shown which may do anything
 
 
-class State:
+class AttackState:
     """Which of N images have fallen, and to what.
 
     Attributes:
@@ -70,7 +70,7 @@ class State:
             vars(self).update(_load(path))
 
     @classmethod
-    def join(cls, paths: Sequence[Path]) -> State:
+    def join(cls, paths: Sequence[Path]) -> AttackState:
         """Of all images, from the states of the shards, which are at an end."""
         parts = [_load(path) for path in paths]
         whole = cls(join_shards([part["lost"] for part in parts]) == 0, attack_all=True)
@@ -151,30 +151,6 @@ def _load(path: Path) -> dict:
         return torch.load(path, weights_only=True)
     except Exception as error:  # torch raises of every kind
         raise UserError(f"{path} is damaged: delete it and run again") from error
-
-
-def write_finished(path: Path, value: dict) -> None:
-    """Write a finished evaluation, atomically."""
-    tensors = {name: value[name].tolist() for name in ("lost_to", "labels")}
-    write_json(path, {**value, **tensors})
-
-
-def read_finished(path: Path | None) -> dict | None:
-    """A finished evaluation: record, identity, lost_to and labels (N,); None: there is none.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    if path is None or not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["record"].setdefault("split", "test")  # older ones do not say
-        return {**found, **{name: torch.tensor(found[name]) for name in ("lost_to", "labels")}}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({one_line(error)}): delete it and run again"
-        ) from error
 
 
 def digest(value) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -13,6 +15,8 @@ from apd.attacks import ThreatModel, pgd
 from apd.figures.draw import Lines, draw_lines
 from apd.figures.points import shots_of
 from apd.figures.style import legend, look, panels, save, styles
+from apd.results.verdicts import Verdicts
+from apd.results.words import described, shots_said
 
 EXAMPLES = 6  # images a figure
 
@@ -22,7 +26,7 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
     """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
 
     Args:
-        evaluated: ``apd.evaluate.command.Run`` and its records, clean first.
+        evaluated: ``apd.evaluate.run.Run`` and its records, clean first.
     """
     written = []
     for run, records in evaluated:
@@ -31,13 +35,13 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
         if not attacks:
             continue
         written.append(save(_examples(run, attacks[0]), folder / f"{stem}_examples.png"))
-        stored = {one["record"]["key"]: one for one in run.stored()}
-        shown = [(r, stored[r["key"]]) for r in attacks]
+        stored = {one.record["key"]: one for one in run.stored()}
+        shown = [stored[record["key"]] for record in attacks]
         written.append(save(_classes(run, shown), folder / f"{stem}_classes.png"))
     curves = _by_attack(evaluated)
     for attack, lines in curves.items():
         if any(len(points) > 1 for points in lines.values()):
-            name = attack.replace(":", "-").replace("/", "-").replace(" ", "_")
+            name = re.sub("[:/]", "-", attack).replace(", ", "_").replace(" ", "_").lower()
             written.append(save(_curves(attack, lines), folder / f"eps_{name}.png"))
     return written
 
@@ -94,18 +98,17 @@ def _first_right(run, split: str) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(labels)
 
 
-def _classes(run, shown: list[tuple[dict, dict]]) -> Figure:
+def _classes(run, shown: list[Verdicts]) -> Figure:
     """Accuracy of each class under each attack, worst class first."""
     names = run.classnames
     figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     order = None
-    for record, stored in shown:
-        labels, lost = stored["labels"], stored["lost_to"]
-        count = torch.bincount(labels, minlength=len(names)).clamp_min(1)
-        share = 100 * torch.bincount(labels[lost == 0], minlength=len(names)) / count
-        order = share.argsort() if order is None else order
-        axes.plot(share[order], markersize=3, linewidth=1, label=_of(record))
+    for verdicts in shown:
+        count = np.bincount(verdicts.labels, minlength=len(names)).clip(min=1)
+        share = 100 * np.bincount(verdicts.labels[verdicts.stands], minlength=len(names)) / count
+        order = share.argsort(kind="stable") if order is None else order
+        axes.plot(share[order], markersize=3, linewidth=1, label=described(verdicts.record))
     axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
     axes.set_ylabel("robust accuracy (%)")
     axes.set_ylim(0, 100)
@@ -120,9 +123,11 @@ def _by_attack(evaluated: list[tuple]) -> dict[str, Lines]:
     several = len({shots_of(run.results) for run, _ in evaluated} - {None}) > 1
     for run, (clean, *records) in evaluated:
         results, shots = run.results, shots_of(run.results)
-        name = results["method"] + f", {shots} shots" * (several and shots is not None)
+        name = results["method"]
+        if several and shots is not None:
+            name += f", {shots_said(shots)}"
         for record in records:
-            points = curves[_of(record, eps=False)][name]
+            points = curves[described(record, eps=False)][name]
             points[0.0][results["seed"]] = clean["accuracy"]
             points[record["threat_model"]["eps"]][results["seed"]] = record["accuracy"]
     return curves
@@ -136,14 +141,3 @@ def _curves(attack: str, lines: Lines) -> Figure:
     axes.set_ylim(0, 100)
     legend(figure)
     return figure
-
-
-def _of(record: dict, eps: bool = True) -> str:
-    """An attack and its conditions in a few words."""
-    threat = record["threat_model"]
-    parts = [record["attack"], threat["norm"]]
-    parts += [f"eps {threat['eps']:g}/255"] * eps
-    parts += [threat["source"]] * (threat["source"] != "white-box")
-    parts += [threat["precision"]] * (threat["precision"] != "fp32")
-    parts += ["validation images"] * (record["split"] == "val")
-    return " ".join(parts)

@@ -16,7 +16,6 @@ from apd.figures.points import (
     Point,
     Setting,
     averages,
-    describe,
     name_runs,
     points,
     setting_of,
@@ -24,6 +23,7 @@ from apd.figures.points import (
 )
 from apd.figures.style import legend, look, panels, styles
 from apd.results.history import read_history
+from apd.results.words import described, shots_said
 
 Figures = dict[str, Figure]  # by the stem of its file's name
 
@@ -202,7 +202,7 @@ def _family(evaluation: dict) -> tuple:
     threat = evaluation["threat_model"]
     step = threat["alpha"] and threat["eps"] and round(threat["alpha"] / threat["eps"], 6)
     rest = {k: v for k, v in threat.items() if k not in ("eps", "alpha", "seed")}
-    return describe(evaluation, eps=False), step, *sorted(rest.items())
+    return described(evaluation, eps=False), step, *sorted(rest.items())
 
 
 def _title(setting: Setting, what: str, found: list[Point], shots: int | None = None) -> str:
@@ -211,9 +211,7 @@ def _title(setting: Setting, what: str, found: list[Point], shots: int | None = 
 
 
 def _said(shots: int | None) -> str:
-    if shots is None:
-        return ""
-    return ", all images" if shots == -1 else f", {shots} shot{'s' * (shots > 1)}"
+    return "" if shots is None else f", {shots_said(shots)}"
 
 
 def _seeds(runs: Iterable[Hashable]) -> str:

@@ -8,10 +8,9 @@ from statistics import mean
 from typing import NamedTuple
 
 from apd.errors import UserError, listed
-from apd.results.runs import attack_of, clean_accuracy, images_of
+from apd.results.runs import clean_accuracy
+from apd.results.words import described
 from apd.tables.cells import learns, settings
-
-_USUAL = ("white-box", "fp32")
 
 
 class Setting(NamedTuple):
@@ -58,30 +57,17 @@ def shots_of(run: dict) -> int | None:
     return run["shots"] if learns(run) else None
 
 
-def describe(evaluation: dict, eps: bool = True) -> str:
-    """An attack and its conditions in a few words."""
-    threat, images = evaluation["threat_model"], images_of(evaluation)
-    part = [images] if images else []
-    if threat is None:
-        return ", ".join([evaluation["attack"], *part])
-    words = [attack_of(evaluation)]
-    words.append(threat["norm"] + (f" eps {threat['eps']:g}/255" if eps else ""))
-    words += ["last iterate"] * threat["last_iterate"]
-    words += [threat[key] for key in ("source", "precision") if threat[key] not in _USUAL]
-    return ", ".join(words + part)
-
-
 def points(runs: dict[Path, dict]) -> list[Point]:
     """All evaluations of all runs.
 
     Raises:
-        UserError: two threat models that ``describe`` calls the same, or one run twice.
+        UserError: two threat models that ``described`` calls the same, or one run twice.
     """
     names, found, first = name_runs(runs), {}, {}
     for folder, run in runs.items():
         setting, shots = setting_of(run), shots_of(run)
         for evaluation in run["evaluations"]:
-            attack = describe(evaluation)
+            attack = described(evaluation)
             threat = {k: v for k, v in (evaluation["threat_model"] or {}).items() if k != "seed"}
             where, other = first.setdefault((setting[1:], attack), (folder, threat))
             if threat != other:

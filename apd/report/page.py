@@ -16,9 +16,10 @@ from apd import config
 from apd.config import HARMLESS, flat
 from apd.errors import UserError, listed
 from apd.figures.kinds import KINDS
-from apd.figures.points import describe, setting_of, shots_of
+from apd.figures.points import setting_of, shots_of
 from apd.figures.style import rendered
 from apd.methods import rank
+from apd.results.words import described
 from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
@@ -173,7 +174,7 @@ def _flags(runs: dict[Path, dict]) -> list[dict]:
             "data set": run["dataset"],
             "shots": run["shots"],
             "seed": run["seed"],
-            "attack": describe(evaluation),
+            "attack": described(evaluation),
             "accuracy (%)": f"{evaluation['accuracy']:.1f}",
             "flag": name,
             "sign": text,

@@ -1,7 +1,6 @@
 """What a run leaves: results.json, history.csv, and verdicts image by image."""
 
 from apd.results.schema import (
-    EVALUATIONS,
     HISTORY_NAME,
     RESULTS_NAME,
     SCHEMA_VERSION,
@@ -11,6 +10,7 @@ from apd.results.schema import (
     read_results,
     write_results,
 )
+from apd.results.verdicts import EVALUATIONS
 
 __all__ = [
     "EVALUATIONS",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from apd.errors import UserError, one_line
-from apd.results.schema import EVALUATIONS, RESULTS_NAME, WRONG, read_results
+from apd.errors import UserError
+from apd.results.schema import RESULTS_NAME, read_results
+from apd.results.verdicts import Verdicts, read_verdicts, verdicts_keys, verdicts_path
+from apd.results.words import images_said
 
 
 def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path, dict]:
@@ -52,113 +52,52 @@ def _run_folders(folder: str | Path) -> set[Path]:
 
 def _added(folder: Path, results: dict) -> list[dict]:
     """Records in the run's evaluations/ that results.json lacks, of the same prompts."""
-    try:
-        stems = {Path(name).stem for name in os.listdir(folder / EVALUATIONS) if _is_one(name)}
-    except FileNotFoundError:
-        return []
     known = {record.get("key") for record in results["evaluations"]}
-    if not (added := sorted(stems - known)):
+    keys = verdicts_keys(folder)
+    if not (added := [key for key in keys if key not in known]):
         return []  # the usual case: nothing has to be read
     model = results.get("fingerprint")
-    if model is None and (own := sorted(stems & known)):  # results of an older version
-        model = _read(folder, own[0])["identity"]["model"]
-    kept = [_read(folder, key) for key in added]
-    records = [one["record"] for one in kept if one["identity"]["model"] == model]
+    if model is None and (own := [key for key in keys if key in known]):  # of an older version
+        model = read_verdicts(verdicts_path(folder, own[0])).identity["model"]
+    kept = [read_verdicts(verdicts_path(folder, key)) for key in added]
+    records = [one.record for one in kept if one.identity["model"] == model]
     return sorted(records, key=lambda r: (r["attack"], r["threat_model"]["eps"], r["key"]))
-
-
-def _is_one(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
-
-
-def _path(folder: Path, key: str) -> Path:
-    return folder / EVALUATIONS / f"{key}.json"
-
-
-def _read(folder: Path, key: str) -> dict:
-    path = _path(folder, key)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["record"]["threat_model"]["eps"], found["identity"]["model"], found["lost_to"]
-        found["record"].setdefault("split", "test")  # older ones do not say
-        return found  # with all that is read from it
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({one_line(error)}): delete it and evaluate again"
-        ) from error
 
 
 def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
     """(N,) bool, which images are robust (clean: right), and their digest; None: not kept."""
     if evaluation["threat_model"] is not None:
         kept = _kept_of(folder, evaluation)
-        return kept and (kept.lost == 0, kept.digest)
+        return kept and (kept.stands, kept.identity["images"])
     # A clean evaluation keeps no file, but an attack on the same images tells which of them were
     # wrong before it (unless it attacked those too: then it does not know of as many).
-    for path in sorted((folder / EVALUATIONS).glob("*.json")):
-        kept = _kept(folder, path.stem)
-        right = kept.lost != WRONG
-        counts = (right.sum(), len(right))
-        if images_of(kept.record) == images_of(evaluation) and counts == (
-            evaluation["correct"], evaluation["total"],
-        ):  # fmt: skip
-            return right, kept.digest
+    counts = (evaluation["correct"], evaluation["total"])
+    for key in verdicts_keys(folder):
+        kept = _kept(folder, key)
+        same = images_said(kept.record) == images_said(evaluation)
+        if same and counts == (kept.was_right.sum(), len(kept.was_right)):
+            return kept.was_right, kept.identity["images"]
     return None
 
 
 def clean_accuracy(folder: Path, run: dict, evaluation: dict) -> float | None:
     """In %, on the images of ``evaluation``; None if it is not known."""
     for other in run["evaluations"]:
-        if other["threat_model"] is None and images_of(other) == images_of(evaluation):
+        if other["threat_model"] is None and images_said(other) == images_said(evaluation):
             return other["accuracy"]
     # with the last iterate counted, images that were wrong when clean are attacked too
     if evaluation["threat_model"]["last_iterate"]:
         return None
     kept = _kept_of(folder, evaluation)
-    return kept and 100 * float((kept.lost != WRONG).mean())
+    return kept and 100 * float(kept.was_right.mean())
 
 
-class _Kept(NamedTuple):
-    record: dict
-    lost: np.ndarray  # (N,) int8
-    digest: str  # of the images
-
-
-def _kept_of(folder: Path, evaluation: dict) -> _Kept | None:
+def _kept_of(folder: Path, evaluation: dict) -> Verdicts | None:
     """What the evaluation's own file says, if it has one."""
     key = evaluation.get("key")  # older results do not say
-    return _kept(folder, key) if key and _path(folder, key).exists() else None
+    return _kept(folder, key) if key and verdicts_path(folder, key).exists() else None
 
 
-@lru_cache(maxsize=None)  # each is compared with many others; small, once it is an array
-def _kept(folder: Path, key: str) -> _Kept:
-    found = _read(folder, key)
-    lost = np.asarray(found["lost_to"], dtype=np.int8)
-    return _Kept(found["record"], lost, found["identity"]["images"])
-
-
-def header_of(evaluation: dict) -> str:
-    """An evaluation's column in a table: the attack and what else tells it from others."""
-    threat, images = evaluation["threat_model"], images_of(evaluation)
-    part = f", {images}" if images else ""
-    if threat is None:
-        return f"{evaluation['attack']}{part} (%)"
-    norm = "" if threat["norm"] == "linf" else f" {threat['norm'].upper()}"
-    last = ", last iterate" if threat["last_iterate"] else ""
-    source = f", {threat['source']}" if threat["source"] != "white-box" else ""
-    half = f", {threat['precision']}" if threat["precision"] != "fp32" else ""
-    return f"{attack_of(evaluation)}{norm} eps={threat['eps']:g}/255{last}{source}{half}{part} (%)"
-
-
-def attack_of(evaluation: dict) -> str:
-    """The attack's name as papers write it."""
-    return {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
-
-
-def images_of(evaluation: dict) -> str:
-    """What part of which images it is about; empty: all test images."""
-    images = evaluation.get("images", "all")  # older results do not say
-    validation = "validation " if evaluation["split"] == "val" else ""
-    if images == "all":
-        return f"{validation}images" if validation else ""
-    return f"{images['count']:,} {validation}images"
+@lru_cache(maxsize=None)  # each is compared with many others
+def _kept(folder: Path, key: str) -> Verdicts:
+    return read_verdicts(verdicts_path(folder, key))

@@ -39,9 +39,7 @@ from apd.files import write_json
 SCHEMA_VERSION = 1
 RESULTS_NAME = "results.json"
 HISTORY_NAME = "history.csv"
-EVALUATIONS = "evaluations"  # folder, in a run's, of verdicts image by image
 SPLITS = ("test", "val")  # that an evaluation may be of
-WRONG = -1  # of a verdict ("lost_to"): the clean image is misclassified
 
 _GIVEN = {  # by the run; the other fields are filled in here
     *("method", "modality", "trainable_parameters", "dataset", "classes", "subsample", "shots"),

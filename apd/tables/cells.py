@@ -12,7 +12,7 @@ from apd.config import HARMLESS, flat
 from apd.errors import UserError, listed
 from apd.known_data import data_rank
 from apd.methods import rank
-from apd.results.runs import header_of, images_of
+from apd.results.words import header, images_said
 
 # what the runs of one row may differ in; attacks and images are compared one by one
 _FREE = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
@@ -152,7 +152,7 @@ class Grid:
         self.rows = sorted(self._siblings, key=rank)
         self.places = sorted({place for _, place in self._runs}, key=_place_rank)
         self._images = {
-            header_of(e): images_of(e) for run in runs.values() for e in run["evaluations"]
+            header(e): images_said(e) for run in runs.values() for e in run["evaluations"]
         }
         self._seeds = defaultdict(set)
         for (_, place), found in self._runs.items():
@@ -166,8 +166,8 @@ class Grid:
     def headers_by_images(self) -> dict[str, list[str]]:
         """The columns that are about the same images; those about all of them come first."""
         found: dict[str, list[str]] = {}
-        for header, images in sorted(self._images.items(), key=lambda item: item[1] != ""):
-            found.setdefault(images, []).append(header)
+        for column, images in sorted(self._images.items(), key=lambda item: item[1] != ""):
+            found.setdefault(images, []).append(column)
         return found or {"": []}
 
     def values(self, field: str) -> list:
@@ -182,12 +182,12 @@ class Grid:
             for _, run in found.values()
         )  # fmt: skip
 
-    def cell(self, row: str, place: Place, header: str) -> Cell:
+    def cell(self, row: str, place: Place, column: str) -> Cell:
         """The accuracies under one column's evaluation."""
         found = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
             for evaluation in run["evaluations"]:
-                if header_of(evaluation) == header:
+                if header(evaluation) == column:
                     found.append(Accuracy.of(evaluation, folder, seed))
                     break
         return self._made(found, row, place)
@@ -207,10 +207,6 @@ class Grid:
         if lacking and not learns(self.first(row)):
             place = place._replace(shots=self.first(row)["shots"])  # missing once, not per shots
         return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
-
-
-def shots_name(count: int) -> str:
-    return "all images" if count == -1 else f"{count} {'shot' if count == 1 else 'shots'}"
 
 
 def learns(run: dict) -> bool:
@@ -304,9 +300,9 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             check("the split (--split chooses one)", evaluation["split"], folder)
             threat = dict(evaluation["threat_model"] or {})
             threat.pop("seed", None)
-            header = header_of(evaluation).removesuffix(" (%)")
-            check(f"the threat model of {header}", threat, folder)
-            what = f"the number of images of {header}, {run['dataset']}, {run['subsample']}"
+            column = header(evaluation).removesuffix(" (%)")
+            check(f"the threat model of {column}", threat, folder)
+            what = f"the number of images of {column}, {run['dataset']}, {run['subsample']}"
             check(what, evaluation["total"], folder)
 
 

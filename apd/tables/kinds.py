@@ -16,18 +16,9 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 
 from apd.errors import UserError, listed
-from apd.tables.cells import (
-    Accuracy,
-    Cell,
-    Grid,
-    Place,
-    average,
-    harmonic,
-    learns,
-    rank,
-    settings,
-    shots_name,
-)
+from apd.methods import rank
+from apd.results.words import shots_said
+from apd.tables.cells import Accuracy, Cell, Grid, Place, average, harmonic, learns, settings
 from apd.tables.compare import compare
 from apd.tables.write import Table
 
@@ -99,7 +90,7 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
             row = {"method": method}
             for k in shots:
                 cells = [grid.cell(method, Place(name, subsample, k), header) for name in group]
-                row[shots_name(k)] = _mean(cells)
+                row[shots_said(k)] = _mean(cells)
             rows.append(row)
         return Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
 
@@ -310,7 +301,7 @@ def cost(runs: dict[Path, dict]) -> list[Table]:
             for place in places if learns(first) else places[:1]:
                 row = {"method": method}
                 if several:
-                    row["shots"] = shots_name(place.shots) if learns(first) else "-"
+                    row["shots"] = shots_said(place.shots) if learns(first) else "-"
                 row["parameters"] = first["trainable_parameters"]
                 for name, number in _COSTS.items():
                     row[name] = grid.numbers(method, place, number)
@@ -381,7 +372,7 @@ def _title(runs: dict[Path, dict], *fields: str) -> str:
         found = {run[field] for run in runs.values() if field != "shots" or learns(run)}
         if len(found) == 1:
             (value,) = found
-            parts.append(shots_name(value) if field == "shots" else value)
+            parts.append(shots_said(value) if field == "shots" else value)
     return ", ".join(parts)
 
 

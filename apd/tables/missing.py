@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from apd.tables.cells import Missing, shots_name
+from apd.results.words import shots_said
+from apd.tables.cells import Missing
 
 
 def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:
@@ -20,7 +21,7 @@ def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:
 
 def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     place, seed = missing.place, missing.seed
-    name = f"{missing.row}, {place.dataset}, {shots_name(place.shots)}, seed {seed}"
+    name = f"{missing.row}, {place.dataset}, {shots_said(place.shots)}, seed {seed}"
     at_place = [
         run for run in runs.values()
         if (run["dataset"], run["subsample"]) == (place.dataset, place.subsample)
@@ -45,7 +46,7 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     lines = []
     if run["shots"] != place.shots:
         lines.append(
-            f"# from a run with {shots_name(run['shots'])}: settings that depend on the shots "
+            f"# from a run with {shots_said(run['shots'])}: settings that depend on the shots "
             "(epochs) may have to change"
         )
     argv = _split(run["argv"])

@@ -42,7 +42,8 @@ def test_several_runs_attacks_and_radii_in_one_call(runs, call, tmp_path):
     assert {row[0] for row in rows} == {"ZeroshotCLIP", "AdvIVLP", "APD"}
     assert all(row[6] == "12" for row in rows)
     made = {path.name for path in tmp_path.iterdir()}
-    assert {"APD_seed1_examples.png", "APD_seed1_classes.png", "eps_pgd-3_linf.png"} <= made
+    assert {"APD_seed1_examples.png", "APD_seed1_classes.png"} <= made
+    assert "eps_pgd-3_linf_12_images.png" in made
     found = [r for r in records(runs / "APD") if r["threat_model"]["eps"] == 2.0]
     assert {r["threat_model"]["alpha"] for r in found if r["attack"] == "pgd-3"} == {1.0}
     assert all("flags" in r and r["images"] == {"count": 12, "seed": 0} for r in found)

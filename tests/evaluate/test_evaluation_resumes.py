@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from apd.attacks import ThreatModel
 from apd.errors import UserError
 from apd.evaluate import Source, evaluate
-from apd.evaluate.state import State, fingerprint
+from apd.evaluate.state import AttackState, fingerprint
 
 CLASSES, N = 4, 50
 THREAT = ThreatModel("linf", eps=3, alpha=0.75, steps=6, restarts=2)
@@ -57,7 +57,7 @@ def lost_to(store):
 def _child(store, attacks, kill_at, adv):
     """Kill itself before the ``kill_at``-th save, or after it."""
     number, when = kill_at
-    save = State.save
+    save = AttackState.save
 
     def saving(state, path):
         nonlocal number
@@ -68,7 +68,7 @@ def _child(store, attacks, kill_at, adv):
         if not number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    State.save = saving
+    AttackState.save = saving
     run(store, *attacks, save_adv=adv)
 
 

@@ -16,7 +16,7 @@ from apd.attacks import ThreatModel
 from apd.errors import UserError
 from apd.evaluate import Shard, Source, evaluate, fingerprint
 from apd.evaluate.shards import Images, Merger, shard_counts
-from apd.evaluate.state import State
+from apd.evaluate.state import AttackState
 
 CLASSES, N = 4, 32
 THREAT = ThreatModel("linf", eps=3, alpha=0.75, steps=6, restarts=2)
@@ -216,7 +216,7 @@ def test_more_shards_than_images_are_told(tmp_path):
 
 
 def _child(store, attacks, shard, saves, adv):
-    save = State.save
+    save = AttackState.save
 
     def saving(state, path):
         nonlocal saves
@@ -225,7 +225,7 @@ def _child(store, attacks, shard, saves, adv):
         if not saves:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    State.save = saving
+    AttackState.save = saving
     run(store, *attacks, shard=shard, save_adv=adv)
 
 

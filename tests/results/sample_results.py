@@ -59,7 +59,7 @@ def results(method="APD", clean=85.0, robust=42.0, threat=None, **fields):
 
 
 def keep_verdicts(run, evaluation, lost, images="i", model="m"):
-    """Write a finished evaluation, as apd-eval does; ``lost`` (N,): see ``apd.evaluate.state``."""
+    """Write verdicts, as apd-eval does; ``lost`` (N,): see ``apd.results.verdicts``."""
     path = Path(run) / "evaluations" / f"{evaluation['key']}.json"
     path.parent.mkdir(exist_ok=True)
     identity = {"model": model, "images": images}

@@ -10,7 +10,8 @@ from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
 from apd.results import EVALUATIONS, read_results
-from apd.results.runs import header_of, judged, load_runs
+from apd.results.runs import judged, load_runs
+from apd.results.words import header
 
 
 def attacked(key, accuracy=40.0, total=4, **fields):
@@ -102,14 +103,14 @@ def test_clean_verdicts_come_from_the_same_images_only(save, fields, lost):
 
 def test_header_tells_a_subset():
     part = {"images": {"count": 1000, "seed": 0}}
-    assert header_of(record("clean", 1.0, **part)) == "clean, 1,000 images (%)"
-    assert header_of(record("pgd-9", 1.0, THREAT, **part)) == "PGD-9 eps=2/255, 1,000 images (%)"
+    assert header(record("clean", 1.0, **part)) == "clean, 1,000 images (%)"
+    assert header(record("pgd-9", 1.0, THREAT, **part)) == "PGD-9 eps=2/255, 1,000 images (%)"
 
 
 def test_header_tells_validation_images():
     part = {"images": {"count": 1000, "seed": 0}}
-    assert header_of(record("clean", 1.0, split="val")) == "clean, validation images (%)"
-    assert header_of(record("pgd-9", 1.0, THREAT, split="val", **part)) == (
+    assert header(record("clean", 1.0, split="val")) == "clean, validation images (%)"
+    assert header(record("pgd-9", 1.0, THREAT, split="val", **part)) == (
         "PGD-9 eps=2/255, 1,000 validation images (%)"
     )
 

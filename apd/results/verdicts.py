@@ -1,0 +1,90 @@
+"""evaluations/<key>.json of a run: an attack's record, and its verdict on every image.
+
+record: as in results.json.
+identity: all that the verdicts depend on: attack, threat_model, model and made_on
+    (fingerprints), images (their digest) and places (all, or size and seed of the subset).
+lost_to: for each image 0: it stands, k: it fell to the attack's k-th stage, -1: it was wrong
+    when clean.
+labels: of the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from apd.errors import UserError, one_line
+from apd.files import write_json
+
+EVALUATIONS = "evaluations"  # folder, in a run's
+WRONG = -1  # of lost_to
+
+
+@dataclass
+class Verdicts:
+    """What one such file holds: ``lost_to`` (N,) int8 and ``labels`` (N,) int64."""
+
+    record: dict
+    identity: dict
+    lost_to: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def stands(self) -> np.ndarray:
+        """Which images the model is right on, attacked: (N,) bool."""
+        return self.lost_to == 0
+
+    @property
+    def was_right(self) -> np.ndarray:
+        """Which images it was right on before: (N,) bool."""
+        return self.lost_to != WRONG
+
+
+def verdicts_path(run_dir: str | Path, key: str) -> Path:
+    return Path(run_dir) / EVALUATIONS / f"{key}.json"
+
+
+def verdicts_keys(run_dir: str | Path) -> list[str]:
+    """Keys of the run's finished evaluations, sorted."""
+    try:
+        names = os.listdir(Path(run_dir) / EVALUATIONS)
+    except FileNotFoundError:
+        return []
+    # a dot begins what is being written
+    return sorted(Path(n).stem for n in names if n.endswith(".json") and not n.startswith("."))
+
+
+def write_verdicts(path: Path, verdicts: Verdicts) -> None:
+    """Write the file, atomically."""
+    lists = {"lost_to": verdicts.lost_to.tolist(), "labels": verdicts.labels.tolist()}
+    write_json(path, {**vars(verdicts), **lists})
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """Read the file.
+
+    Raises:
+        UserError: it is damaged.
+        FileNotFoundError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = Verdicts(
+            found["record"],
+            found["identity"],
+            np.asarray(found["lost_to"], dtype=np.int8),
+            np.asarray(found["labels"], dtype=np.int64),
+        )
+        # what is asked of it
+        verdicts.record["threat_model"]["eps"], verdicts.identity["model"]
+        verdicts.record.setdefault("split", "test")  # older ones do not say
+        verdicts.record.setdefault("key", path.stem)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}): delete it and evaluate again"
+        ) from error
+    return verdicts

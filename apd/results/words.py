@@ -1,0 +1,66 @@
+"""Evaluations and shots in words: one wording for tables, figures, reports, flags and logs.
+
+An evaluation is a record of ``apd.evaluate.evaluate``.
+"""
+
+from __future__ import annotations
+
+_USUAL = {"source": "white-box", "precision": "fp32"}  # goes without saying
+
+
+def attack_name(evaluation: dict) -> str:
+    """The attack's name as papers write it."""
+    return {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
+
+
+def radius(threat: dict) -> str:
+    return f"eps {threat['eps']:g}/255"
+
+
+def images_said(evaluation: dict) -> str:
+    """What part of which images it is about; empty: all test images."""
+    images = evaluation.get("images", "all")  # older results do not say
+    validation = "validation " if evaluation["split"] == "val" else ""
+    if images == "all":
+        return f"{validation}images" if validation else ""
+    return f"{images['count']:,} {validation}images"
+
+
+def unusual(threat: dict) -> list[str]:
+    """Source and precision of an attack, where they are not the usual ones."""
+    return [threat[key] for key, usual in _USUAL.items() if threat[key] != usual]
+
+
+def described(evaluation: dict, eps: bool = True) -> str:
+    """An attack and its conditions in a few words; without ``eps``, of a ball of any radius."""
+    threat, images = evaluation["threat_model"], images_said(evaluation)
+    if threat is None:
+        return ", ".join(filter(None, [evaluation["attack"], images]))
+    ball = f"{threat['norm']} {radius(threat)}" if eps else threat["norm"]
+    last = "last iterate" if threat["last_iterate"] else ""
+    parts = [attack_name(evaluation), ball, last, *unusual(threat), images]
+    return ", ".join(filter(None, parts))
+
+
+def header(evaluation: dict) -> str:
+    """An evaluation's column in a table: as ``described``, but shorter."""
+    threat, images = evaluation["threat_model"], images_said(evaluation)
+    if threat is None:
+        return ", ".join(filter(None, [evaluation["attack"], images])) + " (%)"
+    norm = "" if threat["norm"] == "linf" else f" {threat['norm'].upper()}"
+    last = "last iterate" if threat["last_iterate"] else ""
+    attack = f"{attack_name(evaluation)}{norm} eps={threat['eps']:g}/255"
+    return ", ".join(filter(None, [attack, last, *unusual(threat), images])) + " (%)"
+
+
+def cited(evaluation: dict) -> str:
+    """An evaluation and its result, in a flag of another one."""
+    threat = evaluation["threat_model"]
+    conditions = f"({radius(threat)}, {threat['source']})"
+    return f"{evaluation['attack']} {conditions}, {evaluation['accuracy']:.1f} %"
+
+
+def shots_said(count: int) -> str:
+    if count == -1:
+        return "all images"
+    return f"{count} {'shot' if count == 1 else 'shots'}"
