@@ -5,9 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import cache
 
 from yacs.config import CfgNode
+
+from apd.errors import UserError, one_line
+from apd.ranges import (
+    TEXT,
+    Rule,
+    number,
+    one_of,
+    optional,
+    per_255,
+    rule_like,
+    several,
+    whole,
+)
 
 # eps and alpha are in units of 1/255. They have no default: a result must state its threat model.
 _ATTACK = {
@@ -104,6 +119,170 @@ _KEYS = {
     },
 }
 
+_COUNT = whole(1)
+_SHARE = number(0, 1)
+_LEAST_0 = number(0)
+_RADIUS = per_255(optional(_LEAST_0))
+_PRECISION = one_of("fp32", "bf16", "amp", "fp16")
+
+# What each key takes, ours and the toolbox's. Keys that are not here take a value of the type that
+# their default has. Names of classes (trainers, data sets, samplers, ...) are looked up where they
+# are used.
+_RULES: dict[str, Rule] = {
+    "VERSION": whole(),
+    "SEED": whole(-1, 2**32 - 1, note=" (-1: not seeded)"),
+    "INPUT.SIZE": several(_COUNT, count=2),
+    "INPUT.INTERPOLATION": one_of("bilinear", "bicubic", "nearest"),
+    "INPUT.TRANSFORMS": several(TEXT, split=True),
+    "INPUT.PIXEL_MEAN": several(number(), count=3),
+    "INPUT.PIXEL_STD": several(number(above=0), count=3),
+    "INPUT.CROP_PADDING": whole(0),
+    "INPUT.RRCROP_SCALE": several(number(above=0, high=1), count=2),
+    "INPUT.CUTOUT_N": whole(0),
+    "INPUT.CUTOUT_LEN": _COUNT,
+    "INPUT.GN_MEAN": number(),
+    "INPUT.GN_STD": _LEAST_0,
+    "INPUT.RANDAUGMENT_N": whole(0),
+    "INPUT.RANDAUGMENT_M": whole(0),
+    "INPUT.COLORJITTER_B": _LEAST_0,
+    "INPUT.COLORJITTER_C": _LEAST_0,
+    "INPUT.COLORJITTER_S": _LEAST_0,
+    "INPUT.COLORJITTER_H": number(0, 0.5),
+    "INPUT.RGS_P": _SHARE,
+    "INPUT.GB_P": _SHARE,
+    "INPUT.GB_K": _COUNT,
+    "DATASET.NUM_LABELED": whole(-1),
+    "DATASET.NUM_SHOTS": whole(1, also=-1, note=" (all images)"),
+    "DATASET.VAL_SHOTS": whole(-1),
+    "DATASET.VAL_PERCENT": _SHARE,
+    "DATASET.STL10_FOLD": whole(-1),
+    "DATASET.CIFAR_C_LEVEL": whole(1, 5),
+    "DATASET.SUBSAMPLE_CLASSES": one_of("all", "base", "new"),
+    "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.K_TRANSFORMS": _COUNT,
+    **{
+        f"DATALOADER.{loader}.{key}": rule
+        for loader in ("TRAIN_X", "TRAIN_U", "TEST")
+        for key, rule in (("BATCH_SIZE", _COUNT), ("N_DOMAIN", whole(0)), ("N_INS", _COUNT))
+    },
+    "MODEL.HEAD.HIDDEN_LAYERS": several(_COUNT),
+    "MODEL.HEAD.DROPOUT": _SHARE,
+    "OPTIM.LR": number(above=0),
+    "OPTIM.WEIGHT_DECAY": _LEAST_0,
+    "OPTIM.MOMENTUM": _SHARE,
+    "OPTIM.SGD_DAMPNING": _SHARE,
+    "OPTIM.RMSPROP_ALPHA": _SHARE,
+    "OPTIM.ADAM_BETA1": _SHARE,
+    "OPTIM.ADAM_BETA2": _SHARE,
+    "OPTIM.BASE_LR_MULT": _LEAST_0,
+    "OPTIM.LR_SCHEDULER": one_of("single_step", "multi_step", "cosine"),
+    "OPTIM.STEPSIZE": several(whole(), split=True),
+    "OPTIM.GAMMA": number(above=0),
+    "OPTIM.MAX_EPOCH": _COUNT,
+    "OPTIM.WARMUP_EPOCH": whole(-1),
+    "OPTIM.WARMUP_TYPE": one_of("linear", "constant"),
+    "OPTIM.WARMUP_CONS_LR": _LEAST_0,
+    "OPTIM.WARMUP_MIN_LR": _LEAST_0,
+    "TRAIN.CHECKPOINT_FREQ": whole(-1),
+    "TRAIN.PRINT_FREQ": _COUNT,
+    "TEST.SPLIT": one_of("test", "val"),
+    "TEST.FINAL_MODEL": one_of("last_step", "best_val"),
+    **{
+        f"AT.{part}.{key}": rule
+        for part in ("TRAIN", "TEST")
+        for key, rule in (
+            ("EPS", _RADIUS), ("ALPHA", _RADIUS), ("NORM", one_of("linf", "l2")),
+            ("STEPS", whole(0)), ("PREC", _PRECISION),
+        )
+    },
+    "AT.TRAIN.AT_LOSS_TYPE": one_of("adv_full", "adv_half", "clean"),
+    "AT.TRAIN.PROMPT": one_of("onfly", "constant", "perturbed"),
+    "AT.TRAIN.PALPHA": optional(_LEAST_0),
+    "AT.TEST.ATTACKS": several(TEXT, split=True),
+    "AT.TEST.RESTARTS": _COUNT,
+    "AT.TEST.LOSS": one_of("ce", "kl", "margin"),
+    "AT.TEST.SUBSET": whole(0, note=" (0: all)"),
+    "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
+    "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
+    "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
+}  # fmt: skip
+_RULES_OF_TRAINERS = {  # in every section
+    **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), _COUNT),
+    **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
+    "CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
+    "PREC": _PRECISION,
+    "LAMBDA": _LEAST_0,
+    **{f"LAMBDA_{what}": _LEAST_0 for what in ("CE", "KD", "NAT", "IMG", "TXT")},
+    "TAU": number(above=0),
+    "BETA": _LEAST_0,
+    "ATTACK_LOSS": one_of("ce", "kl"),
+}
+
+
+def rule_of(key: str) -> Rule | None:
+    """What ``key`` takes, if the table says so."""
+    trainer, _, name = key.removeprefix("TRAINER.").partition(".")
+    if key not in _RULES and trainer in _KEYS["TRAINER"]:
+        return _RULES_OF_TRAINERS.get(name)
+    return _RULES.get(key)
+
+
+def merge(cfg: CfgNode, found: Iterable[tuple[str, object]], where: str) -> None:
+    """Set keys of ``cfg``, in place, each read by its rule.
+
+    Args:
+        cfg: not frozen.
+        found: keys with dots and their values, which may be texts of a command line.
+        where: what to call their source in an error.
+
+    Raises:
+        UserError: an unknown key, or a value that it does not take.
+    """
+    for key, value in found:
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name not in node:
+            near = get_close_matches(key, [known for known, _ in flat(cfg)], n=3)
+            hint = f": did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"{where}: there is no key {one_line(key)}{hint}")
+        default = node[name]
+        if isinstance(default, dict):
+            if value is None:  # a section of YAML with nothing in it
+                continue
+            raise UserError(f"{where}: {key} is a section: set one of its keys, {key}.KEY")
+        rule = rule_of(key) or rule_like(default)
+        try:
+            read = rule.read(value)
+        except ValueError as error:
+            raise UserError(f"{where}: {key} is {one_line(value)}: use {rule}") from error
+        if isinstance(default, float) and isinstance(read, int):
+            read = float(read)
+        elif isinstance(default, (list, tuple)):
+            read = type(default)(read)
+        if rule is _RADIUS and isinstance(value, str) and "/" in value:
+            _tell(f"{key} {value} is read as {read}: its unit is 1/255")
+        node[name] = read
+
+
+@cache
+def _tell(note: str) -> None:
+    """Print a note, once."""
+    print(f"note: {note}")
+
+
+def check(cfg: CfgNode) -> None:
+    """Raise UserError for a key with a value that it does not take."""
+    for key, value in flat(cfg):
+        if rule := rule_of(key):
+            try:
+                good = isinstance(rule.read(value), str) or not isinstance(value, str)
+            except ValueError:
+                good = False
+            if not good:
+                raise UserError(f"{key} is {one_line(value)}: use {rule}")
+
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the keys of these trainers to a Dassl config, in place; keys it has keep their values."""
@@ -159,4 +338,4 @@ def flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:  # YAML and JSON have no tuples
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -22,11 +23,13 @@ class ImpossibleResult(Exception):
     """A result that cannot be right, such as robust above clean; it is kept, with its flag."""
 
 
-def one_line(error: Exception) -> str:
-    """Another library's error as part of a one-line message."""
+def one_line(error: object, most: int = 300) -> str:
+    """Another library's error, or a user's value, as part of a one-line message."""
     # str() of a KeyError is its key in quotes
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    # what a terminal would not print as it is, is escaped; names of files may hold any byte
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
@@ -51,8 +54,16 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
             return main(argv)
         except UserError as error:
             # from a worker of a data loader it comes with that process's traceback
-            message = str(error).splitlines()[-1].removeprefix("apd.errors.UserError: ")
-            print(f"error: {message}", file=sys.stderr)
+            message = str(error).rpartition("apd.errors.UserError: ")[2]
+            print(f"error: {one_line(message, most=3000)}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise
+            print(f"error: {one_line(error.filename)}: {error.strerror}", file=sys.stderr)
             return 2
         except (NonFiniteLoss, ImpossibleResult) as error:
             print(f"error: {error}", file=sys.stderr)

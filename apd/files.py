@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read as what editors make of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,64 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from apd.errors import UserError, one_line
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A text file in UTF-8, with or without a byte-order mark, line ends as newlines.
+
+    Raises:
+        UserError: it cannot be read, or is no text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {os.fspath(path)} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{os.fspath(path)} is no text in UTF-8 ({one_line(error)})") from error
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """A YAML file that holds a mapping; an empty file is an empty one.
+
+    Raises:
+        UserError: it cannot be read, is no YAML or no mapping, or has a key twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i] and key != "<<"]:
+                # YAML's readers would drop the first one without a word
+                raise ValueError(f"{twice[0]} stands twice, line {node.start_mark.line + 1} on")
+            return super().construct_mapping(node, deep)
+
+    try:
+        found = yaml.load(read_text(path), Loader)
+    except UserError:
+        raise
+    except Exception as error:  # dates and tags raise of every kind
+        raise UserError(f"{os.fspath(path)}: {one_line(error)}") from error
+    if not isinstance(found, (dict, type(None))):
+        raise UserError(f"{os.fspath(path)}: it is no mapping of keys to values")
+    return found or {}
+
+
+def check_writable(folder: str | os.PathLike, what: str) -> None:
+    """Raise UserError unless ``folder`` is there, or can be made, and can be written to.
+
+    Args:
+        what: the flag or key that names it.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{what} {os.fspath(folder)}: {place} is no folder: choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {os.fspath(folder)}: {place} cannot be written to")
 
 
 @contextmanager

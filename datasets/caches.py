@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from apd.datasets.fewshot import Entry
 from apd.errors import UserError, one_line
@@ -28,18 +28,26 @@ def digest(*parts: str | bytes) -> str:
 def cached(path: Path, key: str, make: Callable[[], dict]) -> dict:
     """Return ``make()``, kept as JSON in ``path`` for as long as ``key`` stays the same.
 
-    Where ``path`` cannot be written, as on a shared read-only data root, nothing is kept.
+    The file has a hash of the value too, so that a damaged one is told and made again. Where
+    ``path`` cannot be written, as on a shared read-only data root, nothing is kept.
     """
     try:
-        kept = json.loads(path.read_bytes())
-        if kept["key"] == key:
-            return kept["value"]
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or not what we write
+        head, _, kept = path.read_bytes().partition(b', "value": ')
+        found, kept = json.loads(head + b"}"), kept[:-1]
+        if found["key"] == key and "hash" in found:  # earlier versions kept none
+            if found["hash"] == digest(kept):
+                return json.loads(kept)
+            raise ValueError("another hash")
+    except OSError:  # absent, as a rule
         pass
+    except (ValueError, KeyError, TypeError, RecursionError):
+        print(f"note: {path} is damaged: it is made again")
     value = make()
+    text = json.dumps(value)
+    head = json.dumps({"key": key, "hash": digest(text)})
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "value": value}))
+            temporary.write_text(f'{head[:-1]}, "value": {text}}}', encoding="utf-8")
     except OSError as error:
         print(f"note: {path} is not kept ({error.strerror}): it is made again in each run")
     return value
@@ -70,7 +78,7 @@ def read_pickle(path: Path) -> dict[str, list[Entry]]:
             content = Unpickler(file).load()
         return {
             str(split): [
-                Entry(str(item._impath), int(item._label), 0, str(item._classname))
+                Entry(_posix(str(item._impath)), int(item._label), 0, str(item._classname))
                 for item in items
             ]
             for split, items in content.items()
@@ -81,3 +89,9 @@ def read_pickle(path: Path) -> dict[str, list[Entry]]:
         raise UserError(
             f"{path} cannot be read as one of CoOp's caches ({one_line(error)}): remove it"
         ) from error
+
+
+def _posix(path: str) -> str:
+    """A path with slashes, also if it was written on Windows: CoOp's are absolute."""
+    windows = PureWindowsPath(path)
+    return windows.as_posix() if windows.drive else path

@@ -148,9 +148,10 @@ def _found(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
     entries = [item for item in items if isinstance(item, Entry)]
     missing = [entry.impath for entry in entries if not os.path.isfile(entry.impath)]
     if missing:
+        broken = " (a link to no file)" if os.path.islink(missing[0]) else ""
         raise UserError(
             f"{source}: {len(missing)} of {len(items)} images are missing: "
-            f"{listed(missing, most=1)}; extract the images there again"
+            f"{missing[0]}{broken}; extract the images there again"
         )
     return [Datum(*item) if isinstance(item, Entry) else item for item in items]
 

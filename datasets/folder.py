@@ -6,9 +6,9 @@ import os
 import random
 from pathlib import Path
 
-from apd.datasets.fewshot import FewShotDataset, data_root
-from apd.errors import UserError, listed
-from apd.host import DATASET_REGISTRY, Datum, register
+from apd.datasets.fewshot import Entry, FewShotDataset, data_root
+from apd.errors import UserError, listed, one_line
+from apd.host import DATASET_REGISTRY, register
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
 TRAIN, VAL = 0.5, 0.2  # of a class in a tree without a split, as CoOp has it for such trees
@@ -47,7 +47,7 @@ class Folder(FewShotDataset):
             cfg,
             *(
                 [
-                    Datum(impath=path, label=labels[name], classname=name)
+                    Entry(path, labels[name], 0, name)
                     for name, paths in split.items()
                     for path in paths
                 ]
@@ -79,6 +79,11 @@ def _images(folder: Path) -> dict[str, list[str]]:
         entry.name: [os.path.join(entry.path, name) for name in image_names(entry.path)]
         for entry in subfolders(folder)
     }
+    for name in classes:
+        if not name.isprintable():  # bytes that are no UTF-8 among them
+            raise UserError(
+                f"Folder: {one_line(folder / name)} names a class, but is no plain text"
+            )
     if not classes:
         raise UserError(f"Folder: no class folders in {folder}: {LAYOUTS}")
     empty = [name for name, paths in classes.items() if not paths]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
 from apd.errors import UserError, listed, one_line
-from apd.files import atomic_write
+from apd.files import atomic_write, read_text
 from apd.known_data import data_rank
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
@@ -115,7 +115,7 @@ class Published(FewShotDataset):
         images = folder / self.image_dir
         pickled = folder / "split_fewshot" / f"{name}.pkl"
         if pickled.is_file():
-            return self._drawn_by_coop(pickled, images, source)
+            return self._drawn_by_coop(pickled, images, source, cfg.DATASET.NUM_SHOTS)
 
         def draw() -> tuple[list[Entry], list[Entry]]:
             train, val = source.train(), source.val() if source.val else []
@@ -125,28 +125,30 @@ class Published(FewShotDataset):
         if cfg.SEED < 0:
             return draw()
         drawn = cached(
-            folder / "split_fewshot" / f"{name}.json", source.mark,
+            folder / "split_fewshot" / f"{name}.json", f"{source.mark} {name}",
             lambda: {split: _rows(images, items) for split, items in zip(("train", "val"), draw())},
         )  # fmt: skip
         return entries(images, drawn["train"]), entries(images, drawn["val"])
 
-    def _drawn_by_coop(self, path: Path, images: Path, source: Source):
+    def _drawn_by_coop(self, path: Path, images: Path, source: Source, shots: int):
         """Its paths may be of another machine: what follows the image folder counts."""
         content = read_pickle(path)
         anchor = f"/{Path(self.dataset_dir, self.image_dir)}/"
         drawn = []
-        for split, known in (("train", source.train), ("val", source.val or list)):
+        for split, listing in (("train", source.train), ("val", source.val or list)):
+            known = listing()
             items = [
                 item._replace(impath=os.path.join(images, item.impath.rpartition(anchor)[2]))
                 for item in content.get(split, ())
             ]
-            strange = sorted(item.impath for item in set(items).difference(known()))
+            strange = sorted(item.impath for item in set(items).difference(known))
             if strange or (split == "train" and not items):
                 raise UserError(
                     f"{path}: {len(strange)} of its {len(items)} {split} images are not {split} "
                     f"images here, or of another class ({listed(strange, most=1)}): it was drawn "
                     "from another split; remove it, and the images are drawn again"
                 )
+            _check_counts(path, split, items, known, shots if split == "train" else min(shots, 4))
             drawn.append(items)
         print(f"Few-shot images: those of {path}")
         return drawn
@@ -242,12 +244,8 @@ def lines(path: Path, parse: Callable[[str], Any]) -> list:
         UserError: the file is missing, or a line cannot be parsed: ``parse`` raises ValueError,
             KeyError or IndexError.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({one_line(error)})") from error
     parsed = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -257,6 +255,21 @@ def lines(path: Path, parse: Callable[[str], Any]) -> list:
                 f"{path}, line {number}: cannot read '{line.strip()}' ({one_line(error)})"
             ) from error
     return parsed
+
+
+def _check_counts(
+    path: Path, split: str, items: list[Entry], known: list[Entry], shots: int
+) -> None:
+    """Raise UserError unless each class has the number of images that a draw gives it."""
+    found, there = Counter(item.label for item in set(items)), Counter(i.label for i in known)
+    for item in known:
+        wanted = min(shots, there[item.label])
+        if found[item.label] != wanted or len(items) != len(set(items)):
+            raise UserError(
+                f"{path}: class '{item.classname}' has {found[item.label]} {split} images in it, "
+                f"where a draw of that name gives {wanted}, all different: remove it, and the "
+                "images are drawn again"
+            )
 
 
 def _missing(folder: Path, layout: dict[str, str]) -> dict[Path, str]:

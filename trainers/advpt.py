@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apd.attacks import pgd
-from apd.host import TRAINER_REGISTRY, build_data_loader, build_transform, register
+from apd.host import (
+    TRAINER_REGISTRY,
+    DatasetWrapper,
+    build_data_loader,
+    build_transform,
+    register,
+)
 from apd.trainers.coop import CoOp
 
 
@@ -60,6 +66,7 @@ class AdvPT(CoOp):
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
             tfm=build_transform(cfg, is_train=False),
             is_train=False,
+            dataset_wrapper=DatasetWrapper,
         )
         stored = []
         for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=None):

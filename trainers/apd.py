@@ -23,8 +23,6 @@ from apd.interchange import prompts_folder
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
 
-MODES = ("online", "offline", "frozen", "checkpoint")
-
 
 @register(TRAINER_REGISTRY)
 class APD(AdversarialTraining, IVLP):
@@ -72,8 +70,6 @@ class APD(AdversarialTraining, IVLP):
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        if self.options.TAU <= 0:
-            raise UserError(f"TRAINER.APD.TAU is {self.options.TAU}: it must be above 0")
         self.train_threat = replace(self.train_threat, loss=self.options.ATTACK_LOSS)
 
     def prompts(self) -> dict:
@@ -102,8 +98,6 @@ class APD(AdversarialTraining, IVLP):
         It has a CLIP of its own where TEACHER.BACKBONE or TEACHER.ROBUST say so, and where the
         student's image encoder is robust (TEACHER.ROBUST makes the teacher robust too).
         """
-        if options.MODE not in MODES:
-            raise UserError(f"TRAINER.APD.TEACHER.MODE is {options.MODE}: use {', '.join(MODES)}")
         own = self.cfg.MODEL.BACKBONE
         name = options.BACKBONE or own.NAME
         same = (name, options.ROBUST) == (own.NAME, own.ROBUST)

@@ -13,8 +13,6 @@ from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.coop import CoOp
 
-STRATEGIES = ("onfly", "constant", "perturbed")
-
 
 @register(TRAINER_REGISTRY)
 class APT(AdversarialTraining, CoOp):
@@ -28,8 +26,6 @@ class APT(AdversarialTraining, CoOp):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         self.strategy = cfg.AT.TRAIN.PROMPT
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"AT.TRAIN.PROMPT is {self.strategy}: use {', '.join(STRATEGIES)}")
         if self.strategy == "perturbed" and cfg.AT.TRAIN.PALPHA is None:
             raise UserError("AT.TRAIN.PROMPT is perturbed: set AT.TRAIN.PALPHA, its learning rate")
 

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from apd.attacks import PRECISIONS, ThreatModel, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
+from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
 from apd.known_data import dataset_name, template
-from apd.results import EVALUATIONS, SPLITS, write_results
+from apd.results import EVALUATIONS, write_results
 from apd.trainers.resumable import ResumableTrainer
 
 
@@ -51,28 +52,17 @@ class PromptTrainer(ResumableTrainer):
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
+        check(cfg)
         self.options = cfg.TRAINER[self.section]
         self.class_specific = self.options.get("CSC", False)
-        precisions = {f"TRAINER.{self.section}.PREC": self.options.PREC}
-        for key, value in self.options.items():
-            if key.startswith("N_CTX") and value < 1:
-                raise UserError(f"TRAINER.{self.section}.{key} is {value}: use 1 or more")
-        if cfg.TEST.FINAL_MODEL not in ("last_step", "best_val"):
-            raise UserError(
-                f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: use last_step or best_val"
-            )
-        if cfg.TEST.SPLIT not in SPLITS:
-            raise UserError(f"TEST.SPLIT is {cfg.TEST.SPLIT}: use {' or '.join(SPLITS)}")
         # without a radius there is the clean evaluation only
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if cfg.AT.TEST.ATTACKS and not self.test_threat:
             raise UserError("AT.TEST.EPS is not set (unit: 1/255): attacks need it")
         for name in cfg.AT.TEST.ATTACKS:
             find_attack(name, self.test_threat)
-        precisions["AT.TEST.PREC"] = cfg.AT.TEST.PREC
         if self.adversarial:
             self.train_threat = threat_model(cfg.AT.TRAIN)
-            precisions["AT.TRAIN.PREC"] = cfg.AT.TRAIN.PREC
             if cfg.AT.TRAIN.AT_LOSS_TYPE not in self.batches:
                 raise UserError(
                     f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}: "
@@ -84,9 +74,6 @@ class PromptTrainer(ResumableTrainer):
                     "INPUT.TRANSFORMS has normalize, but attacks need images in [0, 1], and the "
                     "model normalises: take it out"
                 )
-        for key, precision in precisions.items():
-            if precision not in PRECISIONS:
-                raise UserError(f"{key} is {precision}: use fp32, amp or bf16")
 
     def build_data_loader(self) -> None:
         if "normalize" in self.cfg.INPUT.TRANSFORMS:

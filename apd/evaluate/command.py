@@ -20,22 +20,26 @@ from tabulate import tabulate
 
 import apd
 from apd.attacks import NAMES
+from apd.commandline import Parser
+from apd.config import rule_of
 from apd.errors import exit_codes
 from apd.evaluate.flags import ERROR
 from apd.evaluate.run import Run
+from apd.files import check_writable
+from apd.ranges import number, per_255, several
 from apd.results import SPLITS
 from apd.results.runs import load_runs
 from apd.results.words import radius
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="apd-eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="apd-eval", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("--attack", default="", help=f"with commas between: {', '.join(NAMES)}")
-    add("--eps", default="", help="with commas between, in 1/255 (default: the run's)")
+    add("--eps", type=several(per_255(number(0)), split=True), default=[], help=(
+        "with commas between, in 1/255 (default: the run's)"
+    ))  # fmt: skip
     add("--norm", choices=("linf", "l2"), help="default: the run's")
     add("--source", default="white-box", help=(
         "where attacks are made, with commas between: white-box, transfer:zeroshot, "
@@ -44,7 +48,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
     add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
     add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
-    add("--subset", type=int, help="how many test images, the same for all runs; 0: all")
+    add(
+        "--subset",
+        type=rule_of("AT.TEST.SUBSET"),
+        help="how many test images, the same for all runs; 0: all",
+    )
     add("--root", default="", help="folder that holds the datasets (default: the run's)")
     add("--save-adv", metavar="DIR", help="keep the adversarial images (npz, float32)")
     add("--figures", metavar="DIR", help="draw examples, curves over eps, accuracy of classes")
@@ -104,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     apd.register()
     torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
+    for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
+        if folder:
+            check_writable(folder, flag)
     try:
         evaluated = []
         for folder, results in load_runs(args.runs).items():

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from yacs.config import CfgNode
 
 from apd.attacks import ThreatModel, find_attack
-from apd.config import default
+from apd.config import default, flat, merge
 from apd.errors import UserError, one_line
 from apd.evaluate.flags import add_flags
 from apd.evaluate.loop import evaluate
@@ -36,10 +35,7 @@ class Run:
     def __init__(self, folder: Path, results: dict, root: str = "", compiled: bool = False) -> None:
         self.folder, self.results = folder, results
         cfg = default()
-        try:
-            cfg.merge_from_other_cfg(CfgNode(results["config"]))
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the config in {folder}: {one_line(error)}") from error
+        merge(cfg, flat(results["config"]), f"the config in {folder}")
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = str(folder), "", False
         cfg.DATASET.ROOT = root or cfg.DATASET.ROOT
         cfg.freeze()
@@ -76,7 +72,7 @@ class Run:
         norm = args.norm or part.NORM
         if norm != part.NORM and not args.eps:
             raise UserError(f"--norm {norm}: give its --eps too")
-        wanted = [_number(eps) for eps in args.eps.split(",")] if args.eps else [threat.eps]
+        wanted = [float(eps) for eps in args.eps] or [threat.eps]
         ratio = threat.alpha / threat.eps if threat and threat.eps else 0.25
         base = threat or ThreatModel(part.NORM, 1, 1, part.STEPS, part.RESTARTS, loss=part.LOSS)
         return [replace(base, norm=norm, eps=eps, alpha=ratio * eps) for eps in wanted]
@@ -168,10 +164,3 @@ class Run:
                 write_verdicts(verdicts_path(self.folder, one.record["key"]), one)
         fresh = {one.record["key"]: one.record for one in stored}
         return [fresh.get(record.get("key"), record) for record in records]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"--eps {text}: use numbers, in 1/255") from error

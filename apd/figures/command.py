@@ -12,10 +12,10 @@ Lines and points are means over seeds; bands and bars are one sample standard de
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, listed
 from apd.figures.kinds import KINDS
 from apd.figures.style import FORMATS, save
@@ -25,9 +25,7 @@ from apd.results.schema import SPLITS
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="apd-plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="apd-plot", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("-o", "--output", required=True, metavar="FOLDER", help="where the figures go")

@@ -2,12 +2,14 @@
 
 from dassl import __version__ as HOST_VERSION
 from dassl.config import clean_cfg, get_cfg_default
-from dassl.data import DataManager, DatasetWrapper
+from dassl.data import DataManager
+from dassl.data import DatasetWrapper as _DatasetWrapper
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerX, build_trainer
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, build_trainer
+from dassl.engine import TrainerX as _TrainerX
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
@@ -29,3 +31,30 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
+
+from apd.images import read_image as _read_image
+
+
+class DatasetWrapper(_DatasetWrapper):
+    """Dassl's; what the embedded host refuses to read is refused here too."""
+
+    def __getitem__(self, idx):
+        path = self.data_source[idx].impath
+        _read_image(path, decode=False)
+        try:
+            return super().__getitem__(idx)
+        except Exception:
+            _read_image(path)  # says so, if it is the image
+            raise
+
+
+class TrainerX(_TrainerX):
+    """Dassl's, whose loaders are of ``DatasetWrapper``."""
+
+    def build_data_loader(self):
+        self.dm = DataManager(self.cfg, dataset_wrapper=DatasetWrapper)
+        for name in (
+            *("train_loader_x", "train_loader_u", "val_loader", "test_loader", "num_classes"),
+            *("num_source_domains", "lab2cname"),
+        ):
+            setattr(self, name, getattr(self.dm, name))

@@ -8,14 +8,15 @@ and --load-epoch; the frozen CLIP and the class names are theirs to add, and the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from apd.commandline import Parser
 from apd.errors import UserError, exit_codes
 from apd.host.checkpoint import load_checkpoint, save_checkpoint
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
+from apd.ranges import whole
 
 _KEPT = ("val_result", "method", "classnames")  # of the checkpoint, whichever way it goes
 
@@ -57,12 +58,10 @@ def _plain(value) -> bool:
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="apd-convert", description=__doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="folder of a run")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write to")
-    parser.add_argument("--epoch", type=int, help="default: the best, or else the last")
+    parser.add_argument("--epoch", type=whole(1), help="default: the best, or else the last")
     args = parser.parse_args(argv)
     convert(args.source, args.target, args.epoch)
     return 0

@@ -9,9 +9,9 @@ and no script, and the same runs give the same page.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from apd.commandline import Parser
 from apd.errors import exit_codes
 from apd.files import atomic_write
 from apd.report.page import page
@@ -21,9 +21,7 @@ from apd.results.schema import SPLITS
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="apd-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="apd-report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
     parser.add_argument("--title", default="", help="default: names the data")

@@ -23,7 +23,10 @@ import yaml
 from tabulate import tabulate
 
 import apd
+from apd.commandline import Parser
+from apd.config import rule_of
 from apd.errors import UserError, exit_codes
+from apd.ranges import number, whole
 from apd.results import read_results
 from apd.sweep.cell import Cell, State
 from apd.sweep.display import Display
@@ -33,11 +36,7 @@ from apd.sweep.spec import read_spec
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="apd-sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="apd-sweep", description=__doc__)
     parser.add_argument("spec", metavar="SPEC.yaml")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their states")
     parser.add_argument("--folders", action="store_true", help="print the finished cells' folders")
@@ -50,17 +49,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         group.add_argument(f"--{axis}", nargs="+", metavar="NAME")
     group.add_argument("--targets", nargs="+", metavar="NAME", help="data sets to transfer to")
     group.add_argument("--chosen", metavar="FILE", help="config keys that a search has chosen")
-    group.add_argument("--shots", nargs="+", type=int, metavar="N")
-    group.add_argument("--seed", nargs="+", type=int, metavar="N")
+    group.add_argument("--shots", nargs="+", type=rule_of("DATASET.NUM_SHOTS"), metavar="N")
+    group.add_argument("--seed", nargs="+", type=whole(0), metavar="N")
     group.add_argument(
         "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
     )
 
     group = parser.add_argument_group("where to run")
     group.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
-    group.add_argument("--jobs", type=int, help="cells at a time (default: one, or one a GPU)")
-    group.add_argument("--threads", type=int, help="per cell (default: the processors / jobs)")
-    group.add_argument("--gpus", type=float, help="per cell, for ray (0.25: four share one), slurm")
+    group.add_argument("--jobs", type=whole(1), help="cells at a time (default: one, or one a GPU)")
+    group.add_argument("--threads", type=whole(1), help="per cell (default: the processors / jobs)")
+    group.add_argument(
+        "--gpus", type=number(0), help="per cell, for ray (0.25: four share one), slurm"
+    )
     group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
     group.add_argument(
         "--slurm", nargs="+", default=[], metavar="KEY=VALUE",
@@ -73,9 +74,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     apd.register()
-    for name in ("jobs", "threads"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} is {value}: use 1 or more")
     cells = read_cells(args)
     states = {cell: cell.state() for cell in cells}
     jobs = args.jobs or _jobs()

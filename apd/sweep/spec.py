@@ -46,10 +46,9 @@ from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
-import yaml
-
 from apd.config import default, flat
-from apd.errors import UserError, listed, one_line
+from apd.errors import UserError, listed
+from apd.files import read_yaml
 from apd.sweep.cell import Cell
 
 _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
@@ -88,11 +87,9 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
     if path in above:
         raise UserError(f"{path.name} is its own base")
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(one_line(error)) from error
-    if not isinstance(spec, dict):
-        raise UserError("a sweep is a mapping with the keys " + ", ".join(sorted(_TOP)))
+        spec = read_yaml(path)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{path}: ")) from error
     if (name := spec.pop("base", None)) is not None:
         try:
             base = _read(path.parent / str(name), (*above, path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from apd.commandline import Parser
 from apd.errors import exit_codes
 from apd.files import atomic_write
 from apd.results.runs import load_runs
@@ -24,9 +25,7 @@ _FILES = {"markdown": "pipe", "latex": "latex", "csv": "csv", "json": "json"}  #
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="apd-table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="apd-table", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")

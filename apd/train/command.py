@@ -22,7 +22,10 @@ import torch
 
 import apd
 from apd import config
+from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, one_line
+from apd.files import check_writable, read_yaml
+from apd.ranges import whole
 from apd.results import is_complete, read_results
 
 try:
@@ -45,14 +48,12 @@ CONFIGS = Path(apd.__path__[-1]) / "configs"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's flags; everything after them is KEY VALUE pairs of the config."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--root", default="", help="folder that holds the datasets")
     add("--output-dir", default="", help="folder for this run")
     add("--resume", default="", help="folder of a run to continue (default: --output-dir)")
-    add("--seed", type=int, default=-1, help="0 or more fixes it")
+    add("--seed", type=config.rule_of("SEED"), default=-1, help="0 or more fixes it")
     add("--source-domains", nargs="+", help="source domains, for domain generalisation")
     add("--target-domains", nargs="+", help="target domains")
     add("--transforms", nargs="+", help="data augmentations")
@@ -64,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--eval-only", action="store_true", help="evaluate the prompts in --model-dir")
     add("--model-dir", default="", help="folder of the run to evaluate")
     add("--attack", default="", help="AT.TEST.ATTACKS: names with commas between")
-    add("--load-epoch", type=int, help="its epoch (default: the best, or else the last)")
+    add("--load-epoch", type=whole(1), help="its epoch (default: the best, or else the last)")
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set")
     args = parser.parse_args(argv)
@@ -76,15 +77,14 @@ def setup_cfg(args: argparse.Namespace):
     """The run's config: defaults, dataset file, method file, flags, KEY VALUE pairs, in this order.
 
     Raises:
-        UserError: missing file, unknown key or value of the wrong type.
+        UserError: missing file, unknown key or a value that it does not take.
     """
     cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         found = find_config(path)
-        try:
-            cfg.merge_from_file(found)
-        except Exception as error:  # yacs and YAML raise of every kind, Exception itself too
-            raise UserError(f"{path}: {one_line(error)}") from error
+        if not found.endswith((".yaml", ".yml")):
+            raise UserError(f"{path}: a config is a .yaml file")
+        config.merge(cfg, config.flat(read_yaml(found)), path)
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -95,16 +95,17 @@ def setup_cfg(args: argparse.Namespace):
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
+        "AT.TEST.ATTACKS": args.attack,
     }
-    options = [item for key, value in flags.items() if value for item in (key, value)]
+    options = [(key, value) for key, value in flags.items() if value]
     if args.seed >= 0:
-        options += ["SEED", args.seed]
-    if args.attack:
-        options += ["AT.TEST.ATTACKS", args.attack.split(",")]
-    try:
-        cfg.merge_from_list(options + _floats_where_due(cfg, args.opts))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"command line: {one_line(error)}") from error
+        options.append(("SEED", args.seed))
+    if len(args.opts) % 2:
+        raise UserError(
+            f"command line: {one_line(args.opts[-1])} stands alone: flags come first, then pairs "
+            "of KEY and VALUE"
+        )
+    config.merge(cfg, [*options, *zip(args.opts[::2], args.opts[1::2])], "command line")
     cfg.freeze()
     _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
     _check_name("dataset", cfg.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY)
@@ -119,18 +120,6 @@ def find_config(path: str) -> str:
     if shipped.is_file() and CONFIGS in shipped.resolve().parents:
         return str(shipped)
     raise UserError(f"no config file {path}")
-
-
-def _floats_where_due(cfg, opts: list[str]) -> list[str]:
-    """yacs takes no 1 for 1.0."""
-    opts = list(opts)
-    for i in range(0, len(opts) - 1, 2):
-        node = cfg
-        for part in opts[i].split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, float) and opts[i + 1].lstrip("+-").isdigit():
-            opts[i + 1] += ".0"
-    return opts
 
 
 def _check_name(kind: str, name: str, where: str, registry) -> None:
@@ -191,6 +180,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{cfg.OUTPUT_DIR} is finished: kept as it is")
         return
     torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
+    if keep:
+        check_writable(cfg.OUTPUT_DIR, "--output-dir")
     # Everything that can be wrong is found before the output folder is touched.
     with contextlib.redirect_stdout(_Tee()) as early:
         if cfg.SEED >= 0:

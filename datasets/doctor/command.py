@@ -22,13 +22,15 @@ from io import StringIO
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from apd.commandline import Parser
 from apd.datasets.fewshot import Entry, check_labels
 from apd.datasets.layout import Counts, Published, SplitFile, published
-from apd.errors import UserError, exit_codes, one_line
+from apd.errors import UserError, exit_codes
+from apd.images import open_rgb
+from apd.ranges import whole
 
 DATASETS = published()
 HELP = """CoOp's instructions have the same folders,
@@ -127,10 +129,9 @@ def _undecodable(paths: Iterable[str], name: str) -> list[tuple[str, str]]:
 
 def _why_undecodable(path: str) -> str:
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except Exception as error:  # damaged bytes can raise anything
-        return one_line(error).replace(f" '{path}'", "") or type(error).__name__
+        open_rgb(path)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -157,16 +158,13 @@ def _number(n: int | None) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m apd.datasets.doctor", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m apd.datasets.doctor", description=__doc__)
     add = parser.add_argument
     add("--root", required=True, metavar="DATA", help="folder that holds the data sets")
     add("--dataset", nargs="+", metavar="NAME", help=f"which (default: {', '.join(DATASETS)})")
     add("--deep", action="store_true", help="decode every image")
     add("--make-split", action="store_true", help="write the split file of --dataset")
-    add("--seed", type=int, default=1, help="of --make-split")
+    add("--seed", type=whole(0), default=1, help="of --make-split")
     return parser.parse_args(argv)
 
 

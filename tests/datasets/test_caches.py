@@ -128,16 +128,84 @@ def test_a_root_that_cannot_be_written_still_works(load, pets, capsys):
 
 
 def test_coops_draw_goes_first(load, pets, dassl):
-    train = json.loads(DATASETS["OxfordPets"].split_path(pets).read_text())["train"]
-    drawn = [next(row for row in train if row[1] == label) for label in (2, 0, 1)]
-    content = {"train": [dassl(pets / "images" / path, *rest) for path, *rest in drawn], "val": []}
-    dump(pets / "split_fewshot" / "shot_4-seed_1.pkl", content)
+    drawn = pickled(pets, dassl, load(seed=2), "shot_4-seed_1.pkl")
     dataset = load()
-    assert images(dataset.train_x) == [
-        (str(pets / "images" / path), label, name) for path, label, name in drawn
-    ]
-    assert not dataset.val and isinstance(dataset.train_x[0], Datum)
-    assert not list(pets.glob("split_fewshot/*.json"))
+    assert images(dataset.train_x) == images(drawn.train_x) != images(load(seed=3).train_x)
+    assert images(dataset.val) == images(drawn.val) and isinstance(dataset.train_x[0], Datum)
+    assert not (pets / "split_fewshot" / "shot_4-seed_1.json").exists()
+
+
+def test_coops_draw_of_windows_is_read(load, pets, dassl):
+    """Its paths have a drive, and backslashes before the file of the split, slashes in it."""
+    drawn = load(seed=2)
+    pickled(pets, dassl, drawn, "shot_4-seed_1.pkl", path=lambda item: (
+        "C:\\Users\\me\\oxford_pets\\images\\" + item.impath.rpartition("/")[2]
+    ))  # fmt: skip
+    assert images(load().train_x) == images(drawn.train_x)
+
+
+@pytest.mark.parametrize("shots, told", [
+    (2, "class 'abyssinian' has 2 train images in it, where a draw of that name gives 4"),
+    (8, "class 'abyssinian' has 8 train images in it, where a draw of that name gives 4"),
+])  # fmt: skip
+def test_coops_draw_must_be_as_large_as_its_name_says(load, pets, dassl, shots, told):
+    path = pickled(pets, dassl, load(shots=shots, seed=2), "shot_4-seed_1.pkl") and (
+        pets / "split_fewshot" / "shot_4-seed_1.pkl"
+    )
+    with pytest.raises(UserError, match=f"{path}: {told}"):
+        load()
+
+
+def test_coops_draw_has_no_image_twice_and_lacks_no_class(load, pets, dassl):
+    drawn = load(seed=2)
+    for train in ([*drawn.train_x, drawn.train_x[0]], drawn.train_x[4:]):
+        pickled(pets, dassl, drawn, "shot_4-seed_1.pkl", train=train)
+        with pytest.raises(UserError, match="class 'abyssinian' has . train images in it"):
+            load()
+
+
+def test_coops_draw_of_a_small_class_has_all_of_it(load, pets, dassl):
+    """As a draw gives it."""
+    drawn = load(shots=100, seed=2)
+    assert len(drawn.train_x) == 24
+    pickled(pets, dassl, drawn, "shot_100-seed_1.pkl")
+    assert len(load(shots=100).train_x) == 24
+
+
+def test_a_draw_under_another_name_is_drawn_again(load, pets):
+    load(shots=2)
+    folder = pets / "split_fewshot"
+    (folder / "shot_2-seed_1.json").rename(folder / "shot_4-seed_1.json")
+    assert len(load(shots=4).train_x) == 12
+
+
+@pytest.mark.parametrize("damage", [
+    lambda kept: kept.update(value={"train": kept["value"]["train"][:4], "val": []}),
+    lambda kept: kept["value"]["train"][0].reverse(),
+    lambda kept: kept.update(value={}),
+    lambda kept: kept.update(value=None),
+])  # fmt: skip
+def test_a_damaged_draw_is_told_and_drawn_again(load, pets, capsys, damage):
+    expected = images(load().train_x)
+    path = pets / "split_fewshot" / "shot_4-seed_1.json"
+    kept = json.loads(path.read_text())
+    damage(kept)
+    path.write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert images(load().train_x) == expected
+    assert f"note: {path} is damaged: it is made again" in capsys.readouterr().out
+    assert images(load().train_x) == expected and "damaged" not in capsys.readouterr().out
+
+
+def pickled(folder, datum, dataset, name, path=lambda item: item.impath, **splits):
+    """Write a draw as CoOp does, and return it."""
+    splits = {"train": dataset.train_x, "val": dataset.val, **splits}
+    content = {
+        split: [datum(path(item), item.label, item.classname) for item in items]
+        for split, items in splits.items()
+    }
+    dump(folder / "split_fewshot" / name, content)
+    return dataset
 
 
 @pytest.mark.parametrize("elsewhere", ["/elsewhere", "/oxford_pets/images/backup"])

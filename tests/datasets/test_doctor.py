@@ -144,7 +144,7 @@ def test_bad_input_is_told_in_one_line_with_code_2(ask, options, message):
     assert re.search(message, err)
 
 
-def test_unknown_flags_have_code_2(root):
-    with pytest.raises(SystemExit) as stop:
-        main(["--root", str(root), "--depe"])
-    assert stop.value.code == 2
+def test_unknown_flags_are_told_in_one_line_with_code_2(ask):
+    code, out, err, _ = ask("--depe")
+    assert code == 2 and not out
+    assert err == "error: unrecognized arguments: --depe (--help tells the flags)\n"

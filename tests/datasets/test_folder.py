@@ -147,3 +147,17 @@ def test_a_batch_comes_through_the_data_manager(make_cfg, tree):
     batch = next(iter(manager.train_loader_x))
     assert batch["img"].shape == (8, 3, 32, 32)
     assert manager.val_loader is None and len(manager.test_loader.dataset) == 16
+
+
+def test_a_link_to_no_file_is_told(make_cfg, tree):
+    root = tree("train/dog/a.png", "test/dog/b.png")
+    (root / "train" / "dog" / "c.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(UserError, match="1 of 2 images are missing: .*c.png .a link to no file"):
+        Folder(make_cfg("Folder"))
+
+
+def test_a_class_whose_name_is_no_text_is_told(make_cfg, tree):
+    root = tree("train/dog/a.png", "test/dog/b.png")
+    os.mkdir(os.fsencode(root / "train") + b"/caf\xe9")
+    with pytest.raises(UserError, match="caf.* names a class, but is no plain text"):
+        Folder(make_cfg("Folder"))

@@ -126,7 +126,7 @@ def test_the_model_is_compiled_once_for_all_batch_sizes(runs, call, monkeypatch)
     ("args", "told"),
     [
         (["--attack", "pdg-3"], "unknown attack"),
-        (["--eps", "far"], "--eps far"),
+        (["--eps", "far"], "--eps: far is refused"),
         (["--source", "black-box"], "unknown source"),
         (["--source", "adaptive"], "teacher"),
         (["--source", "transfer:nowhere"], "no finished run"),

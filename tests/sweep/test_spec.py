@@ -188,7 +188,7 @@ def test_mistakes_are_told(cells, tmp_path, grid, more, message):
 def test_mistakes_in_the_file_are_told(tmp_path):
     path = tmp_path / "spec.yaml"
     for text, message in (
-        ("- 1", "a sweep is a mapping"),
+        ("- 1", "no mapping of keys to values"),
         ("grid: {", "spec.yaml: "),
         ("grid: {trainer: APD}", "grid lacks config, dataset, shots, seed"),
     ):

@@ -184,7 +184,7 @@ def test_base_to_new(sweep, write_spec):
         (["--set", "OPTIM.LR", "fast"], "OPTIM.LR"),
         (["--set", "OPTIM.LR"], "--set takes pairs"),
         (["--set", "OPTIM.RL", "1"], "did you mean OPTIM.LR"),
-        (["--jobs", "0"], "--jobs is 0"),
+        (["--jobs", "0"], "--jobs: 0 is refused"),
         (["--slurm", "partition"], "--slurm partition: use KEY=VALUE"),
     ],
 )

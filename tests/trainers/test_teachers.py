@@ -132,7 +132,8 @@ def test_unknown_mode_is_refused(run, tmp_path):
     result = run("APD", tmp_path / "out", f"{TEACHER}.MODE", "offlime")
     assert result.code == 2
     assert result.err == (
-        "error: TRAINER.APD.TEACHER.MODE is offlime: use online, offline, frozen, checkpoint\n"
+        "error: command line: TRAINER.APD.TEACHER.MODE is offlime: use online, offline, frozen or "
+        "checkpoint\n"
     )
     assert not (tmp_path / "out").exists()
 

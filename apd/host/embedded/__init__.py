@@ -36,10 +36,10 @@ from apd.host.embedded.utils import (
     count_num_param,
     listdir_nohidden,
     mkdir_if_missing,
-    read_image,
     read_json,
     set_random_seed,
     setup_logger,
     tolist_if_not,
     write_json,
 )
+from apd.images import read_image

@@ -11,7 +11,7 @@ from apd.errors import UserError
 from apd.host.embedded.dataset import build_dataset
 from apd.host.embedded.samplers import build_sampler
 from apd.host.embedded.transforms import INTERPOLATION_MODES, build_transform
-from apd.host.embedded.utils import read_image
+from apd.images import read_image
 
 
 class DatasetWrapper(Dataset):

@@ -16,10 +16,8 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 
-from apd.errors import UserError, one_line
 from apd.files import atomic_write
 
 
@@ -43,22 +41,6 @@ def write_json(obj, fpath: str) -> None:
     """Write ``obj`` with an indent of 4, atomically; missing folders are made."""
     with atomic_write(fpath) as temporary:
         temporary.write_text(json.dumps(obj, indent=4), encoding="utf-8")
-
-
-def read_image(path: str) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises:
-        UserError: it is missing, or damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of a broken file
-        raise UserError(
-            f"cannot read image {path} ({one_line(error)}): fetch it again; "
-            "python -m apd.datasets.doctor --deep finds all such images"
-        ) from error
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:

@@ -1,0 +1,17 @@
+"""The command lines' parser: its errors are one line, as all others."""
+
+from __future__ import annotations
+
+import argparse
+
+from apd.errors import UserError, one_line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the module's docstring as its help, line by line."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{one_line(message)} (--help tells the flags)")

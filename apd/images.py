@@ -1,0 +1,48 @@
+"""Images as CLIP's own pipeline reads them, but for those that would come out wrong."""
+
+from __future__ import annotations
+
+import os
+
+from PIL import Image
+
+from apd.errors import UserError, one_line
+
+
+def read_image(path: str | os.PathLike, decode: bool = True) -> Image.Image:
+    """Read an image file as ``open_rgb`` does.
+
+    Raises:
+        UserError: what is wrong with it, and how to mend it.
+    """
+    try:
+        return open_rgb(path, decode)
+    except ValueError as error:
+        raise UserError(
+            f"cannot read image {os.fspath(path)} ({error}): mend it, or fetch it again; "
+            "python -m apd.datasets.doctor --deep finds all such images"
+        ) from error
+
+
+def open_rgb(path: str | os.PathLike, decode: bool = True) -> Image.Image:
+    """Open an image file as 8-bit RGB, by Pillow's ``convert``, as Dassl and torchvision do.
+
+    So a rotation in EXIF is not applied, transparency shows the colour under it, and of several
+    frames the first one counts.
+
+    Args:
+        decode: False: look at the file's head only, and return the image as it is.
+
+    Raises:
+        ValueError: it is missing, damaged, larger than Pillow allows, or not of 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # convert would clip to 0..255: mostly white, or black
+                raise ValueError(f"mode {image.mode} has more than 8 bits: save it with 8")
+            return image.convert("RGB") if decode else image
+    except Image.DecompressionBombError as error:
+        raise ValueError("it has more pixels than Pillow reads: make it smaller") from error
+    except Exception as error:  # damaged bytes can raise anything
+        reason = one_line(error).replace(f" '{os.fspath(path)}'", "") or type(error).__name__
+        raise ValueError(reason) from error
