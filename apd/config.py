@@ -97,6 +97,7 @@ _KEYS = {
             "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC; verdicts are always in fp32
             "SUBSET": 0,  # of the test images, the same for all methods and seeds; 0: all
+            "SHARDS": 1,  # processes (on a machine with GPUs: one a GPU) that share the images
         },
     },
     "TRAINER": {
@@ -202,6 +203,7 @@ _RULES: dict[str, Rule] = {
     "AT.TEST.RESTARTS": _COUNT,
     "AT.TEST.LOSS": one_of("ce", "kl", "margin"),
     "AT.TEST.SUBSET": whole(0, note=" (0: all)"),
+    "AT.TEST.SHARDS": _COUNT,
     "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
     "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
@@ -315,6 +317,7 @@ HARMLESS = {
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "DATALOADER.IN_MEMORY",
+    "AT.TEST.SHARDS",
 }
 
 

@@ -23,6 +23,10 @@ class ImpossibleResult(Exception):
     """A result that cannot be right, such as robust above clean; it is kept, with its flag."""
 
 
+class WorkerFailed(Exception):
+    """A process that does a part of the work has ended in an error; the others' work is kept."""
+
+
 def one_line(error: object, most: int = 300) -> str:
     """Another library's error, or a user's value, as part of a one-line message."""
     # str() of a KeyError is its key in quotes
@@ -65,7 +69,7 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
                 raise
             print(f"error: {one_line(error.filename)}: {error.strerror}", file=sys.stderr)
             return 2
-        except (NonFiniteLoss, ImpossibleResult) as error:
+        except (NonFiniteLoss, ImpossibleResult, WorkerFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 

@@ -169,6 +169,37 @@ def build(command):
     return build
 
 
+@pytest.fixture
+def inline(monkeypatch):
+    """The engine of sweeps and shards runs each cell in this process. Has ``started``, folders."""
+    import apd.sweep.engine
+    from apd.sweep.worker import run_cell
+
+    class Inline:
+        """An executor that has run a cell when it has started it."""
+
+        started, pause = [], 0
+
+        def room(self, running):
+            return 1 - running
+
+        def start(self, cells):
+            self.started += [cell.folder for cell in cells]
+            for cell in cells:
+                run_cell(cell, ".", threads=1)
+            return list(cells)
+
+        def poll(self, handle):
+            return ""
+
+        def close(self):
+            pass
+
+    executor = Inline()
+    monkeypatch.setattr(apd.sweep.engine, "make_executor", lambda *_: executor)
+    return executor
+
+
 def pytest_report_header(config):
     from apd.host import HOST, HOST_VERSION
 

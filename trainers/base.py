@@ -19,6 +19,8 @@ from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import evaluate, fingerprint
 from apd.evaluate.flags import ERROR
+from apd.evaluate.shards import Images, Merger
+from apd.evaluate.workers import evaluate_run
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
 from apd.known_data import dataset_name, template
@@ -259,29 +261,37 @@ class PromptTrainer(ResumableTrainer):
             threat = self.train_threat if self.adversarial else None
         print(f"Evaluate on the *{split}* set")
         self.evaluator.reset()
-        options = self.cfg.AT.TEST
-        whole = {}
+        options, subset = self.cfg.AT.TEST, 0
+        asked = {
+            "threat": threat,
+            "split": split,
+            "last_iterate": options.LAST_ITERATE,
+            "seed": max(self.cfg.SEED, 0),
+        }
         if final:
-            whole = {
+            subset = options.SUBSET
+            asked |= {
                 "attacks": options.ATTACKS,
                 "precision": options.PREC,
-                "subset": options.SUBSET,
                 "store": Path(self.output_dir) / EVALUATIONS if self.keep_results else None,
                 "fingerprint": fingerprint(self.model),
             }
-        records = evaluate(
-            self.image_logits(),
-            self.split_loader(split),
-            threat,
-            parse_batch=self.parse_batch_test,
-            split=split,
-            last_iterate=options.LAST_ITERATE,
-            seed=max(self.cfg.SEED, 0),
-            checks=final,
-            desc=f"{type(self).__name__} on {split}",
-            on_clean=self.evaluator.process,
-            **whole,
-        )
+        images = (self.split_loader(split), self.parse_batch_test, subset)
+        records = None
+        if final and threat and self.keep_results and options.SHARDS > 1:
+            records = self.in_shards(Images(*images, options.SHARDS), asked)
+        if records is None:
+            loader, parse_batch, subset = images
+            records = evaluate(
+                self.image_logits(),
+                loader,
+                parse_batch=parse_batch,
+                subset=subset,
+                checks=final,
+                desc=f"{type(self).__name__} on {split}",
+                on_clean=self.evaluator.process,
+                **asked,
+            )
         for name, value in self.evaluator.evaluate().items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         for record in records[1:]:
@@ -295,11 +305,25 @@ class PromptTrainer(ResumableTrainer):
             for name, text in record["flags"].items():
                 print(f"* flag {name}: {text}")
         if final:
-            self.finish(records, whole["fingerprint"])
+            self.finish(records, asked["fingerprint"])
             for record in records:
                 if text := record["flags"].get(ERROR):
                     raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
         return records[0 if final else -1]["accuracy"]
+
+    def in_shards(self, images: Images, asked: dict) -> list[dict] | None:
+        """The final evaluation by AT.TEST.SHARDS processes; None: it is finished already."""
+        merger, folder = Merger(images, **asked), Path(self.output_dir)
+        if not merger.open():
+            return None
+        results = {
+            "config": self.config,
+            "prompts_from": self.prompts_from,
+            "method": type(self).__name__,
+            "seed": self.cfg.SEED,
+        }
+        evaluate_run(folder, results, merger)
+        return merger.records(self.evaluator.process)
 
     def finish(self, evaluations: list[dict], fingerprint: str) -> None:
         """Write results.json, the sign that this run is complete."""

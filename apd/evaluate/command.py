@@ -1,18 +1,24 @@
 """Evaluate finished runs under further attacks.
 
     apd-eval RUN [RUN...] --attack pgd-100,autoattack --eps 1,2,4 --subset 1000
+    apd-eval RUN [RUN...] --attack autoattack --shards 8 [--executor slurm --gpus 1 ...]
 
 RUN is a run's folder, or a folder above several. Each evaluation is kept in the run's folder
 (evaluations/), found again, and continued if it was killed. eps is in units of 1/255; alpha keeps
-its ratio to eps.
+its ratio to eps. --shards N splits the images over N workers, with the same verdicts; on clusters
+that know neither Ray nor Slurm, start --shard 1/N to N/N by hand, then --merge, with the same
+other options each.
 
-Exit codes: 0 done, 1 a result is impossible (see flags), 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a result is impossible (see flags) or a worker failed, 2 bad input, 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,14 +28,19 @@ import apd
 from apd.attacks import NAMES
 from apd.commandline import Parser
 from apd.config import rule_of
-from apd.errors import exit_codes
+from apd.errors import UserError, exit_codes, listed
 from apd.evaluate.flags import ERROR
+from apd.evaluate.plan import SHARDS, Shard
 from apd.evaluate.run import Run
+from apd.evaluate.shards import Images, Merger, shard_counts
+from apd.evaluate.workers import Job, evaluate_shard, run_shards
 from apd.files import check_writable
-from apd.ranges import number, per_255, several
-from apd.results import SPLITS
+from apd.ranges import number, per_255, several, whole
+from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
 from apd.results.words import radius
+from apd.sweep import engine
+from apd.sweep.lock import Lock
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--root", default="", help="folder that holds the datasets (default: the run's)")
     add("--save-adv", metavar="DIR", help="keep the adversarial images (npz, float32)")
     add("--figures", metavar="DIR", help="draw examples, curves over eps, accuracy of classes")
+    how = parser.add_argument_group("in parts").add_mutually_exclusive_group()
+    how.add_argument("--shards", type=whole(1), metavar="N", help="split the images over N workers")
+    how.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
+    how.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
+    engine.add_arguments(parser, "shard", "all, or one a GPU")
     return parser.parse_args(argv)
 
 
@@ -107,6 +123,72 @@ def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
     return lines
 
 
+def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, list[dict]]]:
+    """The clean record of each run, and those of all attacks, radii, sources and precisions."""
+    mergers = {}
+    if args.shards or args.merge:
+        mergers = {run: to_merge(run, args) for run in runs}
+    if args.shards:
+        todo = [(Job(run.folder, run.results, args), mergers[run]) for run in runs]
+        run_shards(todo, args.shards, args)
+    for run in runs:
+        records: list[dict] = []
+        for place, asked in enumerate(run.asked(args)):
+            merger = mergers[run][place] if mergers else None
+            if merger and (merger.open() or not merger.plan.attacks):
+                found = merger.records()
+            else:
+                found = run.evaluate(args, asked)
+            records += found[1:] if records else found
+        yield run, records
+
+
+def to_merge(run: Run, args: argparse.Namespace) -> list[Merger]:
+    """One for each source and precision.
+
+    Raises:
+        UserError: --merge, but some shards have not ended.
+    """
+    counts = [args.shards] if args.shards else shard_counts(run.folder / EVALUATIONS)
+    same = "with the same other options"
+    for count in counts or [1]:
+        images = Images(*run.loader(args), count)
+        mergers = [Merger(images, **asked) for asked in run.asked(args)]
+        missing = sorted({shard for merger in mergers for shard in merger.missing()})
+        if args.shards or not missing:
+            return mergers
+    if not counts:
+        raise UserError(f"{run.folder} has no shards: run --shard i/N first, {same}")
+    raise UserError(
+        f"{run.folder}: of its shards, {listed(map(str, missing))} of this evaluation have not "
+        f"ended: run --shard {missing[0]}, {same}"
+    )
+
+
+def one_shard(found: dict[Path, dict], args: argparse.Namespace) -> int:
+    """--shard: a part of each run's evaluation, in this process."""
+    shard = Shard.parse(args.shard)
+    for folder, results in found.items():
+        store = folder / EVALUATIONS
+        lock = Lock(store / shard.folder, store / SHARDS)
+        if not lock.acquire():
+            raise UserError(f"{folder}: another process is at shard {shard}: wait for it")
+        try:
+            records = evaluate_shard(Job(folder, results, args), shard)
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):  # if it has left nothing
+                (store / shard.folder).rmdir()
+        for record in records:
+            eps = f" ({radius(record['threat_model'])})" if record["threat_model"] else ""
+            print(
+                f"{folder}, shard {shard}: {record['attack']}{eps}: "
+                f"{record['correct']:,} of {record['total']:,} images stand"
+            )
+    print("when all shards have ended, --merge makes one evaluation of them")
+    return 0
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
@@ -115,11 +197,12 @@ def main(argv: list[str] | None = None) -> int:
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
         if folder:
             check_writable(folder, flag)
+    found = load_runs(args.runs)
     try:
-        evaluated = []
-        for folder, results in load_runs(args.runs).items():
-            run = Run(folder, results, args.root, args.compile)
-            evaluated.append((run, run.evaluate(args)))
+        if args.shard:
+            return one_shard(found, args)
+        runs = [Run(folder, results, args.root, args.compile) for folder, results in found.items()]
+        evaluated = [(run, run.flagged(records)) for run, records in evaluations(runs, args)]
         print(table(evaluated))
         for run, records in evaluated:
             for line in changed_verdicts(run, records[1:]):

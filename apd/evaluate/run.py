@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from apd.attacks import ThreatModel, find_attack
 from apd.config import default, flat, merge
 from apd.errors import UserError, one_line
 from apd.evaluate.flags import add_flags
 from apd.evaluate.loop import evaluate
-from apd.evaluate.plan import LogitsFn, Source
+from apd.evaluate.plan import LogitsFn, Shard, Source
 from apd.evaluate.state import fingerprint
 from apd.host import build_trainer, set_random_seed
 from apd.results import EVALUATIONS
@@ -112,9 +114,15 @@ class Run:
     def classnames(self) -> list[str]:
         return list(self.trainer.dm.dataset.classnames)
 
+    def loader(self, args: argparse.Namespace) -> tuple[DataLoader, Callable, int]:
+        """The images that are asked for: loader, ``parse_batch`` and subset of ``evaluate``."""
+        split = args.split or self.cfg.TEST.SPLIT
+        subset = self.cfg.AT.TEST.SUBSET if args.subset is None else args.subset
+        return self.trainer.split_loader(split), self.trainer.parse_batch_test, subset
+
     @torch.no_grad()
-    def evaluate(self, args: argparse.Namespace) -> list[dict]:
-        """The clean record, and those of all attacks, radii, sources and precisions."""
+    def asked(self, args: argparse.Namespace) -> Iterator[dict]:
+        """Further arguments of ``evaluate``, for each source and precision."""
         part, split = self.cfg.AT.TEST, args.split or self.cfg.TEST.SPLIT
         names = args.attack.split(",") if args.attack else part.ATTACKS or [f"pgd-{part.STEPS}"]
         attacks = [
@@ -122,27 +130,33 @@ class Run:
             for threat in self.threats(args)
             for name in names
         ]
-        records: list[dict] = []
         for source in args.source.split(","):
             made_on = self.source(source)
             for precision in args.prec.split(",") if args.prec else [part.PREC]:
-                found = evaluate(
-                    self.logits,
-                    self.trainer.split_loader(split),
-                    attacks=attacks,
-                    parse_batch=self.trainer.parse_batch_test,
-                    split=split,
-                    source=made_on,
-                    precision=precision,
-                    subset=part.SUBSET if args.subset is None else args.subset,
-                    seed=max(self.cfg.SEED, 0),
-                    store=self.folder / EVALUATIONS,
-                    fingerprint=self.fingerprint,
-                    save_adv=args.save_adv and Path(args.save_adv),
-                    desc=f"{self.name} {source}",
-                )
-                records += found[1:] if records else found
-        return self.flagged(records)
+                yield {
+                    "attacks": attacks,
+                    "split": split,
+                    "source": made_on,
+                    "precision": precision,
+                    "seed": max(self.cfg.SEED, 0),
+                    "store": self.folder / EVALUATIONS,
+                    "fingerprint": self.fingerprint,
+                    "save_adv": args.save_adv and Path(args.save_adv),
+                }
+
+    def evaluate(
+        self, args: argparse.Namespace, asked: dict, shard: Shard | None = None,
+        only: Collection[str] | None = None,
+    ) -> list[dict]:  # fmt: skip
+        """The clean record, and those of all attacks and radii; ``asked`` is one of ``asked``."""
+        loader, parse_batch, subset = self.loader(args)
+        source = asked["source"].name if asked["source"] else "white-box"
+        desc = f"{self.name} {source}" + (f", shard {shard}" if shard else "")
+        with torch.no_grad():
+            return evaluate(
+                self.logits, loader, parse_batch=parse_batch, subset=subset, desc=desc,
+                shard=shard, only=only, **asked,
+            )  # fmt: skip
 
     def stored(self) -> list[Verdicts]:
         """All finished evaluations of these prompts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from apd.evaluate.loop import Data, attack_record, clean_record, finish, part_of
 from apd.evaluate.plan import CLEAN, SHARDS, Kept, Plan, Shard, Source
 from apd.evaluate.state import AttackState, Clean, ImageDigest
 from apd.results.verdicts import read_verdicts
+from apd.sweep.lock import owner
 
 
 class Images:
@@ -125,6 +127,7 @@ class Merger:
         finish(records, self.split, self.images.places, files, clean.labels)
         for shard in shards:
             self._clear(shard)
+        _clear_folders(self.plan.store, shards)
         return records
 
     def _whole(self, attack: Attack) -> Kept:
@@ -141,6 +144,15 @@ class Merger:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty, or not there
                 kept.finished.parent.rmdir()
+
+
+def _clear_folders(store: Path, shards: Iterable[Shard]) -> None:
+    """Delete what the workers of merged shards have left beside their findings."""
+    for shard in shards:
+        place = store / shard.folder
+        if not owner(place) and not list(place.glob("*.pt")):  # no other evaluation's
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(place)
 
 
 def _move_images(parts: list[Kept], folder: Path) -> None:

@@ -63,12 +63,22 @@ class Cell:
                 return State("done")
         except UserError as error:
             return State("blocked", str(error))
+        return self.unfinished()
+
+    def unfinished(self) -> State:
+        """``state`` of a cell that is not done."""
         if holder := owner(self.folder):
             return State("running", f"by process {holder['pid']} on {holder['host']}")
         failure = self._failure()
         if failure and failure["argv"] == list(self.argv):
             return State("failed", failure["reason"], tuple(failure["log"]))
         return State("partial" if Path(self.folder, "log.txt").exists() else "missing")
+
+    def run(self) -> int:
+        """In this process, which has the cell's lock. Returns the exit code."""
+        from apd.train.command import main
+
+        return main(list(self.argv))
 
     def fail(self, reason: str, log: list[str] | None = None) -> None:
         """Note that the run has ended in an error; ``log`` defaults to its last lines."""

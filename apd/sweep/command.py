@@ -12,26 +12,20 @@ Exit codes: 0 all cells are done, 1 some are not, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
 from statistics import mean
 
-import yaml
 from tabulate import tabulate
 
 import apd
 from apd.commandline import Parser
 from apd.config import rule_of
 from apd.errors import UserError, exit_codes
-from apd.ranges import number, whole
+from apd.ranges import whole
 from apd.results import read_results
+from apd.sweep import engine
 from apd.sweep.cell import Cell, State
-from apd.sweep.display import Display
-from apd.sweep.executors import make_executor
-from apd.sweep.scheduler import Sweep
 from apd.sweep.spec import read_spec
 
 
@@ -55,18 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
     )
 
-    group = parser.add_argument_group("where to run")
-    group.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
-    group.add_argument("--jobs", type=whole(1), help="cells at a time (default: one, or one a GPU)")
-    group.add_argument("--threads", type=whole(1), help="per cell (default: the processors / jobs)")
-    group.add_argument(
-        "--gpus", type=number(0), help="per cell, for ray (0.25: four share one), slurm"
-    )
-    group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
-    group.add_argument(
-        "--slurm", nargs="+", default=[], metavar="KEY=VALUE",
-        help="submitit's options: timeout_min=240 slurm_partition=gpu",
-    )  # fmt: skip
+    engine.add_arguments(parser, "cell", "one, or one a GPU")
     return parser.parse_args(argv)
 
 
@@ -76,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     apd.register()
     cells = read_cells(args)
     states = {cell: cell.state() for cell in cells}
-    jobs = args.jobs or _jobs()
+    jobs = args.jobs or max(1, engine.gpus())
     if args.dry_run:
         _list(states, jobs)
         return 0
@@ -95,12 +78,6 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     return read_spec(args.spec, set=options, **replaced)
 
 
-def _jobs() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
 # -- running ---------------------------------------------------------------------------------------
 
 
@@ -109,42 +86,13 @@ def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
         for cell in [cell for cell, state in states.items() if state.kind == "failed"]:
             cell.forgive()
     before = sum(state.kind == "done" for state in states.values())
-    output = next(iter(states)).output
-    options = dict(_pair(text) for text in args.slurm)
-    executor = make_executor(
-        args.executor, output, jobs, args.threads, args.gpus, args.address, options
-    )
-    display = Display(list(states), output)
-    sweep = Sweep(list(states), executor, display)
     try:
-        with _signals_to(sweep.interrupt):
-            sweep.run()
+        ended = engine.run_cells(list(states), args, jobs)
     except KeyboardInterrupt:
         print("interrupted: the same command continues this sweep", file=sys.stderr)
         return 130
-    finally:
-        executor.close()
-        display.close()
-    _summarise(sweep.ended, before)
-    return int(any(state.kind != "done" for state in sweep.ended.values()))
-
-
-def _pair(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--slurm {text}: use KEY=VALUE")
-    return key, yaml.safe_load(value)
-
-
-@contextlib.contextmanager
-def _signals_to(handler: Callable) -> Iterator[None]:
-    """Ctrl-C, and what a batch system or ``kill`` sends."""
-    kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in kept.items():
-            signal.signal(number, old)
+    _summarise(ended, before)
+    return int(any(state.kind != "done" for state in ended.values()))
 
 
 def _summarise(ended: dict[Cell, State], before: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -14,9 +16,14 @@ INTERVAL = 1.0  # seconds
 
 
 class Display:
-    """A bar of cells and a line for each running one; where nobody watches, a line for each end."""
+    """A bar of cells and a line for each running one; where nobody watches, a line for each end.
 
-    def __init__(self, cells: list[Cell], output: str) -> None:
+    Args:
+        file: for the lines of the ends.
+    """
+
+    def __init__(self, cells: list[Cell], output: str, file: TextIO | None = None) -> None:
+        self.file = file or sys.stdout
         self.bar = tqdm(total=len(cells), unit="cell", desc=output, disable=None, position=0)
         self.lines: list[tqdm] = []
         self.told: set[Cell] = set()
@@ -27,7 +34,8 @@ class Display:
             self.told.add(cell)
             if self.bar.disable:
                 state = sweep.ended[cell]
-                print(f"{state.kind:8} {cell.folder} {state.note}".rstrip(), flush=True)
+                line = f"{state.kind:8} {cell.folder} {state.note}".rstrip()
+                print(line, file=self.file, flush=True)
             self.bar.update()
         over = not (sweep.waiting or sweep.running or sweep.elsewhere)
         if self.bar.disable or time.monotonic() - self.shown < INTERVAL and not over:

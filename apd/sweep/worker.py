@@ -16,7 +16,7 @@ _held: list[Lock] = []  # by this process
 
 
 def run_cell(cell: Cell, folder: str, threads: int | None = None) -> None:
-    """``train.py`` with the cell's arguments. All that it has to say is in the cell's folder.
+    """Run a cell. All that it has to say is in the cell's folder.
 
     Returns at once if another process has the cell's lock.
 
@@ -32,7 +32,7 @@ def run_cell(cell: Cell, folder: str, threads: int | None = None) -> None:
     try:
         with _output_to(Path(cell.folder)):
             cell.forgive()
-            code = _train(cell, threads)
+            code = _run(cell, threads)
         if code not in (0, 130):  # 130: interrupted, the next start goes on
             cell.fail(f"exit code {code}")
     finally:
@@ -45,15 +45,13 @@ def release() -> None:
         _held.pop().release()
 
 
-def _train(cell: Cell, threads: int | None) -> int:
+def _run(cell: Cell, threads: int | None) -> int:
     import torch
-
-    from apd.train.command import main
 
     if threads:
         torch.set_num_threads(threads)
     try:
-        return main(list(cell.argv))
+        return cell.run()
     except Exception:  # not SystemExit, by which submitit ends a job that it starts again
         traceback.print_exc()
         return 1

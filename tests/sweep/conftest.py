@@ -38,39 +38,17 @@ def write_spec(tiny, tmp_path):
 
 
 @pytest.fixture
-def sweep(monkeypatch):
+def sweep(inline):
     """Function: ``apd-sweep`` in this process, its cells too. Returns code, out and err."""
     import apd.sweep.command
-    from apd.sweep.worker import run_cell
-
-    class Inline:
-        """An executor that has run a cell when it has started it."""
-
-        started, pause = [], 0
-
-        def room(self, running):
-            return 1 - running
-
-        def start(self, cells):
-            self.started += [cell.folder for cell in cells]
-            for cell in cells:
-                run_cell(cell, ".", threads=1)
-            return list(cells)
-
-        def poll(self, handle):
-            return ""
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(apd.sweep.command, "make_executor", lambda *_: Inline())
 
     def sweep(*argv):
-        out, err, Inline.started = io.StringIO(), io.StringIO(), []
+        out, err = io.StringIO(), io.StringIO()
+        inline.started.clear()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = apd.sweep.command.main(list(map(str, argv)))
         return SimpleNamespace(
-            code=code, out=out.getvalue(), err=err.getvalue(), started=Inline.started
+            code=code, out=out.getvalue(), err=err.getvalue(), started=[*inline.started]
         )
 
     return sweep

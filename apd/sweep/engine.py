@@ -1,0 +1,86 @@
+"""Cells on an engine that the command line names."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+import yaml
+
+from apd.errors import UserError
+from apd.ranges import number, whole
+from apd.sweep.cell import Cell, State
+from apd.sweep.display import Display
+from apd.sweep.executors import make_executor
+from apd.sweep.scheduler import Sweep
+
+
+def add_arguments(parser: argparse.ArgumentParser, what: str, jobs: str) -> None:
+    """Where to run ``what`` (cells, shards); ``jobs`` says how many run at a time by default."""
+    group = parser.add_argument_group("where to run")
+    group.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
+    group.add_argument("--jobs", type=whole(1), help=f"{what}s at a time (default: {jobs})")
+    group.add_argument(
+        "--threads", type=whole(1), help=f"per {what} (default: the processors / jobs)"
+    )
+    group.add_argument(
+        "--gpus", type=number(0), help=f"per {what}, for ray (0.25: four share one), slurm"
+    )
+    group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
+    group.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE",
+        help="submitit's options: timeout_min=240 slurm_partition=gpu",
+    )  # fmt: skip
+
+
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_cells(
+    cells: list[Cell], args: argparse.Namespace, jobs: int, file: TextIO | None = None
+) -> dict[Cell, State]:
+    """Run cells as the arguments say; how each has ended.
+
+    Args:
+        file: where the end of each is told, if nobody watches (default: stdout).
+
+    Raises:
+        KeyboardInterrupt: a signal came; local cells have ended, the others go on.
+    """
+    output = cells[0].output
+    options = dict(_pair(text) for text in args.slurm)
+    executor = make_executor(
+        args.executor, output, jobs, args.threads, args.gpus, args.address, options
+    )
+    display = Display(cells, output, file)
+    sweep = Sweep(cells, executor, display)
+    try:
+        with _signals_to(sweep.interrupt):
+            return sweep.run()
+    finally:
+        executor.close()
+        display.close()
+
+
+def _pair(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--slurm {text}: use KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+@contextlib.contextmanager
+def _signals_to(handler: Callable) -> Iterator[None]:
+    """Ctrl-C, and what a batch system or ``kill`` sends."""
+    kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in kept.items():
+            signal.signal(number, old)

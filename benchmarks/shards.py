@@ -1,0 +1,98 @@
+"""Wall time of one evaluation in shards, beside the same in one process.
+
+    python benchmarks/shards.py [--attack pgd-100] [--eps 1] [--shards 2] [--output FILE.json]
+
+Zero-shot mini CLIP on all 800 test digits, by ``apd-eval``, from the start of the command to its
+end: 1 process of one thread, 1 process of as many threads as there are shards, and that many
+processes of one thread each. Start and merge are in it, so short evaluations gain less. The
+verdicts are compared image by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tabulate import tabulate
+
+from apd.files import write_json
+from apd.results import EVALUATIONS
+
+
+def command(module: str, *arguments: object, threads: int = 1) -> float:
+    """Run it; its seconds."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], check=True, env=environment,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return time.perf_counter() - began
+
+
+def verdicts(run: Path, attack: str) -> list[int]:
+    found = (json.loads(path.read_text()) for path in (run / EVALUATIONS).glob("*.json"))
+    (lost_to,) = [one["lost_to"] for one in found if one["record"]["attack"] == attack]
+    return lost_to
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--attack", default="pgd-100")
+    parser.add_argument("--eps", type=float, default=1.0)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--subset", type=int, default=0)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--output", default="output/benchmarks/shards.json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        command(
+            "apd.train", "--root", args.root, "--trainer", "ZeroshotCLIP", "--seed", 1,
+            "--config-file", "configs/trainers/ZeroshotCLIP/mini.yaml", "--dataset-config-file",
+            "configs/datasets/digits.yaml", "--output-dir", run, "AT.TEST.STEPS", 1,
+        )  # fmt: skip
+        shards = args.shards
+        variants = {
+            "1 process, 1 thread": (1, []),
+            f"1 process, {shards} threads": (shards, []),
+            f"{shards} processes, 1 thread each": (1, ["--shards", shards, "--threads", 1]),
+        }
+        best, found = dict.fromkeys(variants, float("inf")), {}
+        for _ in range(args.rounds):
+            for name, (threads, more) in variants.items():
+                copy = shutil.copytree(run, Path(folder, "copy"))
+                seconds = command(
+                    "apd.evaluate.command", copy, "--attack", args.attack, "--eps", args.eps,
+                    "--subset", args.subset, *more, threads=threads,
+                )  # fmt: skip
+                best[name] = min(best[name], seconds)
+                found[name] = verdicts(copy, args.attack)
+                shutil.rmtree(copy)
+    first, *_ = variants
+    rows = [
+        {
+            "variant": name,
+            "seconds": seconds,
+            "times faster": best[first] / seconds,
+            "same verdicts": f"{sum(a == b for a, b in zip(found[name], found[first]))} of "
+            f"{len(found[first])}",
+        }
+        for name, seconds in best.items()
+    ]
+    print(tabulate(rows, headers="keys", floatfmt=("", ".1f", ".2f", "")))
+    write_json(args.output, {**vars(args), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
