@@ -64,6 +64,7 @@ class Caltech101(_Tree):
         "https://data.caltech.edu/records/mzrjq-6wc02"
     }
     split_id = "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"
+    split_mark = "a6fbd99988c9d79a31b1958dafe2555a"
     counts = Counts(100, 4128, 1649, 2465)
     ignored = ("BACKGROUND_Google", "Faces_easy")
     renamed = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard",
@@ -77,6 +78,7 @@ class DescribableTextures(_Tree):
     dataset_dir, image_dir = "dtd", "images"
     layout = {image_dir: "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"}
     split_id = "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"
+    split_mark = "787096538adea4ea0b23d0133dc35229"
     counts = Counts(47, 2820, 1128, 1692)
 
 
@@ -87,6 +89,7 @@ class EuroSAT(_Tree):
     dataset_dir, image_dir = "eurosat", "2750"
     layout = {image_dir: "http://madm.dfki.de/files/sentinel/EuroSAT.zip"}
     split_id = "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"
+    split_mark = "f46201083fafeb7b58c3eb1db546786c"
     counts = Counts(10, 13500, 5400, 8100)
     renamed = {
         "AnnualCrop": "Annual Crop Land",
@@ -121,6 +124,7 @@ class OxfordPets(SplitFile):
     annotations = {f"annotations/{name}.txt": f"{PETS}/annotations.tar.gz"
                    for name in ("trainval", "test")}  # fmt: skip
     split_id = "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"
+    split_mark = "fe5ebce961ab9f4290d0604369b727dc"
     counts = Counts(37, 2944, 736, 3669)
 
     @classmethod
@@ -144,6 +148,7 @@ class StanfordCars(SplitFile):
         "cars_test_annos_withlabels.mat": f"{CARS}/cars_test_annos_withlabels.mat",
     }
     split_id = "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"
+    split_mark = "0ddbc8e843bfda34727f4094ade301c3"
     counts = Counts(196, 6509, 1635, 8041)
 
     @classmethod
@@ -181,6 +186,7 @@ class OxfordFlowers(SplitFile):
         "cat_to_name.json": DRIVE.format("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
     }
     split_id = "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"
+    split_mark = "933f7538b3fa950790a10549225c0b19"
     counts = Counts(102, 4093, 1633, 2463)
 
     @classmethod
@@ -240,6 +246,7 @@ class UCF101(SplitFile):
         for name in ("classInd", "trainlist01", "testlist01")
     }  # fmt: skip
     split_id = "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"
+    split_mark = "f81c773ec5dc0cd3f1a7f16aecae4ae8"
     counts = Counts(101, 7639, 1898, 3783)
 
     @classmethod

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from apd.commandline import Parser
 from apd.datasets.fewshot import Entry, check_labels
-from apd.datasets.layout import Counts, Published, SplitFile, published
+from apd.datasets.layout import DIFFERS, Counts, Published, SplitFile, published
 from apd.errors import UserError, exit_codes
 from apd.images import open_rgb
 from apd.ranges import whole
@@ -58,8 +58,10 @@ class Finding:
         if not issubclass(self.dataset, SplitFile):
             return "–"
         if self.made:
-            return "made here"
-        return "found" if self.dataset.split_path(self.folder).is_file() else "missing"
+            return "not CoOp's" if self.made == DIFFERS else "made here"
+        if not self.dataset.split_path(self.folder).is_file():
+            return "missing"
+        return "CoOp's" if self.usable and self.dataset.split_mark else "found"
 
 
 def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding:
@@ -105,7 +107,9 @@ def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding
             return finding
     finding.usable, finding.made = True, source.made
     if source.made:
-        finding.advice.append(f"the split was {source.made}")
+        finding.advice.append(f"the split is {source.made}")
+    if source.made == DIFFERS:
+        finding.state = "split differs"
     if finding.counts != dataset.counts:
         finding.state = "counts differ"
         finding.advice.append("usable, but not the published set of images")

@@ -1,4 +1,5 @@
 import pytest
+import real_splits
 
 from apd.config import default
 
@@ -31,3 +32,12 @@ def make_cfg(tmp_path):
         return cfg
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_root(tmp_path_factory):
+    """A data root with the data sets of COOP_SPLITS."""
+    root = tmp_path_factory.mktemp("real")
+    for name in real_splits.NAMES:
+        real_splits.build(name, root)
+    return root

@@ -185,7 +185,7 @@ def test_split_is_seeded_says_that_it_was_made_and_replaces_none(load, root, nam
     DATASETS[name].make_split(folder, seed=1)
     assert json.loads(path.read_text()) == first
     assert load(name).classnames == trees.CLASSES[name]
-    assert "the split was made by" in capsys.readouterr().out
+    assert "the split is made by" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["EuroSAT", "OxfordFlowers"])

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import real_splits
 import trees
 
 from apd.datasets.doctor.command import DATASETS
@@ -32,12 +33,13 @@ def coops(root, cases):
     return json.loads(done.stdout)
 
 
-def ours(make_cfg, cases):
+def ours(make_cfg, cases, *options):
     draws = []
     for name, shots, seed, subsample in cases:
         dataset = DATASETS[name](
             make_cfg(
                 name,
+                *options,
                 "DATASET.NUM_SHOTS",
                 shots,
                 "SEED",
@@ -77,6 +79,23 @@ def test_images_labels_names_and_draws_equal_coops(make_cfg, root):
     assert list(root.glob("*/split_fewshot/*.pkl"))
     assert (root / "imagenet" / "preprocessed.pkl").exists()
     assert ours(make_cfg, CASES) == first  # from CoOp's caches
+
+
+@pytest.mark.skipif(not real_splits.NAMES, reason="needs COOP_SPLITS, a folder of split files")
+def test_coops_own_splits_give_what_coop_makes_of_them(make_cfg, real_root):
+    """Which ``test_real_splits.py`` pins."""
+    cases = [
+        (name, *case)
+        for name in real_splits.NAMES
+        for case in (
+            (-1, 1, "all"),
+            (4, 1, "base"),
+            (4, 1, "new"),
+            *((shots, seed, "all") for shots in (1, 2, 4, 8, 16) for seed in (1, 2, 3)),
+        )
+    ]
+    own = ours(make_cfg, cases, "DATASET.ROOT", str(real_root))
+    assert coops(real_root, cases) == own
 
 
 def test_splits_equal_those_that_coop_makes(root):
