@@ -49,7 +49,16 @@ setup(
         "matplotlib>=3.6",
     ],
     extras_require={
-        "test": ["pytest>=7", "pytest-xdist>=3", "hypothesis>=6", "tensorboard>=2.10"],
+        "test": [
+            "pytest>=7",
+            "pytest-xdist>=3",
+            "hypothesis>=6",
+            "tensorboard>=2.10",
+            "safetensors>=0.4",
+        ],  # fmt: skip
+        # CLIPs of others: MODEL.BACKBONE.NAME hf:..., openclip:..., folders with safetensors
+        "hf": ["huggingface_hub>=0.20", "safetensors>=0.4"],
+        "openclip": ["open_clip_torch>=2.24", "safetensors>=0.4"],
         "tensorboard": ["tensorboard>=2.10"],
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],

@@ -65,8 +65,12 @@ _APD = {
 }
 
 _KEYS = {
-    # file with an adversarially fine-tuned image encoder (TeCoA, FARE) for the backbone
-    "MODEL": {"BACKBONE": {"ROBUST": ""}},
+    "MODEL": {
+        "BACKBONE": {
+            "ROBUST": "",  # file with an adversarially fine-tuned image encoder (TeCoA, FARE)
+            "RESOLUTION": 0,  # of the images, in pixels; 0: what a ViT was trained on
+        }
+    },
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new
         # validation images a class; 0: all; -1: min(shots, 4), CoOp's rule

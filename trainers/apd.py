@@ -138,7 +138,10 @@ class APD(AdversarialTraining, IVLP):
             cfg.TRAINER.IVLP[key] = self.options[key]
         cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
         cfg.MODEL.BACKBONE.ROBUST = self.options.TEACHER.ROBUST
-        cfg.INPUT.SIZE = (self.teacher.clip.visual.input_resolution,) * 2
+        resolution = self.teacher.clip.visual.input_resolution
+        cfg.INPUT.SIZE = (resolution,) * 2
+        if cfg.MODEL.BACKBONE.RESOLUTION:
+            cfg.MODEL.BACKBONE.RESOLUTION = resolution
         cfg.OUTPUT_DIR, cfg.RESUME = str(Path(cfg.OUTPUT_DIR) / "teacher"), ""
         cfg.TEST.NO_TEST = True
         cfg.freeze()

@@ -99,21 +99,22 @@ class PromptTrainer(ResumableTrainer):
 
     def build_model(self) -> None:
         backbone = self.cfg.MODEL.BACKBONE
-        self.clip_model = self.load_clip(backbone.NAME, backbone.ROBUST)
+        self.clip_model = self.load_clip(backbone.NAME, backbone.ROBUST, backbone.RESOLUTION)
         size = (self.clip_model.visual.input_resolution,) * 2
         if tuple(self.cfg.INPUT.SIZE) != size:
             raise UserError(
                 f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}, but the backbone "
-                f"{backbone.NAME} reads {size}: set INPUT.SIZE to that"
+                f"{backbone.NAME} reads {size}: set INPUT.SIZE to that, or "
+                "MODEL.BACKBONE.RESOLUTION to yours"
             )
         self.model = self.build_prompted_clip(self.clip_model, **self.prompts())
         self.add_model("prompt_learner", self.model.prompt_learner)
         fp16 = PRECISIONS[self.options.PREC] is torch.float16  # bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
-    def load_clip(self, name: str, robust: str) -> nn.Module:
+    def load_clip(self, name: str, robust: str, resolution: int = 0) -> nn.Module:
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
-        return load_clip(name, robust).to(self.device)
+        return load_clip(name, robust, resolution).to(self.device)
 
     def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
         return build_prompted_clip(
@@ -358,8 +359,10 @@ class PromptTrainer(ResumableTrainer):
 
 
 def backbone_name(part) -> str:
-    """cfg.MODEL.BACKBONE in a word: the CLIP, and the file of its robust image encoder."""
-    return f"{part.NAME} ({Path(part.ROBUST).name})" if part.ROBUST else part.NAME
+    """cfg.MODEL.BACKBONE in a word: the CLIP, a resolution that is not its own, and the file of
+    its robust image encoder."""
+    name = f"{part.NAME} at {part.RESOLUTION}" if part.RESOLUTION else part.NAME
+    return f"{name} ({Path(part.ROBUST).name})" if part.ROBUST else name
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import clip
 import torch
+import torch.nn.functional as F
 from clip import clip as clip_module
 from clip.model import build_model
 from torch import nn
 
+from apd.clip.foreign import ACTIVATIONS, Design, Tower, find_foreign
 from apd.errors import UserError, listed, one_line
 from apd.host.checkpoint import load_checkpoint
 
@@ -21,15 +23,19 @@ CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini_clip.pt"
 
 
-def load_clip(name: str, robust: str = "") -> nn.Module:
+def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
     """A frozen CLIP in float32 and eval mode, on the CPU.
+
+    Its ``mean`` and ``std`` are those of the pixels that it was trained on.
 
     Args:
         name: ``mini`` (the small CLIP that comes with this package), an OpenAI name such as
-            ``ViT-B/32`` (downloaded to the clip package's cache), or a local file: OpenAI's JIT
-            archive or a state dict.
+            ``ViT-B/32`` (downloaded to the clip package's cache), a local file (OpenAI's JIT
+            archive or a state dict), or a CLIP of OpenCLIP or transformers (see
+            ``find_foreign``).
         robust: a file with an adversarially fine-tuned image encoder for it (see
             ``load_robust_encoder``).
+        resolution: of the images, in pixels; 0: what the CLIP was trained on (see ``resize``).
 
     Raises:
         UserError: unknown name, unreadable file, a file that does not fit, or a download that
@@ -37,6 +43,11 @@ def load_clip(name: str, robust: str = "") -> nn.Module:
     """
     if name == "mini":
         model = _from_file(MINI)
+    elif foreign := find_foreign(name):
+        weights: dict = {}
+        for file in foreign.files:
+            weights |= _read(file)
+        model = _model(name, foreign.convert(weights), foreign.design)
     elif os.path.isfile(name):
         model = _from_file(name)
     elif name in clip.available_models():
@@ -56,6 +67,8 @@ def load_clip(name: str, robust: str = "") -> nn.Module:
         )
     if robust:
         load_robust_encoder(model.visual, robust)
+    if resolution:
+        resize(model.visual, resolution)
     return model.eval().requires_grad_(False)
 
 
@@ -112,7 +125,44 @@ def _shape(value) -> tuple:
     return tuple(getattr(value, "shape", ()))
 
 
+def resize(visual: nn.Module, resolution: int) -> None:
+    """Let a ViT read images of another resolution: its grid of positions is interpolated.
+
+    Bicubic with antialiasing, as OpenCLIP's ``resize_pos_embed``.
+
+    Raises:
+        UserError: a ResNet, or a resolution that is no multiple of the patch size.
+    """
+    if resolution == visual.input_resolution:
+        return
+    if not hasattr(visual, "class_embedding"):
+        raise UserError(
+            f"MODEL.BACKBONE.RESOLUTION is {resolution}: a ResNet reads images of its own "
+            f"resolution only, {visual.input_resolution}"
+        )
+    patch = visual.conv1.kernel_size[0]
+    if resolution < 1 or resolution % patch:
+        raise UserError(
+            f"MODEL.BACKBONE.RESOLUTION is {resolution}: it must be a multiple of the patch size "
+            f"of MODEL.BACKBONE.NAME, {patch}"
+        )
+    old, new = visual.input_resolution // patch, resolution // patch
+    class_position, grid = visual.positional_embedding.detach().split([1, old * old])
+    grid = grid.t().reshape(1, -1, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    positions = torch.cat([class_position, grid.flatten(2)[0].t()])
+    visual.positional_embedding = nn.Parameter(positions, requires_grad=False)
+    visual.input_resolution = resolution
+
+
 def _from_file(path: str | os.PathLike) -> nn.Module:
+    return _model(path, _read(path), Design())
+
+
+def _read(path: str | os.PathLike) -> dict:
+    """The weights in safetensors, a state dict or a JIT archive."""
+    if os.fspath(path).endswith(".safetensors"):
+        return _read_safetensors(path)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as not_a_state_dict:  # torch names no common type for a file it cannot read
@@ -126,9 +176,39 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
                 "fetch it again"
             ) from not_a_state_dict
     try:
-        return _build(dict(weights.get("state_dict", weights)))
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold the weights of a CLIP: {one_line(error)}") from error
+        weights = dict(weights.get("state_dict", weights))
+        return {name.removeprefix("module."): weight for name, weight in weights.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _no_clip(path, error) from error
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs safetensors ({one_line(error)}): pip install 'apd-clip[hf]'"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged header can raise anything
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
+
+
+def _no_clip(name: str | os.PathLike, error: Exception) -> UserError:
+    return UserError(f"{name} does not hold the weights of a CLIP: {one_line(error)}")
+
+
+def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
+    try:
+        model = _build(weights)
+    except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError,
+            ValueError, ZeroDivisionError) as error:  # fmt: skip
+        raise _no_clip(name, error) from error
+    model.mean, model.std = design.mean, design.std
+    for encoder, tower in ((model, design.text), (model.visual, design.image)):
+        _finish(encoder, tower)
+    return model
 
 
 def _build(weights: dict) -> nn.Module:
@@ -141,3 +221,15 @@ def _build(weights: dict) -> nn.Module:
     # build_model rounds to float16 on the way
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
+
+
+def _finish(encoder: nn.Module, tower: Tower) -> None:
+    """What ``build_model``, which takes every CLIP for one of OpenAI's, cannot read off weights."""
+    for block in getattr(getattr(encoder, "transformer", None), "resblocks", ()):
+        block.mlp.gelu = ACTIVATIONS[tower.activation]()
+        if tower.heads:
+            block.attn.num_heads = tower.heads
+            block.attn.head_dim = block.attn.embed_dim // tower.heads
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.LayerNorm) and not name.startswith("visual."):
+            module.eps = tower.eps

@@ -18,13 +18,10 @@ from apd.clip.contexts import (
     visual_width,
     words_of,
 )
+from apd.clip.foreign import MEAN, STD
 from apd.clip.text import ClassPrompts, encode_text
 from apd.clip.visual import encode_image
 from apd.errors import UserError
-
-# OpenAI's preprocessing constants, for images in [0, 1]
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PromptedCLIP(nn.Module):
@@ -54,7 +51,8 @@ class PromptedCLIP(nn.Module):
         self.prompt_learner = prompt_learner
         self.text_chunk = text_chunk
         weight = clip_model.positional_embedding
-        for name, values in (("mean", MEAN), ("std", STD)):
+        for name, openais in (("mean", MEAN), ("std", STD)):
+            values = getattr(clip_model, name, openais)
             value = torch.tensor(values, device=weight.device, dtype=weight.dtype)
             self.register_buffer(name, value.view(3, 1, 1), persistent=False)
         self._fixed_text: Tensor | None = None

@@ -172,7 +172,6 @@ def without(weights, name):
         "inner-list": lambda clip: {"state_dict": [torch.zeros(3)]},
         "missing": lambda clip: without(clip, "ln_final.bias"),
         "extra": lambda clip: {**clip, "head.weight": torch.zeros(3)},
-        "prefixed": lambda clip: {f"module.{name}": weight for name, weight in clip.items()},
         "wrong-shape": lambda clip: {**clip, "text_projection": torch.zeros(3)},
         "narrow": lambda clip: {**clip, "ln_final.weight": torch.zeros(32)},
     }.items(),

@@ -1,0 +1,338 @@
+"""CLIPs of OpenCLIP and of Hugging Face's transformers, for ``clip.model.CLIP``.
+
+Both publish the architecture of OpenAI's CLIP, with weights of their own. OpenCLIP
+(github.com/mlfoundations/open_clip) has OpenAI's names for the weights, transformers
+(``CLIPModel``) its own; what weights do not say (activation, heads, preprocessing) stands in
+their configs. Models that ``clip.model.CLIP`` cannot hold are refused by what they have too many:
+SigLIP, CoCa, EVA, ConvNeXt, other tokenizers, ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from clip.model import QuickGELU
+from torch import Tensor, nn
+
+from apd.errors import UserError, listed, one_line
+
+# OpenAI's preprocessing constants, for images in [0, 1]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+OPENCLIP, HUB = "openclip:", "hf:"  # what such names of a backbone begin with
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
+}
+
+
+class Tower(NamedTuple):
+    """What the weights of one encoder do not say; the defaults are OpenAI's."""
+
+    heads: int | None = None  # None: one for every 64 channels
+    activation: str = "quick_gelu"
+    eps: float = 1e-5  # of the layer norms
+
+
+class Design(NamedTuple):
+    """What the weights of a CLIP do not say; the defaults are OpenAI's."""
+
+    image: Tower = Tower()
+    text: Tower = Tower()
+    mean: tuple[float, ...] = MEAN  # of pixels in [0, 1]
+    std: tuple[float, ...] = STD
+
+
+class Foreign(NamedTuple):
+    """A CLIP of another library: its weights are ``convert`` of what all its ``files`` hold."""
+
+    files: list[Path]
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    design: Design
+
+
+def find_foreign(name: str) -> Foreign | None:
+    """The CLIP that ``MODEL.BACKBONE.NAME`` names, or None if it is OpenAI's or a file.
+
+    Args:
+        name: ``openclip:MODEL/TAG`` with a tag of OpenCLIP's or the path of a checkpoint;
+            ``hf:OWNER/NAME`` on the Hugging Face hub; or a local folder as the hub has it, in
+            the layout of transformers or of OpenCLIP.
+
+    Raises:
+        UserError: nothing of that name, a missing library, a failed download, files that are
+            missing or cannot be read, or a model that ``clip.model.CLIP`` cannot hold.
+    """
+    if name.startswith(OPENCLIP):
+        return _open_clip(name)
+    if name.startswith(HUB):
+        return _folder(_download(name.removeprefix(HUB)), name)
+    if os.path.isdir(name):
+        return _folder(Path(name), name)
+    return None
+
+
+# -- where they are ---------------------------------------------------------------------------
+
+
+def _open_clip(name: str) -> Foreign:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(
+            f"{name} needs OpenCLIP ({one_line(error)}): pip install 'apd-clip[openclip]'"
+        ) from error
+    model, _, tag = name.removeprefix(OPENCLIP).partition("/")
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise UserError(f"OpenCLIP has no model {model}{_near(model, open_clip.list_models())}")
+    pretrained = open_clip.get_pretrained_cfg(model, tag)
+    if os.path.isfile(tag):
+        return openclip_model([Path(tag)], {"model_cfg": config}, name)
+    if not pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise UserError(
+            f"OpenCLIP has no weights {tag or '(none named)'} of {model}, and there is no such "
+            f"file{_near(tag, tags)}: use openclip:{model}/ and a tag or a path"
+        )
+    # the tag knows what it was trained with; ViT-B-32/openai is a QuickGELU model all the same
+    config = {**config, "quick_gelu": pretrained.get("quick_gelu", False)}
+    found = {"model_cfg": config, "preprocess_cfg": pretrained}
+    openclip_model([], found, name)  # refused before anything is downloaded
+    try:
+        file = open_clip.download_pretrained(pretrained)
+    except Exception as error:  # whatever the network and its libraries raise
+        raise UserError(f"{name} could not be downloaded ({one_line(error)})") from error
+    return openclip_model([Path(file)], found, name)
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, list(names), n=3, cutoff=0.3) or sorted(names)
+    return f"; there are {listed(near, most=8)}" if near else ""
+
+
+def _download(repository: str) -> Path:
+    """The folder of a hub repository, with the files that we read."""
+    try:
+        from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+    except ImportError as error:
+        raise UserError(
+            f"{HUB}{repository} needs the hub's client ({one_line(error)}): pip install "
+            "'apd-clip[hf]', or give the path of a folder that has its files"
+        ) from error
+    try:
+        try:
+            for file in _needed(list_repo_files(repository)):
+                folder = Path(hf_hub_download(repository, file)).parent
+        except OSError:  # no network: what an earlier run has downloaded
+            folder = Path(snapshot_download(repository, local_files_only=True))
+    except UserError as error:
+        raise UserError(f"{HUB}{repository}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{HUB}{repository} could not be downloaded ({one_line(error)})") from error
+    return folder
+
+
+# config, then the names of weights, the first that is there
+LAYOUTS = {
+    "open_clip_config.json": ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+                              "open_clip_pytorch_model.bin"),
+    "config.json": ("model.safetensors", "model.safetensors.index.json",
+                    "pytorch_model.bin", "pytorch_model.bin.index.json"),
+}  # fmt: skip
+
+
+def _needed(names: Iterable[str]) -> list[str]:
+    """The files to read of those in a folder: config, weights (or the index of their shards),
+    then the shards and the preprocessing where there is any."""
+    names = set(names)
+    for config, weights in LAYOUTS.items():
+        first = next((file for file in weights if file in names), None)
+        if config in names and first:
+            kind = first.removesuffix(".index.json")
+            stem, suffix = os.path.splitext(kind)
+            shards = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
+            rest = [file for file in names if first != kind and shards.fullmatch(file)]
+            return [config, first, *sorted(rest), *({"preprocessor_config.json"} & names)]
+    raise UserError(
+        "there is no CLIP in it: it needs config.json (transformers) or open_clip_config.json "
+        "(OpenCLIP), and the weights in safetensors or bin"
+    )
+
+
+def _folder(folder: Path, name: str) -> Foreign:
+    try:
+        config, *files = _needed(os.listdir(folder))
+        settings = _json(folder / config)
+        if config == "open_clip_config.json":
+            return openclip_model([folder / files[0]], settings, name)
+        pixels = {}
+        if files[-1] == "preprocessor_config.json":
+            pixels = _json(folder / files.pop())
+        if files[0].endswith(".index.json"):
+            files = sorted(set(_json(folder / files[0])["weight_map"].values()))
+        return transformers_model([folder / file for file in files], settings, pixels, name)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if name in message else f"{name}: {message}") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name}: {config} is not what its layout has ({one_line(error)})"
+        ) from error
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({one_line(error)}): fetch it again") from error
+
+
+# -- OpenCLIP ---------------------------------------------------------------------------------
+
+# What an OpenCLIP config may say of a model that is OpenAI's architecture. Other keys are fine
+# where they are off, and so are these with other values where they change nothing in evaluation.
+_PLAIN = {
+    "mlp_ratio": 4.0, "vocab_size": 49408, "pos_embed_type": "learnable", "proj_type": "linear",
+    "block_type": "default", "custom_text": False,
+}  # fmt: skip
+_READ = ("layers", "width", "heads", "head_width", "patch_size", "image_size", "context_length",
+         "patch_dropout", "output_tokens", "pad_id", "eos_id", "attn_pooler_queries",
+         "attn_pooler_heads", "embed_dim", "quick_gelu", "init_logit_scale", "vision_cfg",
+         "text_cfg", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "timm_pool",
+         "timm_proj", "timm_model_pretrained")  # fmt: skip
+_TOKENIZER = "openai/clip-vit-"  # the hub's copies of OpenAI's tokenizer
+
+
+def openclip_model(files: list[Path], settings: dict, name: str) -> Foreign:
+    """An OpenCLIP model by its ``open_clip_config.json``: model_cfg and preprocess_cfg.
+
+    Raises:
+        UserError: it is not OpenAI's architecture, in one line that names what is different.
+    """
+    config = settings["model_cfg"]
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    odd = []
+    for part, pool, options in (("", "", config), ("vision_cfg.", "tok", vision),
+                                ("text_cfg.", "argmax", text)):  # fmt: skip
+        for key, value in options.items():
+            ours = key == "hf_tokenizer_name" and str(value).startswith(_TOKENIZER)
+            plain = pool if key == "pool_type" else _PLAIN.get(key)
+            if value and value != plain and key not in _READ and not ours:
+                odd.append(f"{part}{key}")
+    if odd:
+        raise _refusal(name, odd)
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    vit = isinstance(vision["layers"], int)
+    pixels = settings.get("preprocess_cfg", {})
+    if (mode := pixels.get("interpolation", "bicubic")) != "bicubic":
+        print(f"note: {name} was trained on images resized by {mode}: see INPUT.INTERPOLATION")
+    return Foreign(
+        files,
+        lambda weights: weights,
+        Design(
+            Tower(vision["width"] // vision.get("head_width", 64) if vit else None, activation),
+            Tower(text.get("heads"), activation),
+            *_pixels(pixels.get("mean"), pixels.get("std")),
+        ),
+    )
+
+
+def _refusal(name: str, odd: list[str]) -> UserError:
+    return UserError(
+        f"{name} is not of OpenAI's CLIP architecture and tokenizer, which is what can be prompted "
+        f"here (it has {listed(odd)}): choose a plain ViT or ResNet CLIP"
+    )
+
+
+def _pixels(mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(map(float, mean or MEAN)), tuple(map(float, std or STD))
+
+
+# -- Hugging Face's transformers ---------------------------------------------------------------
+
+
+def transformers_model(files: list[Path], config: dict, pixels: dict, name: str) -> Foreign:
+    """A transformers ``CLIPModel`` by its ``config.json`` and ``preprocessor_config.json``.
+
+    Raises:
+        UserError: it is another model (by its model_type), or of other parts than OpenAI's.
+    """
+    if (kind := config.get("model_type")) != "clip":
+        raise _refusal(name, [f"model_type {kind}"])
+    towers, odd = [], []
+    for part, defaults in (("vision", (768, 3072, 12)), ("text", (512, 2048, 8))):
+        # older configs have the truth in ..._dict; absent keys are transformers' defaults
+        own = {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
+        width, hidden, heads = (
+            own.get(key, default)
+            for key, default in zip(
+                ("hidden_size", "intermediate_size", "num_attention_heads"), defaults
+            )
+        )
+        activation = own.get("hidden_act", "quick_gelu")
+        if activation not in ACTIVATIONS:
+            odd.append(f"{part} hidden_act {activation}")
+        if hidden != 4 * width:
+            odd.append(f"{part} intermediate_size {hidden} of width {width}")
+        if part == "text" and own.get("vocab_size", 49408) != 49408:
+            odd.append(f"vocab_size {own['vocab_size']}")
+        towers.append(Tower(heads, activation, own.get("layer_norm_eps", 1e-5)))
+    if odd:
+        raise _refusal(name, odd)
+    design = Design(*towers, *_pixels(pixels.get("image_mean"), pixels.get("image_std")))
+    return Foreign(files, from_transformers, design)
+
+
+_NAMES = (
+    (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"text_model\.final_layer_norm\.", "ln_final."),
+    (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
+    (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
+    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # so spelt there
+    (r"vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+)
+_TRANSPOSED = {"text_projection.weight": "text_projection",
+               "visual_projection.weight": "visual.proj"}  # fmt: skip
+
+
+def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ``CLIPModel``'s state dict under OpenAI's names and in its shapes.
+
+    Queries, keys and values are one matrix there; projections are transposed.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if name.endswith("position_ids"):  # 0, 1, 2, ...: older versions kept them
+            continue
+        if name in _TRANSPOSED:
+            found[_TRANSPOSED[name]] = weight.t().contiguous()
+            continue
+        ours = name
+        for pattern, replacement in _NAMES:
+            ours = re.sub(pattern, replacement, ours)
+        found[ours] = weight
+    for name in [name for name in found if ".self_attn.q_proj." in name]:
+        parts = [found.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+        stem, _, kind = name.partition("self_attn.q_proj.")
+        found[f"{stem}attn.in_proj_{kind}"] = torch.cat(parts)
+    return found
