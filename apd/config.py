@@ -82,6 +82,10 @@ _KEYS = {
     # keep the images in memory once they are read: for few or small ones; those of training are
     # read again in each epoch if INPUT.TRANSFORMS changes them at random
     "DATALOADER": {"IN_MEMORY": False},
+    # gradients longer than this are scaled to it, student's and teacher's each; 0: as they are.
+    # Without it feature alignment, feedback to the teacher and few shots can throw the prompts out
+    # of where CLIP works (docs/methods.md)
+    "OPTIM": {"CLIP_NORM": 0.0},
     "AT": {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
         "TRAIN": {

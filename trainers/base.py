@@ -151,7 +151,10 @@ class PromptTrainer(ResumableTrainer):
         self.scaler.scale(losses["loss"]).backward()
         if not self.scaler.is_enabled():
             self.detect_anomaly(self.gradient_norm(), "gradient")
-        for optim in self._optims.values():
+        for name, optim in self._optims.items():
+            if limit := self.cfg.OPTIM.CLIP_NORM:
+                self.scaler.unscale_(optim)
+                nn.utils.clip_grad_norm_(self._models[name].parameters(), limit)
             self.scaler.step(optim)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:

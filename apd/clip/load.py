@@ -20,7 +20,9 @@ from apd.errors import UserError, listed, one_line
 from apd.host.checkpoint import load_checkpoint
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
-MINI = Path(__file__).resolve().parent.parent / "assets" / "mini_clip.pt"
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+# small CLIPs that come with this package: of rendered characters, of photographs
+SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
 
 
 def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
@@ -29,10 +31,10 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
     Its ``mean`` and ``std`` are those of the pixels that it was trained on.
 
     Args:
-        name: ``mini`` (the small CLIP that comes with this package), an OpenAI name such as
-            ``ViT-B/32`` (downloaded to the clip package's cache), a local file (OpenAI's JIT
-            archive or a state dict), or a CLIP of OpenCLIP or transformers (see
-            ``find_foreign``).
+        name: ``mini`` or ``mini-photo`` (small CLIPs that come with this package: of rendered
+            characters, of photographs), an OpenAI name such as ``ViT-B/32`` (downloaded to the
+            clip package's cache), a local file (OpenAI's JIT archive or a state dict), or a CLIP
+            of OpenCLIP or transformers (see ``find_foreign``).
         robust: a file with an adversarially fine-tuned image encoder for it (see
             ``load_robust_encoder``).
         resolution: of the images, in pixels; 0: what the CLIP was trained on (see ``resize``).
@@ -41,8 +43,8 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
         UserError: unknown name, unreadable file, a file that does not fit, or a download that
             fails.
     """
-    if name == "mini":
-        model = _from_file(MINI)
+    if name in SHIPPED:
+        model = _from_file(SHIPPED[name])
     elif foreign := find_foreign(name):
         weights: dict = {}
         for file in foreign.files:
@@ -59,7 +61,7 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
                 "path of a local .pt file, or use mini"
             ) from error
     else:
-        names = ["mini", *clip.available_models()]
+        names = [*SHIPPED, *clip.available_models()]
         near = get_close_matches(name, names, n=3, cutoff=0.3)
         raise UserError(
             f'no CLIP named "{name}" and no such file; '

@@ -10,7 +10,7 @@ import torch
 from clip.model import convert_weights
 
 from apd.clip import build_prompted_clip, load_clip
-from apd.clip.load import MINI
+from apd.clip.load import SHIPPED
 from apd.errors import UserError
 
 
@@ -73,9 +73,10 @@ def test_a_jit_archive(vit, tmp_path):
     assert_weights(model, want)
 
 
-def test_mini_comes_with_the_package():
-    assert MINI.stat().st_size <= 10e6
-    model = load_clip("mini")
+@pytest.mark.parametrize("name", ["mini", "mini-photo"])
+def test_a_small_clip_comes_with_the_package(name):
+    assert SHIPPED[name].stat().st_size <= 10e6
+    model = load_clip(name)
     assert_ready(model)
     assert model.visual.input_resolution == 32
     digits = build_prompted_clip(model, ["zero", "one"], n_ctx_text=2, n_ctx_visual=2)

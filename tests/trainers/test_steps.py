@@ -204,3 +204,18 @@ def test_apd_losses_reach_their_own_prompts_only(build, tmp_path):
         )
         assert all(g is not None and g.abs().max() > 0 for g in gradients[: len(own)])
         assert all(g is None for g in gradients[len(own) :])
+
+
+def test_long_gradients_are_clipped_the_teachers_apart(one_step):
+    limit = 1e-3
+    step = one_step("APD", "OPTIM.CLIP_NORM", limit)
+    student, teacher = apd_losses(step, {"CE": 0.5, "KD": 0.5}, "ce")
+    trained = (step.trainer.model, step.student), (step.trainer.teacher, step.teacher)
+    for (new, old), loss in zip(trained, (student, teacher)):
+        old, new = (list(model.prompt_learner.parameters()) for model in (old, new))
+        gradients = torch.autograd.grad(loss, old, retain_graph=True)
+        scale = limit / torch.cat([g.flatten() for g in gradients]).norm()
+        assert scale < 0.5
+        for before, after, gradient in zip(old, new, gradients):
+            expected = before - LR * (scale * gradient + DECAY * before)
+            torch.testing.assert_close(after.detach(), expected.detach(), rtol=0, atol=1e-7)
