@@ -55,7 +55,9 @@ setup(
             "hypothesis>=6",
             "tensorboard>=2.10",
             "safetensors>=0.4",
-        ],  # fmt: skip
+            "ruff~=0.17.0",
+            "mypy~=2.4",
+        ],
         # CLIPs of others: MODEL.BACKBONE.NAME hf:..., openclip:..., folders with safetensors
         "hf": ["huggingface_hub>=0.20", "safetensors>=0.4"],
         "openclip": ["open_clip_torch>=2.24", "safetensors>=0.4"],

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Install what the tests need and run them, in two processes. Arguments go to pytest.
+# Install what the tests need, look at style and types, and run the tests in two processes.
+# Arguments go to pytest.
 set -euo pipefail
 EXTRAS="[test]" source "$(dirname "$0")/env.sh"
+python -m ruff check --quiet
+python -m ruff format --check --quiet
+python -m mypy
 python -m pytest -n 2 "$@"

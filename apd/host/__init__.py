@@ -12,6 +12,7 @@ import os
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from apd.errors import UserError
 from apd.host.checkpoint import (
@@ -21,6 +22,9 @@ from apd.host.checkpoint import (
     save_checkpoint,
 )
 from apd.host.schedule import build_lr_scheduler
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not see what is chosen at run time
+    from apd.host.embedded import *  # noqa: F403
 
 _TOOLBOX = [
     "HOST_VERSION",
