@@ -80,13 +80,17 @@ def test_arguments_and_environment_replace_what_the_sweep_says(calls):
     assert sweep[1] == "configs/sweeps/digits_fewshot.yaml"
 
 
-def test_the_demo_shows_its_table_before_and_after_autoattack(calls):
+def test_the_demo_ends_with_the_line_that_adds_autoattack(calls):
     made, _ = calls("demo")
-    assert made[0][1] == "configs/sweeps/demo.yaml"
-    assert [call[0] for call in made].count("apd-table") == 2
+    assert made[0][1] == "configs/sweeps/demo.yaml" and made[0][-4] == "--jobs"
+    assert made[0][-2:] == ["--threads", "1"]
+    names = [call[0] for call in made]
+    assert names.count("apd-table") == 1 and "apd-eval" not in names
+    made, _ = calls("demo", ATTACKED="100", FLAGS="--jobs 3")
     (attack,) = [call for call in made if call[0] == "apd-eval"]
-    assert attack[1:] == ["one", "two", "--attack", "autoattack", "--subset", "100"]
-    assert [call[0] for call in calls("demo", ATTACKED="0")[0]].count("apd-eval") == 0
+    options = ["--attack", "autoattack", "--subset", "100", "--shards", "2", "--jobs", "3"]
+    assert attack[1:] == ["one", "two", *options]
+    assert [call[0] for call in made].count("apd-table") == 1
 
 
 def test_failed_cells_are_told_after_the_tables_of_the_others(calls):
