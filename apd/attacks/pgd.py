@@ -161,78 +161,120 @@ class PGD:
         Raises:
             NonFiniteLoss: logits that are NaN or infinite.
         """
-        threat, sources = self.threat, list(sources) or [target]
-        white_box = sources[0] is target
-        every_iterate = white_box and not self.last_iterate
-
-        def begin(rows: Rows) -> Rows:
-            device, count = rows["image"].device, len(rows["index"])
-            if threat.loss == "kl" and "reference" not in rows:
-                with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                    rows["reference"] = target(rows["image"])
-            columns = {"step": torch.long, "restart": torch.long}
-            columns |= {"zero": torch.bool, "broken": torch.bool}
-            zeros = {k: torch.zeros(count, dtype=d, device=device) for k, d in columns.items()}
-            return {**rows, **zeros, "attacked": start(rows["image"], rows["index"], 0)}
-
+        attack = _Attack(self, target, list(sources) or [target], start, precision)
         pool: Rows | None = None
         while True:
             room = batch_size - (len(pool["index"]) if pool else 0)
-            parts = [rows if "attacked" in rows else begin(rows) for rows in supply.take(room)]
-            parts = [pool, *parts] if pool else parts
+            parts = [attack.begin(rows) for rows in supply.take(room)]
+            if pool:
+                parts.insert(0, pool)
             if not parts:
                 return
             pool = join(parts)
-            x, labels = pool["attacked"].detach(), pool["label"]
-            last = pool["step"] == threat.steps
-            # the verdict comes with the gradient's logits
-            going_on = not last.all()
-            with (
-                torch.set_grad_enabled(going_on),
-                torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
-            ):
-                x.requires_grad_(going_on)
-                wanted = sources if going_on else sources[:white_box]
-                logits = [logits_fn(x) for logits_fn in wanted]
-            if white_box:
-                right = correct(logits[0], labels)
-                unsure = (~right | last) if precision else torch.zeros_like(last)
-            else:
-                right, unsure = torch.ones_like(last), last
-            if unsure.any():
-                with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                    right[unsure] = correct(target(x.detach()[unsure]), labels[unsure])
-            fallen = ~right & (last | every_iterate)
+            x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
+            logits, right = attack.verdict(x, pool["label"], last)
+            fallen = ~right & last if attack.last_only else ~right
             ended = last & ~fallen  # of a restart
-            again = ended & (pool["restart"] + 1 < threat.restarts)
+            again = ended & (pool["restart"] + 1 < self.threat.restarts)
             done = fallen | (ended & ~again)
 
             decided = None
             if done.any():  # with the iterate that decided, before it moves on
                 decided = select({**pool, "attacked": x.detach(), "right": right}, done)
-            stepping = ~(last | done)
-            if stepping.any():
-                gradient = sum(
-                    _gradient(z, x, labels, pool.get("reference"), threat.loss) for z in logits
-                )
-                largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
-                sound = largest.isfinite()
-                pool["broken"] |= ~sound & stepping
-                pool["zero"] |= (largest == 0) & stepping
-                moved = _move(x, gradient, pool["image"], threat)
-                moving = (sound & stepping).view(-1, 1, 1, 1)
-                pool["attacked"] = torch.where(moving, moved, x.detach())
-                pool["step"] = pool["step"] + stepping
-            for i in again.nonzero()[:, 0]:
-                row, restart = slice(i, i + 1), pool["restart"][i] + 1
-                image, index = pool["image"][row], pool["index"][row]
-                pool["attacked"][row] = start(image, index, int(restart))
-                pool["restart"][i], pool["step"][i] = restart, 0
+            attack.step(pool, x, logits, ~(last | done))
+            attack.restart(pool, again)
             if decided:
                 pool = select(pool, ~done)
                 yield decided, pool
                 if not len(pool["index"]):
                     pool = None
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """The parts of ``PGD.run``, on the models that it was given."""
+
+    pgd: PGD
+    target: LogitsFn
+    sources: list[LogitsFn]
+    start: Callable[[Tensor, Tensor, int], Tensor]
+    precision: torch.dtype | None
+
+    @property
+    def white_box(self) -> bool:
+        """Whether the verdict comes with the gradient's logits."""
+        return self.sources[0] is self.target
+
+    @property
+    def last_only(self) -> bool:
+        """Whether only the last iterate of a restart is looked at."""
+        return self.pgd.last_iterate or not self.white_box
+
+    def begin(self, rows: Rows) -> Rows:
+        """Rows at the start point of their first restart; those of a killed run as they are."""
+        if "attacked" in rows:
+            return rows
+        device, count = rows["image"].device, len(rows["index"])
+        if self.pgd.threat.loss == "kl" and "reference" not in rows:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                rows["reference"] = self.target(rows["image"])
+        columns = {"step": torch.long, "restart": torch.long}
+        columns |= {"zero": torch.bool, "broken": torch.bool}
+        zeros = {k: torch.zeros(count, dtype=d, device=device) for k, d in columns.items()}
+        return {**rows, **zeros, "attacked": self.start(rows["image"], rows["index"], 0)}
+
+    def verdict(self, x: Tensor, labels: Tensor, last: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The models' logits of the iterates ``x``, for their gradients, and which are right.
+
+        ``last`` (B,) says which are at their last step. Where only that is looked at, all others
+        count as right.
+        """
+        if going_on := not last.all():
+            models = self.sources
+        else:  # no gradient is wanted
+            models = self.sources[:1] if self.white_box else []
+        precision = self.precision
+        with (
+            torch.set_grad_enabled(going_on),
+            torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
+        ):
+            x.requires_grad_(going_on)
+            logits = [logits_fn(x) for logits_fn in models]
+        if not self.white_box:
+            right, unsure = torch.ones_like(last), last
+        else:
+            right = correct(logits[0], labels)
+            if precision is None:
+                return logits, right
+            unsure = ~right | last
+        if unsure.any():
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                right[unsure] = correct(self.target(x.detach()[unsure]), labels[unsure])
+        return logits, right
+
+    def step(self, pool: Rows, x: Tensor, logits: list[Tensor], which: Tensor) -> None:
+        """Move the rows ``which`` (B,) of ``pool`` on from ``x``, in place."""
+        if not which.any():
+            return
+        threat = self.pgd.threat
+        gradient = torch.zeros_like(x)
+        for z in logits:
+            gradient = gradient + _gradient(z, x, pool["label"], pool.get("reference"), threat.loss)
+        largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
+        sound = largest.isfinite()
+        pool["broken"] |= ~sound & which
+        pool["zero"] |= (largest == 0) & which
+        moved = _move(x, gradient, pool["image"], threat)
+        pool["attacked"] = torch.where((sound & which).view(-1, 1, 1, 1), moved, x.detach())
+        pool["step"] = pool["step"] + which
+
+    def restart(self, pool: Rows, which: Tensor) -> None:
+        """Put the rows ``which`` (B,) of ``pool`` at their next start points, in place."""
+        for i in which.nonzero()[:, 0]:
+            row, restart = slice(i, i + 1), pool["restart"][i] + 1
+            image, index = pool["image"][row], pool["index"][row]
+            pool["attacked"][row] = self.start(image, index, int(restart))
+            pool["restart"][i], pool["step"][i] = restart, 0
 
 
 def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, int], Tensor]:
