@@ -174,10 +174,12 @@ _RULES: dict[str, Rule] = {
         for loader in ("TRAIN_X", "TRAIN_U", "TEST")
         for key, rule in (("BATCH_SIZE", _COUNT), ("N_DOMAIN", whole(0)), ("N_INS", _COUNT))
     },
+    "MODEL.BACKBONE.RESOLUTION": whole(0, note=" (0: what the CLIP was trained on)"),
     "MODEL.HEAD.HIDDEN_LAYERS": several(_COUNT),
     "MODEL.HEAD.DROPOUT": _SHARE,
     "OPTIM.LR": number(above=0),
     "OPTIM.WEIGHT_DECAY": _LEAST_0,
+    "OPTIM.CLIP_NORM": number(0, note=" (0: gradients are not clipped)"),
     "OPTIM.MOMENTUM": _SHARE,
     "OPTIM.SGD_DAMPNING": _SHARE,
     "OPTIM.RMSPROP_ALPHA": _SHARE,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from apd.attacks import PRECISIONS, ThreatModel, find_attack
+from apd.attacks import PRECISIONS, ThreatModel, doubts, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
@@ -57,6 +57,10 @@ class PromptTrainer(ResumableTrainer):
         check(cfg)
         self.options = cfg.TRAINER[self.section]
         self.class_specific = self.options.get("CSC", False)
+        for part in ("TRAIN", "TEST") if self.adversarial else ("TEST",):
+            if isinstance(cfg.AT[part].EPS, (int, float)):
+                for _, text in doubts(cfg.AT[part].EPS, cfg.AT[part].STEPS):
+                    print(f"warning: AT.{part}: {text}")
         # without a radius there is the clean evaluation only
         self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
         if cfg.AT.TEST.ATTACKS and not self.test_threat:

@@ -2,9 +2,9 @@
 
 from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
 from apd.attacks.registry import NAMES, Attack, find_attack
-from apd.attacks.threat import PRECISIONS, ThreatModel
+from apd.attacks.threat import PRECISIONS, ThreatModel, doubts
 
 __all__ = [
-    "NAMES", "PGD", "PRECISIONS", "Attack", "ThreatModel", "find_attack", "pgd", "seeded_start",
-    "surviving",
+    "NAMES", "PGD", "PRECISIONS", "Attack", "ThreatModel", "doubts", "find_attack", "pgd",
+    "seeded_start", "surviving",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,3 +66,13 @@ class ThreatModel:
 
     def asdict(self) -> dict:
         return dataclasses.asdict(self)
+
+
+def doubts(eps: float, steps: int | None) -> Iterator[tuple[str, str]]:
+    """What an attacker's eps and steps can hardly be meant to be: names, each with a sentence."""
+    if 0 < eps < 0.1:
+        yield "tiny-eps", f"eps {eps:g} is {eps:g}/255: its unit is 1/255, so that 4/255 is 4"
+    if eps == 0:
+        yield "unmoved", "with eps 0 the attack may change nothing"
+    elif steps == 0:
+        yield "unmoved", "with 0 steps the attack only draws random points"

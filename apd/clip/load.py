@@ -21,6 +21,8 @@ from apd.host.checkpoint import load_checkpoint
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
 # small CLIPs that come with this package: of rendered characters, of photographs
 SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
 
@@ -89,10 +91,8 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"MODEL.BACKBONE.ROBUST: there is no file {path}")
-    weights = load_checkpoint(path, inert=True)
-    for key in ("vision_encoder_state_dict", "state_dict"):
-        weights = weights.get(key, weights) if isinstance(weights, dict) else {}
-    weights = {name.removeprefix("module."): w for name, w in weights.items()}
+    weights = unwrapped(load_checkpoint(path, inert=True), "vision_encoder_state_dict")
+    _check_finite(weights, path)
     if any(name.startswith("visual.") for name in weights):  # a whole CLIP
         weights = {
             name.removeprefix("visual."): w
@@ -158,7 +158,14 @@ def resize(visual: nn.Module, resolution: int) -> None:
 
 
 def _from_file(path: str | os.PathLike) -> nn.Module:
-    return _model(path, _read(path), Design())
+    weights = _read(path)
+    if "logit_scale" not in weights or "token_embedding.weight" not in weights:
+        there = f"it has {listed(sorted(weights), 4)}" if weights else "it has no tensors"
+        raise UserError(
+            f"{path} does not hold the weights of a CLIP: {there}, where OpenAI's CLIP has "
+            "visual.*, transformer.*, token_embedding.weight and logit_scale"
+        )
+    return _model(path, weights, Design())
 
 
 def _read(path: str | os.PathLike) -> dict:
@@ -173,15 +180,46 @@ def _read(path: str | os.PathLike) -> dict:
                 warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
                 weights = torch.jit.load(str(path), map_location="cpu").state_dict()
         except Exception:
-            raise UserError(
-                f"{path} is neither a state dict nor a JIT archive of CLIP, or it is damaged: "
-                "fetch it again"
-            ) from not_a_state_dict
-    try:
-        weights = dict(weights.get("state_dict", weights))
-        return {name.removeprefix("module."): weight for name, weight in weights.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise _no_clip(path, error) from error
+            try:  # what training programs keep beside the weights may be of any class
+                weights = load_checkpoint(path, inert=True)
+            except UserError:
+                raise UserError(
+                    f"{path} is neither a state dict nor a JIT archive of CLIP, or it is damaged: "
+                    "fetch it again"
+                ) from not_a_state_dict
+    weights = unwrapped(weights)
+    _check_finite(weights, path)
+    return weights
+
+
+def unwrapped(found, *more: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by their names, out of what training programs put around them.
+
+    That is a mapping with ``state_dict``, ``model``, ... in it (``more``: further names), and the
+    prefixes of DataParallel (module.), torch.compile (_orig_mod.) and of a model in a model.
+    """
+    while isinstance(found, dict):
+        inner = (found[k] for k in (*more, *_WRAPPERS) if isinstance(found.get(k), dict))
+        if (inside := next(inner, None)) is None:
+            break
+        found = inside
+    else:
+        return {}
+    weights = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    while weights and (prefix := next(iter(weights)).partition(".")[0] + ".") in _PREFIXES:
+        if not all(name.startswith(prefix) for name in weights):
+            break
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Raise UserError for NaN and infinite weights: later they would look like a wrong setting."""
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} has NaN or infinite weights ({listed(broken, 3)}): fetch or train it again"
+        )
 
 
 def _read_safetensors(path: str | os.PathLike) -> dict:
@@ -192,9 +230,11 @@ def _read_safetensors(path: str | os.PathLike) -> dict:
             f"{path} needs safetensors ({one_line(error)}): pip install 'apd-clip[hf]'"
         ) from error
     try:
-        return load_file(path)
+        weights = load_file(path)
     except Exception as error:  # a damaged header can raise anything
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
+    _check_finite(weights, path)
+    return weights
 
 
 def _no_clip(name: str | os.PathLike, error: Exception) -> UserError:

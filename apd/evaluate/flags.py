@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import permutations
 
+from apd.attacks.threat import doubts
 from apd.results.words import cited
 
 ERROR = "robust-above-clean"
@@ -18,6 +19,7 @@ TOLERANCE = 0.5  # points of accuracy that two attacks may differ by chance, and
 STANDING = 5.0  # % of images that may stand under an unbounded attack
 
 _GRADIENT = ("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-t", "fab-t", "autoattack")
+_MOVE_ALL = ("fgsm", "pgd", "cw", "difgsm")
 
 
 def add_flags(records: list[dict]) -> None:
@@ -32,6 +34,11 @@ def add_flags(records: list[dict]) -> None:
 
 def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     checks = record.get("checks", {})
+    if threat := record["threat_model"]:
+        yield from doubts(threat["eps"], threat["steps"])
+    # the others return the images that they do not fool as they were
+    if checks.get("moved") == 0 and _kind(record) in _MOVE_ALL:
+        yield "unmoved", "the attack changed none of the images"
     if share := checks.get("zero_gradients"):
         yield "zero-gradients", f"the gradient was all zeros on {share:.1f} % of the images"
     if share := checks.get("broken_gradients"):

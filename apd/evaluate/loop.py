@@ -134,6 +134,8 @@ def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, cl
     record["checks"] = {
         "zero_gradients": 100 * int(state.zero.sum()) / attacked,
         "broken_gradients": 100 * int(state.broken.sum()) / attacked,
+        # None: no image was there to be attacked
+        "moved": 100 * int(state.moved.sum()) / attacked if state.done.any() else None,
         **clean.checks(),
     }
     return {**record, "key": kept.key}

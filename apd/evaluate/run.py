@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from apd.attacks import ThreatModel, find_attack
+from apd.attacks import ThreatModel, doubts, find_attack
 from apd.config import default, flat, merge
 from apd.errors import UserError, one_line
 from apd.evaluate.flags import add_flags
@@ -75,6 +75,9 @@ class Run:
         if norm != part.NORM and not args.eps:
             raise UserError(f"--norm {norm}: give its --eps too")
         wanted = [float(eps) for eps in args.eps] or [threat.eps]
+        for eps in wanted:
+            for _, text in doubts(eps, part.STEPS):
+                print(f"warning: {text}")
         ratio = threat.alpha / threat.eps if threat and threat.eps else 0.25
         base = threat or ThreatModel(part.NORM, 1, 1, part.STEPS, part.RESTARTS, loss=part.LOSS)
         return [replace(base, norm=norm, eps=eps, alpha=ratio * eps) for eps in wanted]

@@ -26,6 +26,7 @@ class AttackState:
         lost: (N,) 0: standing; k: fell to the attack's k-th stage; -1: wrong when clean.
         done: (N,) how many stages an image has behind it.
         zero, broken: (N,) whether a gradient was all zeros, or not finite.
+        moved: (N,) whether the attacked image is another one than the clean image.
         pool: rows under attack when this was saved.
         seconds: spent on the attack, without data loading.
         files: batches of adversarial images written.
@@ -39,6 +40,7 @@ class AttackState:
         self.done = torch.zeros(count, dtype=torch.int8)
         self.zero = torch.zeros(count, dtype=torch.bool)
         self.broken = torch.zeros(count, dtype=torch.bool)
+        self.moved = torch.zeros(count, dtype=torch.bool)
         self.pool: Rows | None = None
         self.seconds = 0.0
         self.files = 0
@@ -49,11 +51,13 @@ class AttackState:
 
     def decide(self, stage: int, index: Tensor, rows: Rows, pool: Rows | None) -> None:
         """Enter the rows that ``stage`` (from 1) has decided; ``index``: their numbers from 0."""
+        moved = (rows["attacked"] != rows["image"]).flatten(1).any(1)
         rows = {name: rows[name].cpu() for name in ("right", "zero", "broken")}
         self.lost[index[~rows["right"]]] = stage
         self.done[index] = stage
         self.zero[index] |= rows["zero"]
         self.broken[index] |= rows["broken"]
+        self.moved[index] |= moved.cpu()
         self.pool = pool
 
     def save(self, path: Path | None) -> None:
@@ -74,7 +78,7 @@ class AttackState:
         """Of all images, from the states of the shards, which are at an end."""
         parts = [_load(path) for path in paths]
         whole = cls(join_shards([part["lost"] for part in parts]) == 0, attack_all=True)
-        for name in ("lost", "done", "zero", "broken"):
+        for name in ("lost", "done", "zero", "broken", "moved"):
             setattr(whole, name, join_shards([part[name] for part in parts]))
         whole.seconds = sum(part["seconds"] for part in parts)
         return whole

@@ -134,10 +134,15 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{where} is not a checkpoint of prompts")
+    if not all(value.isfinite().all() for value in state.values()):
+        raise UserError(f"{where} has NaN or infinite values: choose another epoch or train again")
+    # without the wrappers of DataParallel and torch.compile
+    state = {
+        ".".join(part for part in str(name).split(".") if part not in ("module", "_orig_mod")): v
+        for name, v in state.items()
+    }
     ours, frozen, vectors, unknown = {}, {}, {}, []
     for name, value in state.items():
-        # DataParallel's wrapper
-        name = ".".join(part for part in str(name).split(".") if part != "module")
         prefix = next((p for p in _FROZEN if name.startswith(p)), None)
         if name in _OURS:
             ours[_OURS[name]] = value

@@ -173,6 +173,7 @@ def without(weights, name):
         "inner-list": lambda clip: {"state_dict": [torch.zeros(3)]},
         "missing": lambda clip: without(clip, "ln_final.bias"),
         "extra": lambda clip: {**clip, "head.weight": torch.zeros(3)},
+        "prefixed": lambda clip: {f"backbone.{name}": weight for name, weight in clip.items()},
         "wrong-shape": lambda clip: {**clip, "text_projection": torch.zeros(3)},
         "narrow": lambda clip: {**clip, "ln_final.weight": torch.zeros(32)},
     }.items(),
@@ -275,3 +276,39 @@ def test_a_file_of_something_else_is_no_robust_encoder(vit, tmp_path, content):
     torch.save(content, tmp_path / "robust.pt")
     with pytest.raises(UserError, match="does not fit"):
         load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "robust.pt"))
+
+
+def module(weights):
+    return {f"module.{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model": weights},
+        lambda weights: {"epoch": 3, "state_dict": module(weights), "args": object()},
+        lambda weights: module(weights),
+        lambda weights: {f"_orig_mod.module.{name}": value for name, value in weights.items()},
+        lambda weights: {"model": {"state_dict": weights}},
+    ],
+)
+def test_what_is_only_wrapped_is_unwrapped(vit, tmp_path, wrap):
+    weights = vit.state_dict()
+    torch.save(wrap(weights), tmp_path / "clip.pt")
+    loaded = load_clip(str(tmp_path / "clip.pt")).state_dict()
+    assert all(torch.equal(loaded[name], value.float()) for name, value in weights.items())
+
+
+def test_another_family_is_refused_by_its_own_names(tmp_path):
+    torch.save({"text_model.x": torch.ones(1), "vision_model.y": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="it has text_model.x, vision_model.y, where OpenAI's CLIP"):
+        load_clip(str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(vit, tmp_path, value):
+    weights = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    weights["visual.proj"][0, 0] = value
+    torch.save(weights, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match="clip.pt has NaN or infinite weights .visual.proj."):
+        load_clip(str(tmp_path / "clip.pt"))

@@ -161,7 +161,28 @@ def test_every_flag_of_the_documentation_was_seen():
         if line.startswith("| `")
         for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
     }
-    assert names == {case[0] for case in RAISED}
+    assert names == {case[0] for case in RAISED} | {"tiny-eps", "unmoved"}
+
+
+@pytest.mark.parametrize(
+    "eps, attack, flagged",
+    [
+        (0.0157, "pgd-10", {"tiny-eps"}),
+        (0.0157, "apgd-ce-2", {"tiny-eps"}),
+        (0.1, "pgd-10", set()),
+        (8, "pgd-0", {"unmoved"}),
+        (0, "pgd-10", {"unmoved"}),
+        (0, "apgd-ce-2", {"unmoved"}),
+    ],
+)
+def test_an_attack_that_attacks_nothing_is_flagged(eps, attack, flagged):
+    threat = ThreatModel("linf", eps=eps, alpha=eps / 4, steps=10)
+    assert flags(NET, attack, threat=threat) == [flagged]
+
+
+def test_how_many_images_moved_is_told():
+    _, record = evaluate(NET, data(NET), THREAT, parse_batch=tuple)
+    assert record["checks"]["moved"] == 100
 
 
 def test_a_sound_model_raises_none():

@@ -388,3 +388,50 @@ def test_a_damaged_image_is_named(run, tmp_path, tiny, workers):
     assert result.err.startswith(
         f"error: cannot read image {tmp_path / 'shapes' / 'train' / 'star'}"
     )
+
+
+# -- wrapped prompts, and places that cannot be written --------------------------------------------
+
+
+def test_prompts_in_dataparallels_wrapper_are_read(run, runs, copy_of, tmp_path):
+    folder = copy_of(runs.maple)
+    path = folder / "prompt_learner" / "model.pth.tar-2"
+    checkpoint = torch.load(path, weights_only=True)
+    state = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
+    torch.save({**checkpoint, "state_dict": state}, path)
+    result = run("MaPLe", tmp_path / "eval", flags=of(folder))
+    assert (result.code, result.err) == (0, "")
+    loaded = result.trainer.model.prompt_learner.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in checkpoint["state_dict"].items())
+
+
+def test_an_output_folder_under_a_file(refused, tmp_path):
+    (tmp_path / "file").touch()
+    line = refused("CoOp", "file/out")
+    assert line.startswith("--output-dir file/out: ") and "file is no folder" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_without_permission(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "locked cannot be written to" in refused("CoOp", "locked/out")
+
+
+def test_an_output_that_is_a_link_to_nowhere(refused, tmp_path):
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    assert "--output-dir link" in refused("CoOp", "link")
+
+
+def test_other_writers_tell_a_place_that_cannot_be_written(runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    from apd.figures.command import main as plot
+    from apd.report.command import main as report
+    from apd.tables.command import main as table
+
+    run, out = str(runs.maple), str(tmp_path / "file" / "a")
+    for command, flags in (
+        (table, [run, "--csv", out]), (report, [run, "-o", out]), (plot, [run, "-o", out]),
+    ):  # fmt: skip
+        assert command(flags) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and err.startswith("error: ") and "file" in err

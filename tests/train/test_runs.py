@@ -238,15 +238,15 @@ def test_a_non_finite_attack_is_not_taken_for_an_image(run, tmp_path, method, mo
     assert "epoch 0 is kept" not in line  # there is none
 
 
-def test_a_non_finite_evaluation_is_no_result(run, runs, copy_of, tmp_path):
+def test_prompts_that_are_not_finite_are_refused(run, runs, copy_of, tmp_path):
     folder = copy_of(runs.maple)
     path = folder / "prompt_learner" / "model.pth.tar-2"
     checkpoint = torch.load(path, weights_only=True)
     next(iter(checkpoint["state_dict"].values()))[0, 0] = float("nan")
     torch.save(checkpoint, path)
     result = run("MaPLe", tmp_path / "out", flags=of(folder))
-    assert result.code == 1 and result.err.count("\n") == 1
-    assert "NaN" in result.err
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"{path} has NaN or infinite values" in result.err
     assert not (tmp_path / "out" / "results.json").exists()
 
 
