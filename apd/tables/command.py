@@ -12,10 +12,12 @@ import argparse
 import sys
 
 from apd.commandline import Parser
-from apd.errors import exit_codes
+from apd.errors import UserError, exit_codes
 from apd.files import atomic_write
+from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
+from apd.tables.against import against, published
 from apd.tables.compare import compare
 from apd.tables.kinds import CRITERIA, TABLES, fitting
 from apd.tables.missing import commands
@@ -31,6 +33,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
+    add("--against", metavar="PAPER", help=(
+        "ours, theirs and the difference, of every figure that a paper has published and these "
+        f"runs can be held against: {', '.join(papers())}, or a file like configs/published/*.yaml"
+    ))  # fmt: skip
+    add(
+        "--published", metavar="PAPER", help="add a table of the figures that a paper has published"
+    )
     add("--criterion", choices=CRITERIA, default="mean", help=(
         "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean and "
         "robust, or robust"
@@ -50,15 +59,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     runs = load_runs(args.runs, args.split)
-    kind = args.table or fitting(runs)[0]
-    options = {"criterion": args.criterion, "within": args.within} if kind == "search" else {}
-    tables = TABLES[kind](runs, **options)
+    theirs = [published(read_paper(args.published))] if args.published else []
+    if args.against and (args.table or args.baseline or args.commands):
+        raise UserError(
+            "--against is a table of its own: leave --table, --baseline, --commands out"
+        )
+    if args.against:
+        tables = against(runs, read_paper(args.against))
+    else:
+        kind = args.table or fitting(runs)[0]
+        options = {"criterion": args.criterion, "within": args.within} if kind == "search" else {}
+        tables = TABLES[kind](runs, **options)
     if args.commands:
         missing = dict.fromkeys(one for table in tables for one in table.missing)
         print("\n".join(commands(missing, runs)) or "# nothing is missing")
         return 0
     if args.baseline:
         compare(tables, args.baseline)
+    tables += theirs
     print(write(tables, "simple"))
     for option, style in _FILES.items():
         if path := getattr(args, option):

@@ -25,13 +25,14 @@ class Table:
 
     Attributes:
         name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
-            "cost".
+            "cost", "against", "published".
         title: what it shows, in a line.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
             ``Cell``, a list of numbers, one a seed. The first label names the row.
         notes: what stands below it beside its footnotes.
         baseline: the row that differences are to, if there are any.
         extra: what JSON tells beside it.
+        ranked: whether a column's best numbers are set off.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     baseline: str | None = None
     extra: dict = field(default_factory=dict)
+    ranked: bool = True
 
     def format(self, style: str = "simple") -> str:
         """As text: "simple" (terminal), "pipe" (Markdown), "latex", "html", "csv" or "json"."""
@@ -158,7 +160,7 @@ def _ranks(table: Table, name: str) -> dict[int, int]:
     means = {
         number: float(f"{mean(row[name]):.1f}")
         for number, row in enumerate(table.rows)
-        if is_accuracy(row[name]) and not row[name].missing
+        if table.ranked and is_accuracy(row[name]) and not row[name].missing
     }
     if len(means) < 2:
         return {}

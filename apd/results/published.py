@@ -1,0 +1,87 @@
+"""Figures that papers have published: ``configs/published/*.yaml``, one file a paper.
+
+A file has
+    paper, source: whose figures they are, and where they were read.
+    backbone: CLIP's name.
+    threat_model: attack, norm, eps and alpha (in 1/255), source and whatever else the paper says
+        of it, under the names that results have; absent without robust figures.
+    figures: a list of {table, method, dataset, clean, robust} with, where it applies, trained_on
+        (the data set, if another one), subsample (base or new) and shots. ``dataset`` is a name,
+        or a list of names whose average it is. Methods and data sets have this project's names.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+import apd
+from apd.errors import UserError, listed, one_line
+
+FOLDER = Path(apd.__path__[-1]) / "configs" / "published"
+_FIELDS = {"table", "method", "dataset", "trained_on", "subsample", "shots", "clean", "robust"}
+
+
+class Figure(NamedTuple):
+    """What a paper says of one method on one data set, or on the average of several."""
+
+    table: str
+    method: str
+    datasets: tuple[str, ...]
+    trained_on: str = ""  # "": the data set itself
+    subsample: str = "all"
+    shots: int | None = None  # None: none are needed, or the paper does not say
+    clean: float | None = None  # in percent
+    robust: float | None = None
+
+
+class Paper(NamedTuple):
+    """A paper's figures, and what holds for all of them."""
+
+    name: str
+    title: str
+    source: str
+    backbone: str
+    threat_model: dict
+    figures: tuple[Figure, ...]
+
+
+def papers() -> list[str]:
+    """The names of the papers that come with this package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_paper(name: str) -> Paper:
+    """A paper by name (``papers``), or a file of the same layout.
+
+    Raises:
+        UserError: no such paper, or a file that cannot be read or lacks something.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = get_close_matches(name, papers(), n=3, cutoff=0.4) or papers()
+        raise UserError(f"no published figures {name}: there are {listed(near)}, or give a file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        figures = tuple(map(_figure, content["figures"]))
+        found = Paper(path.stem, content["paper"], content["source"], content["backbone"],
+                      content.get("threat_model") or {}, figures)  # fmt: skip
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} does not hold published figures ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    if not found.threat_model and any(figure.robust is not None for figure in figures):
+        raise UserError(f"{path} has robust figures, but no threat_model")
+    return found
+
+
+def _figure(fields: dict) -> Figure:
+    if unknown := fields.keys() - _FIELDS:
+        raise ValueError(f"unknown {listed(sorted(unknown))}")
+    fields = dict(fields)
+    dataset = fields.pop("dataset")
+    datasets = (dataset,) if isinstance(dataset, str) else tuple(dataset)
+    return Figure(**{**fields, "table": str(fields["table"]), "datasets": datasets})

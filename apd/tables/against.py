@@ -1,0 +1,156 @@
+"""Our figures beside published ones, where both are about the same thing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from apd.errors import UserError, listed
+from apd.results.published import Figure, Paper
+from apd.results.words import header, images_said, shots_said
+from apd.tables.cells import Accuracy, Cell, Grid, average, learns
+from apd.tables.write import Table
+
+
+def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
+    """A row a published figure that ours can be held against: theirs, ours and the difference.
+
+    Ours must be on the same backbone, data sets, classes and shots, trained on the same data set,
+    on all test images, and under a threat model that agrees with the paper's in all that the
+    paper says. What does not is told below the table, each reason once.
+
+    Raises:
+        UserError: nothing can be compared; it tells why.
+    """
+    rows, reasons = [], defaultdict(list)
+    for figure in paper.figures:
+        for kind, theirs in (("clean", figure.clean), ("robust", figure.robust)):
+            if theirs is None:
+                continue
+            try:
+                column, ours = _ours(runs, paper, figure, kind)
+            except _Incomparable as reason:
+                reasons[str(reason)].append(_said(figure, kind))
+                continue
+            ours.difference = mean(ours) - theirs
+            cells = {"published": Cell([Accuracy(theirs)]), "ours": ours}
+            cells["published"].n = ours.n  # of as many seeds as it may be, which is not said
+            rows.append(_labels(figure) | {"evaluation": column.removesuffix(" (%)")} | cells)
+    notes = [f"not compared, {reason}: {listed(what, 4)}" for reason, what in reasons.items()]
+    if not rows:
+        raise UserError(f"nothing to hold against {paper.name}: {'; '.join(notes)}")
+    notes = [f"published: {paper.source}", *notes]
+    table = Table("against", f"ours and published, {paper.title}, {paper.backbone}", rows, notes)
+    table.baseline, table.ranked = "the published figure", False
+    return [table]
+
+
+def published(paper: Paper) -> Table:
+    """A paper's figures as a table of their own."""
+    rows = []
+    for figure in paper.figures:
+        cells = {}
+        for column, value in (("clean (%)", figure.clean), (_column(paper), figure.robust)):
+            if column:
+                cells[column] = Cell([] if value is None else [Accuracy(value)])
+        rows.append({**_labels(figure), "table": figure.table, **cells})
+    table = Table("published", f"published, not ours: {paper.title}, {paper.backbone}", rows,
+                  [f"published: {paper.source}"])  # fmt: skip
+    table.ranked = False
+    return table
+
+
+class _Incomparable(Exception):
+    pass
+
+
+def _column(paper: Paper) -> str:
+    threat = paper.threat_model
+    if not threat:
+        return ""
+    usual = {"norm": "linf", "source": "white-box", "precision": "fp32", "last_iterate": False}
+    evaluation = {"attack": threat["attack"], "threat_model": {**usual, **threat}, "split": "test"}
+    return header(evaluation)
+
+
+def _labels(figure: Figure) -> dict:
+    places = figure.datasets
+    name = places[0] if len(places) == 1 else f"average of {len(places)}"
+    classes = "" if figure.subsample == "all" else f", {figure.subsample} classes"
+    source = f", from {figure.trained_on}" if figure.trained_on else ""
+    shots = f", {shots_said(figure.shots)}" if figure.shots else ""
+    return {"method": figure.method, "data set": f"{name}{classes}{source}{shots}"}
+
+
+def _said(figure: Figure, kind: str) -> str:
+    return f"{' on '.join(_labels(figure).values())} ({kind})"
+
+
+def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tuple[str, Cell]:
+    """The column of our evaluation, and our accuracies; an average has those of each seed."""
+    if paper.backbone not in {run["backbone"] for run in runs.values()}:
+        names = sorted({run["backbone"] for run in runs.values()})
+        raise _Incomparable(f"of {paper.backbone}, and ours of {listed(names)}")
+    found = {
+        folder: run
+        for folder, run in runs.items()
+        if run["method"] == figure.method
+        and run["backbone"] == paper.backbone
+        and run["dataset"] in figure.datasets
+        and run["subsample"] == figure.subsample
+        and (figure.shots is None or run["shots"] == figure.shots or not learns(run))
+        and bool(run.get("prompts_from")) == bool(figure.trained_on)
+    }
+    lacking = [
+        name for name in figure.datasets if name not in {r["dataset"] for r in found.values()}
+    ]
+    if lacking:
+        where = f" on {listed(lacking, 3)}" if len(lacking) < len(figure.datasets) else ""
+        raise _Incomparable(f"no such runs{where}")
+    shots = {run["shots"] for run in found.values() if learns(run)}
+    if len(shots) > 1:
+        raise _Incomparable("runs with several numbers of shots, and the paper does not say which")
+    columns = set()
+    for run in found.values():
+        columns.add(_evaluation(run, paper, kind))
+    if len(columns) > 1:
+        raise _Incomparable(f"evaluations of several kinds: {listed(sorted(columns))}")
+    (column,) = columns
+    grid = Grid(found, same=())
+    (row,) = grid.rows
+    cells = [grid.cell(row, place, column) for place in grid.places]
+    return column, average(cells) if len(cells) > 1 else Cell(cells[0])
+
+
+def _evaluation(run: dict, paper: Paper, kind: str) -> str:
+    """The column of a run's evaluation that is the paper's."""
+    whole = [one for one in run["evaluations"] if not images_said(one)]
+    if kind == "clean":
+        for one in whole:
+            if one["attack"] == "clean":
+                return header(one)
+        raise _Incomparable("no clean evaluation on all test images")
+    attacks = [one for one in whole if one["threat_model"]]
+    differing = []
+    for one in attacks:
+        ours = {**one["threat_model"], "attack": one["attack"]}
+        odd = {
+            key: value
+            for key, value in paper.threat_model.items()
+            if not _same(ours.get(key), value)
+        }
+        if not odd:
+            return header(one)
+        differing.append(
+            [f"{key} {ours.get(key)}, published {value}" for key, value in odd.items()]
+        )
+    if not differing:
+        raise _Incomparable("no attack on all test images")
+    raise _Incomparable(f"under another threat model ({'; '.join(min(differing, key=len))})")
+
+
+def _same(ours, theirs) -> bool:
+    if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
+        return abs(ours - theirs) < 1e-3  # 2.667 and 8/3
+    return ours == theirs
