@@ -43,6 +43,11 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Say "1 run" or "1,200 runs"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def either(names: Iterable[str]) -> str:
     """Join names as "A, B or C"."""
     *first, last = names

@@ -88,7 +88,7 @@ class Case:
         self.clip, names = make_clip(), classnames(classes)
         self.student = build_prompted_clip(self.clip, names, **PROMPTS[method])
         self.teacher = build_prompted_clip(self.clip, names, **PROMPTS[method])
-        self.learners = [self.student] + [self.teacher] * (method == "APD")
+        self.learners = [self.student, self.teacher] if method == "APD" else [self.student]
         self.optimisers = [
             torch.optim.SGD(m.prompt_learner.parameters(), lr=0, momentum=0.9)
             for m in self.learners

@@ -191,9 +191,10 @@ class PromptTrainer(ResumableTrainer):
     def detect_anomaly(self, value: Tensor, what: str) -> None:
         """Stop before a loss or gradient that is not finite reaches the prompts."""
         if not torch.isfinite(value):
-            keys = [f"TRAINER.{self.section}.PREC"] * (PRECISIONS[self.options.PREC] is not None)
+            used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
-                keys += ["AT.TRAIN.PREC"] * (PRECISIONS[self.cfg.AT.TRAIN.PREC] is not None)
+                used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
+            keys = [key for key, precision in used.items() if PRECISIONS[precision] is not None]
             likely = (
                 f"half precision overflows ({' and '.join(keys)}: use fp32)"
                 if keys

@@ -42,5 +42,5 @@ class ZeroshotCLIP2(ZeroshotCLIP):
 
     def prompts(self) -> dict:
         dataset = self.cfg.DATASET
-        own = [template(dataset)] * (dataset.NAME != "ImageNet")
+        own = [] if dataset.NAME == "ImageNet" else [template(dataset)]
         return {"templates": ENSEMBLE + own} | super().prompts()

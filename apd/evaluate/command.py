@@ -83,14 +83,15 @@ def table(evaluated: list[tuple[Run, list[dict]]]) -> str:
             marks = []
             for name, text in record["flags"].items():
                 note = f"{name}: {text}"
-                notes += [note] * (note not in notes)
+                if note not in notes:
+                    notes.append(note)
                 marks.append(str(notes.index(note) + 1))
             threat = record["threat_model"] or {}
-            precision = threat.get("precision", "fp32")
+            attack, precision = record["attack"], threat.get("precision", "fp32")
             rows.append({
                 "method": run.results["method"],
                 "seed": run.results["seed"],
-                "attack": record["attack"] + f" ({precision})" * (precision != "fp32"),
+                "attack": attack if precision == "fp32" else f"{attack} ({precision})",
                 "norm": threat.get("norm", "-"),
                 "eps": f"{threat['eps']:g}/255" if threat else "-",
                 "source": threat.get("source", "-"),

@@ -224,5 +224,7 @@ def _seeds(runs: Iterable[Hashable]) -> str:
 
 
 def _stem(kind: str, setting: Setting, shots: int | None = None) -> str:
-    name = "_".join([kind, setting.stem] + [f"{shots}shots"] * (shots is not None))
-    return re.sub(r"[^\w.-]+", "-", name)
+    parts = [kind, setting.stem]
+    if shots is not None:
+        parts.append(f"{shots}shots")
+    return re.sub(r"[^\w.-]+", "-", "_".join(parts))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from apd.errors import UserError
+from apd.errors import UserError, counted
 
 _LAYERS = range(64)  # more than any CLIP has
 
@@ -109,9 +109,11 @@ class SavedPrompts:
     def __str__(self) -> str:
         text, visual = self.context("text"), self.context("visual")
         if self.kind == "visual-to-text":
-            return f"{_vectors(visual, 'visual')} in {_layers(self.depth)}, projected to text"
+            return (
+                f"{_vectors(visual, 'visual')} in {counted(self.depth, 'layer')}, projected to text"
+            )
         described = [
-            f"{_vectors(layers, part)} in {_layers(len(layers))}"
+            f"{_vectors(layers, part)} in {counted(len(layers), 'layer')}"
             for part, layers in (("text", text), ("visual", visual))
             if layers
         ]
@@ -225,7 +227,3 @@ def _vectors(layers: list[Tensor], part: str) -> str:
     *classes, count, width = layers[0].shape
     per_class = f" for each of {classes[0]} classes" if classes else ""
     return f"{count} {part} vectors of width {width}{per_class}"
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" + "s" * (count > 1)

@@ -14,7 +14,7 @@ import yaml
 import apd
 from apd import config
 from apd.config import HARMLESS, flat
-from apd.errors import UserError, listed
+from apd.errors import UserError, counted, listed
 from apd.figures.kinds import KINDS
 from apd.figures.points import setting_of, shots_of
 from apd.figures.style import rendered
@@ -82,19 +82,21 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
 def _summary(runs: dict[Path, dict]) -> str:
     def said(field: str, what: str) -> str:
         found = sorted({run[field] for run in runs.values()})
-        return f"{what}{'s' * (len(found) > 1)}: {listed(map(str, found))}"
+        return f"{what if len(found) == 1 else f'{what}s'}: {listed(map(str, found))}"
 
     methods = sorted({run["method"] for run in runs.values()}, key=rank)
     shots = sorted({shots_of(run) for run in runs.values()} - {None})
     parts = [
-        f"{len(runs):,} run{'s' * (len(runs) > 1)}",
-        f"{len(methods)} method{'s' * (len(methods) > 1)}: {listed(methods, 15)}",
+        counted(len(runs), "run"),
+        f"{counted(len(methods), 'method')}: {listed(methods, 15)}",
         said("dataset", "data set"),
-        *[f"shots: {listed('all images' if n == -1 else str(n) for n in shots)}"] * bool(shots),
         said("seed", "seed"),
         said("backbone", "backbone"),
         said("host", "host"),
     ]
+    if shots:
+        numbers = listed("all images" if n == -1 else str(n) for n in shots)
+        parts.insert(3, f"shots: {numbers}")
     return "; ".join(parts) + "."
 
 

@@ -5,6 +5,8 @@ An evaluation is a record of ``apd.evaluate.evaluate``.
 
 from __future__ import annotations
 
+from apd.errors import counted
+
 _USUAL = {"source": "white-box", "precision": "fp32"}  # goes without saying
 
 
@@ -61,6 +63,4 @@ def cited(evaluation: dict) -> str:
 
 
 def shots_said(count: int) -> str:
-    if count == -1:
-        return "all images"
-    return f"{count} {'shot' if count == 1 else 'shots'}"
+    return "all images" if count == -1 else counted(count, "shot")

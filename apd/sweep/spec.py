@@ -274,7 +274,8 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
             **{"DATASET.SUBSAMPLE_CLASSES": "new"},
         )
         return
-    run = f"{'search/' * bool(spec['search'])}{_stem(dataset)}/{trainer}/{name}_{shots}shots"
+    above = "search/" if spec["search"] else ""
+    run = f"{above}{_stem(dataset)}/{trainer}/{name}_{shots}shots"
     source = cell(f"{output}/{run}/seed{seed}")
     yield source
     if spec["protocol"] == "transfer":

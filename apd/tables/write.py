@@ -15,7 +15,7 @@ from statistics import mean, stdev
 
 from tabulate import tabulate
 
-from apd.errors import UserError
+from apd.errors import UserError, counted
 from apd.tables.cells import Cell, Missing, is_accuracy
 
 
@@ -186,7 +186,7 @@ def _notes(table: Table, usual: int) -> list[str]:
             told += ", and its 95 % interval (paired bootstrap over test images)"
         notes.append(told)
     if missing := len(table.missing):
-        notes.append(f"missing: {missing:,} {'run' if missing == 1 else 'runs'}")
+        notes.append(f"missing: {counted(missing, 'run')}")
     return notes
 
 

@@ -143,14 +143,18 @@ def report(findings: list[Finding]) -> str:
     """The table, and below it a line for everything that should be done."""
     headers = ["data set", "state", "folder", "split file", *Counts._fields]
     deep = any(finding.unreadable is not None for finding in findings)
+    if deep:
+        headers.append("unreadable")
     rows = []
     for finding in findings:
         found = finding.counts or [None] * len(Counts._fields)
         row = [finding.dataset.__name__, finding.state, finding.folder, finding.split_file]
         row += [f"{_number(n)} of {_number(p)}" if p else "–"
                 for n, p in zip(found, finding.dataset.counts)]  # fmt: skip
-        rows.append(row + [_number(finding.unreadable)] * deep)
-    table = tabulate(rows, headers=headers + ["unreadable"] * deep, disable_numparse=True)
+        if deep:
+            row.append(_number(finding.unreadable))
+        rows.append(row)
+    table = tabulate(rows, headers=headers, disable_numparse=True)
     advice = [f"{f.dataset.__name__}: {line}" for f in findings for line in f.advice]
     if any(finding.state == "missing" for finding in findings):
         advice.append("<- names where to get what is missing below --root. " + HELP)
