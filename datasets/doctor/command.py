@@ -1,11 +1,16 @@
 """Looks at a data root: which data sets are there, whole and readable, and what to fetch next.
+And at an installation: is zero-shot CLIP as good as published, and do attacks work?
 
     python -m apd.datasets.doctor --root DATA [--dataset NAME ...] [--deep]
     python -m apd.datasets.doctor --root DATA --dataset NAME --make-split [--seed 1]
+    python -m apd.datasets.doctor --root DATA --zeroshot ViT-B/16 [--subset 2000]
+    python -m apd.datasets.doctor --attack [--device cuda]
 
 Counts of classes and images stand beside the published ones. --deep decodes every image.
 --make-split writes the split file of a data set from its raw annotations, by CoOp's rules and
 with a seed: for those who cannot get the published file, and not comparable with its numbers.
+--zeroshot evaluates hand-written prompts on a part of the test images of what is there, and
+holds it against published figures. --attack tests attacks on this device, in seconds.
 
 Exit codes: 0 all that was asked for is usable, 1 something is not, 2 bad input.
 """
@@ -22,13 +27,16 @@ from io import StringIO
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from apd.commandline import Parser
+from apd.datasets.doctor.selftest import self_test
+from apd.datasets.doctor.zeroshot import zero_shot
 from apd.datasets.fewshot import Entry, check_labels
 from apd.datasets.layout import DIFFERS, Counts, Published, SplitFile, published
-from apd.errors import UserError, exit_codes
+from apd.errors import UserError, exit_codes, listed, one_line
 from apd.images import open_rgb
 from apd.ranges import whole
 
@@ -168,15 +176,60 @@ def _number(n: int | None) -> str:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m apd.datasets.doctor", description=__doc__)
     add = parser.add_argument
-    add("--root", required=True, metavar="DATA", help="folder that holds the data sets")
+    add("--root", metavar="DATA", help="folder that holds the data sets")
     add("--dataset", nargs="+", metavar="NAME", help=f"which (default: {', '.join(DATASETS)})")
     add("--deep", action="store_true", help="decode every image")
     add("--make-split", action="store_true", help="write the split file of --dataset")
     add("--seed", type=whole(0), default=1, help="of --make-split")
-    return parser.parse_args(argv)
+    add("--zeroshot", metavar="BACKBONE", help="evaluate zero-shot CLIP, as MODEL.BACKBONE.NAME")
+    add("--subset", type=whole(0), default=2000, metavar="N", help=(
+        "of --zeroshot: test images of a data set, drawn with a fixed seed; 0: all"
+    ))  # fmt: skip
+    add("--attack", action="store_true", help="test attacks on this device; needs no data")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of --zeroshot and --attack")  # fmt: skip
+    args = parser.parse_args(argv)
+    if not (args.root or args.attack):
+        parser.error("--root DATA is missing")
+    return args
+
+
+def attack(device: str) -> int:
+    """Run the self-test of attacks and print it; 1 if something does not hold."""
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"no device {device} ({one_line(error)}): use cpu or cuda") from error
+    checks = list(self_test(device))
+    rows = [[check.name, "ok" if check.good else "FAILED", check.seen] for check in checks]
+    print(tabulate(rows, headers=[f"attacks on {device}", "state", "seen"]))
+    failed = [check.name for check in checks if not check.good]
+    if failed:
+        print(f"\ndo not trust attacks here: {listed(failed)}")
+    return 1 if failed else 0
+
+
+def zeroshot(args: argparse.Namespace, root: Path, findings: list[Finding]) -> int:
+    """Evaluate zero-shot CLIP on the usable data sets and print it; 1 if one is off."""
+    usable = [finding.dataset for finding in findings if finding.usable]
+    if not usable:
+        raise UserError("--zeroshot: no data set of these is usable")
+    rows, well = [], True
+    for name, accuracy, count, said, good in zero_shot(
+        args.zeroshot, usable, root, args.subset, args.device
+    ):
+        rows.append([name, f"{accuracy:.1f}", f"{count:,}", said])
+        well &= good
+    headers = ["data set", f"zero-shot {args.zeroshot} (%)", "images", "held against the published"]
+    print("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+    return 0 if well else 1
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.attack:
+        failed = attack(args.device)
+        if not args.root or failed:
+            return failed
     root = Path(args.root).expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: point --root at your data root")
@@ -195,6 +248,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"wrote {path}: its numbers are not comparable with published ones")
     findings = [examine(dataset, root, args.deep) for dataset in datasets]
     print(report(findings))
+    if args.zeroshot and zeroshot(args, root, findings):
+        return 1
     return 0 if all(finding.usable for finding in findings) else 1
 
 
