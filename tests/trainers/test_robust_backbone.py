@@ -1,4 +1,4 @@
-"""MODEL.BACKBONE.ROBUST: any trainer on an adversarially fine-tuned image encoder."""
+"""MODEL.BACKBONE.ROBUST: any trainer on an adversarially fine-tuned image encoder; RESOLUTION."""
 
 import pytest
 import torch
@@ -68,3 +68,24 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(run, tmp
     assert result.code == 2 and result.err.count("\n") == 1
     assert "does not fit the image encoder" in result.err
     assert not (tmp_path / "out").exists()
+
+
+# -- MODEL.BACKBONE.RESOLUTION ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_vit_trains_at_another_resolution_and_its_teacher_too(run, tmp_path, mode):
+    size = ("MODEL.BACKBONE.RESOLUTION", 48, "INPUT.SIZE", "(48, 48)")
+    result = run("APD", tmp_path, *size, "TRAINER.APD.TEACHER.MODE", mode)
+    assert (result.code, result.err) == (0, "")
+    visual = result.trainer.model.clip.visual
+    assert visual.input_resolution == 48
+    assert len(visual.positional_embedding) == (48 // visual.conv1.kernel_size[0]) ** 2 + 1
+    assert result.trainer.teacher.clip is result.trainer.model.clip
+    assert read_results(tmp_path)["backbone"].endswith("clip.pt at 48")
+
+
+def test_another_input_size_alone_is_refused_with_both_ways_out(run, tmp_path):
+    result = run("CoOp", tmp_path / "out", "INPUT.SIZE", "(48, 48)")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "set INPUT.SIZE to that, or MODEL.BACKBONE.RESOLUTION to yours" in result.err

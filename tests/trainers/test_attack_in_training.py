@@ -1,0 +1,43 @@
+"""The attack of training goes through the prompts as they are at that step (ADAPT, Eskandar 2025,
+arXiv 2403.13196: an attack that does not is obfuscated by them)."""
+
+import pytest
+import torch
+
+import apd.trainers.adversarial as adversarial
+
+
+@pytest.fixture
+def attacked(build, tmp_path, monkeypatch):
+    """Function: train a method; of each attack, the logits that it saw and the model's own."""
+
+    def attacked(method, *options):
+        trainer = build(
+            method, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, *options
+        )
+        seen, pgd = [], adversarial.pgd
+
+        def watched(logits_fn, images, *rest, **more):
+            with torch.no_grad():
+                seen.append((logits_fn(images), trainer.model(images)))
+            return pgd(logits_fn, images, *rest, **more)
+
+        monkeypatch.setattr(adversarial, "pgd", watched)
+        trainer.train()
+        assert len(seen) > 1
+        return seen
+
+    return attacked
+
+
+@pytest.mark.parametrize("method", ["APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"])
+def test_every_step_attacks_the_current_prompts(attacked, method):
+    seen = attacked(method)
+    for logits, own in seen:
+        torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(seen[0][0], seen[-1][0])  # the prompts have moved
+
+
+def test_apts_constant_prompt_does_not(attacked):
+    logits, own = attacked("APT", "AT.TRAIN.PROMPT", "constant")[-1]
+    assert not torch.allclose(logits, own, rtol=1e-4, atol=1e-4)
