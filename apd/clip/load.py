@@ -91,8 +91,7 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"MODEL.BACKBONE.ROBUST: there is no file {path}")
-    weights = unwrapped(load_checkpoint(path, inert=True), "vision_encoder_state_dict")
-    _check_finite(weights, path)
+    weights = _read(path, "vision_encoder_state_dict")
     if any(name.startswith("visual.") for name in weights):  # a whole CLIP
         weights = {
             name.removeprefix("visual."): w
@@ -168,28 +167,32 @@ def _from_file(path: str | os.PathLike) -> nn.Module:
     return _model(path, weights, Design())
 
 
-def _read(path: str | os.PathLike) -> dict:
-    """The weights in safetensors, a state dict or a JIT archive."""
+def _read(path: str | os.PathLike, *wrappers: str) -> dict[str, torch.Tensor]:
+    """The weights in a file, out of what is around them (``unwrapped``)."""
+    weights = unwrapped(_load(path), *wrappers)
+    _check_finite(weights, path)
+    return weights
+
+
+def _load(path: str | os.PathLike):
+    """What is in safetensors, a state dict or a JIT archive."""
     if os.fspath(path).endswith(".safetensors"):
-        return _read_safetensors(path)
+        return _load_safetensors(path)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as not_a_state_dict:  # torch names no common type for a file it cannot read
         try:
             with warnings.catch_warnings():  # OpenAI's files are what they are
                 warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
-                weights = torch.jit.load(str(path), map_location="cpu").state_dict()
+                return torch.jit.load(str(path), map_location="cpu").state_dict()
         except Exception:
             try:  # what training programs keep beside the weights may be of any class
-                weights = load_checkpoint(path, inert=True)
+                return load_checkpoint(path, inert=True)
             except UserError:
                 raise UserError(
                     f"{path} is neither a state dict nor a JIT archive of CLIP, or it is damaged: "
                     "fetch it again"
                 ) from not_a_state_dict
-    weights = unwrapped(weights)
-    _check_finite(weights, path)
-    return weights
 
 
 def unwrapped(found, *more: str) -> dict[str, torch.Tensor]:
@@ -222,7 +225,7 @@ def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> 
         )
 
 
-def _read_safetensors(path: str | os.PathLike) -> dict:
+def _load_safetensors(path: str | os.PathLike) -> dict:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
@@ -230,11 +233,9 @@ def _read_safetensors(path: str | os.PathLike) -> dict:
             f"{path} needs safetensors ({one_line(error)}): pip install 'apd-clip[hf]'"
         ) from error
     try:
-        weights = load_file(path)
+        return load_file(path)
     except Exception as error:  # a damaged header can raise anything
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
-    _check_finite(weights, path)
-    return weights
 
 
 def _no_clip(name: str | os.PathLike, error: Exception) -> UserError:

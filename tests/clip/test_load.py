@@ -229,6 +229,16 @@ def test_a_robust_image_encoder_replaces_clips_own(backbone, tmp_path, layout, d
     assert_weights(model, want)
 
 
+def test_a_robust_image_encoder_in_safetensors(vit, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    visual = fine_tuned(vit)
+    whole = {"logit_scale": torch.tensor(4.6), **{f"visual.{k}": v for k, v in visual.items()}}
+    safetensors.save_file(whole, tmp_path / "open_clip_model.safetensors")
+    model = load_clip(str(tmp_path / "clip.pt"), str(tmp_path / "open_clip_model.safetensors"))
+    assert torch.equal(model.visual.proj, visual["proj"])
+
+
 def test_old_robust_resnets_count_no_batches(resnet, tmp_path):
     torch.save(resnet.state_dict(), tmp_path / "clip.pt")
     visual = {k: v for k, v in fine_tuned(resnet).items() if not k.endswith("num_batches_tracked")}
