@@ -51,6 +51,7 @@ _APD = {
     "ATTACK_LOSS": "ce",  # or kl: move the student away from the teacher [O: ce]
     "LAMBDA_CE": 0.5,  # cross-entropy on adversarial images [O]
     "LAMBDA_KD": 0.5,  # distillation from the teacher's clean logits [O]
+    "LAMBDA_KD_NAT": 0.0,  # the same distillation on clean images [O]
     "LAMBDA_NAT": 0.0,  # cross-entropy on clean images [O]
     "LAMBDA_IMG": 0.0,  # image features towards the teacher's [O]
     "LAMBDA_TXT": 0.0,  # text features towards the teacher's [O]
@@ -224,7 +225,7 @@ _RULES_OF_TRAINERS = {  # in every section
     "CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
     "PREC": _PRECISION,
     "LAMBDA": _LEAST_0,
-    **{f"LAMBDA_{what}": _LEAST_0 for what in ("CE", "KD", "NAT", "IMG", "TXT")},
+    **{f"LAMBDA_{what}": _LEAST_0 for what in ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT")},
     "TAU": number(above=0),
     "BETA": _LEAST_0,
     "ATTACK_LOSS": one_of("ce", "kl"),

@@ -29,7 +29,7 @@ class APD(AdversarialTraining, IVLP):
     """Bimodal adversarial prompts, distilled from a clean teacher."""
 
     section = "APD"
-    batches = ("adv_full",)  # clean images weigh in by LAMBDA_NAT
+    batches = ("adv_full",)  # clean images weigh in by LAMBDA_NAT and LAMBDA_KD_NAT
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         o, student, teacher = self.options, self.model, self.teacher
@@ -57,9 +57,10 @@ class APD(AdversarialTraining, IVLP):
         # 3. the student's loss; terms of weight 0 cost nothing
         loss = o.LAMBDA_CE * F.cross_entropy(logits, labels)
         loss = loss + o.LAMBDA_KD * kl_distillation(logits, teacher_logits, o.TAU)
-        if o.LAMBDA_NAT:
+        if o.LAMBDA_NAT or o.LAMBDA_KD_NAT:
             clean = student.logits(student.image_features(images), text)
             loss = loss + o.LAMBDA_NAT * F.cross_entropy(clean, labels)
+            loss = loss + o.LAMBDA_KD_NAT * kl_distillation(clean, teacher_logits, o.TAU)
         if o.LAMBDA_IMG:
             loss = loss + o.LAMBDA_IMG * feature_alignment(image, teacher_image)
         if o.LAMBDA_TXT:

@@ -176,6 +176,7 @@ def apd(student, teacher, x, y, weights, online, tau=1, beta=0, attack="ce", **t
         "CE": lambda: ce(z_s, y),
         "KD": lambda: tau**2 * kl(z_t / tau, z_s / tau).mean(),
         "NAT": lambda: ce(student.logits(x), y),
+        "KD_NAT": lambda: tau**2 * kl(z_t / tau, student.logits(x) / tau).mean(),
         "IMG": lambda: (1 - (v_s * v_t).sum(1)).mean(),
         "TXT": lambda: (1 - (t_s * t_t).sum(1)).mean(),
     }

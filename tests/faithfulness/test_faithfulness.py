@@ -37,7 +37,7 @@ STRATEGIES = {
     "constant": plain.up_ce_of_constant,
     "perturbed": partial(plain.up_ce_with_prompts, rate=PALPHA),
 }
-TERMS = {"CE": 0.3, "KD": 0.7, "NAT": 0.2, "IMG": 0.4, "TXT": 0.6}
+TERMS = {"CE": 0.3, "KD": 0.7, "NAT": 0.2, "KD_NAT": 0.5, "IMG": 0.4, "TXT": 0.6}
 EVERY = {"weights": TERMS, "tau": 2.0, "beta": 0.5}
 
 

@@ -10,7 +10,7 @@ LR, DECAY = 0.02, 5e-4  # of the config in tests/conftest.py, and Dassl's defaul
 EPS, ALPHA, STEPS = 1 / 255, 0.7 / 255, 2
 CLEAN = ("CoOp", "VPT", "IVLP", "MaPLe")
 ADVERSARIAL = ("APT", "AdvVPT", "AdvIVLP", "AdvMaPLe")
-EVERY_TERM = {"CE": 0.3, "KD": 0.7, "NAT": 0.2, "IMG": 0.4, "TXT": 0.6}
+EVERY_TERM = {"CE": 0.3, "KD": 0.7, "NAT": 0.2, "KD_NAT": 0.5, "IMG": 0.4, "TXT": 0.6}
 
 
 @pytest.fixture
@@ -144,6 +144,7 @@ def apd_losses(step, weights, attack_loss, tau=1.0, beta=0.0):
         "CE": ce(z_s, labels),
         "KD": kl(z_t.detach(), z_s, tau),
         "NAT": ce(logits(student, images), labels),
+        "KD_NAT": kl(z_t.detach(), logits(student, images), tau),
         "IMG": (1 - cos(v_s, v_t)).mean(),
         "TXT": 1 - cos(t_s, t_t).mean(),
     }
