@@ -59,6 +59,7 @@ _APD = {
     "BETA": 0.0,  # the student's feedback to an online teacher [O]
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
+        "LR": 1.0,  # of its prompts, as a multiple of OPTIM.LR [O]
         "BACKBONE": "",  # another CLIP than the student's
         "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
         "PATH": "",  # MODE checkpoint: the folder of an IVLP run
@@ -217,6 +218,7 @@ _RULES: dict[str, Rule] = {
     "AT.TEST.SHARDS": _COUNT,
     "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
+    "TRAINER.APD.TEACHER.LR": number(above=0),
     "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
 }  # fmt: skip
 _RULES_OF_TRAINERS = {  # in every section

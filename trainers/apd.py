@@ -107,7 +107,7 @@ class APD(AdversarialTraining, IVLP):
             return self.build_prompted_clip(clip_model)
         teacher = self.build_prompted_clip(clip_model, **super().prompts())
         if options.MODE == "online":
-            self.add_model("teacher", teacher.prompt_learner)
+            self.add_model("teacher", teacher.prompt_learner, options.LR)
         else:
             teacher.requires_grad_(False)
         if options.MODE == "checkpoint":
@@ -139,6 +139,7 @@ class APD(AdversarialTraining, IVLP):
             cfg.TRAINER.IVLP[key] = self.options[key]
         cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
         cfg.MODEL.BACKBONE.ROBUST = self.options.TEACHER.ROBUST
+        cfg.OPTIM.LR *= self.options.TEACHER.LR
         resolution = self.teacher.clip.visual.input_resolution
         cfg.INPUT.SIZE = (resolution,) * 2
         if cfg.MODEL.BACKBONE.RESOLUTION:

@@ -128,10 +128,16 @@ class PromptTrainer(ResumableTrainer):
             **{"templates": [template(self.cfg.DATASET)], **prompts},
         )
 
-    def add_model(self, name: str, learner: nn.Module) -> None:
-        """Register prompts to be trained, with an optimiser and a schedule of their own."""
-        optim = build_optimizer(learner, self.cfg.OPTIM)
-        self.register_model(name, learner, optim, build_lr_scheduler(optim, self.cfg.OPTIM))
+    def add_model(self, name: str, learner: nn.Module, lr: float = 1.0) -> None:
+        """Register prompts to be trained, with an optimiser and a schedule of their own.
+
+        ``lr``: their learning rate, as a multiple of OPTIM.LR.
+        """
+        options = self.cfg.OPTIM.clone()
+        options.defrost()
+        options.LR *= lr
+        optim = build_optimizer(learner, options)
+        self.register_model(name, learner, optim, build_lr_scheduler(optim, options))
 
     # -- training ------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ def attack(step, images, loss):
     return x
 
 
-def assert_stepped(learner, before, loss):
+def assert_stepped(learner, before, loss, lr=LR):
     """``learner`` took one SGD step down ``loss``, which depends on the prompts ``before`` it."""
     names, old = zip(*before.named_parameters())
     gradients = torch.autograd.grad(loss, old, retain_graph=True)
@@ -83,7 +83,7 @@ def assert_stepped(learner, before, loss):
         assert scale > 1e-5, f"{name} has no part in the loss: nothing is tested"
         torch.testing.assert_close(new[name].grad / scale, gradient / scale, rtol=0, atol=1e-5)
         torch.testing.assert_close(
-            new[name].detach(), (p - LR * (gradient + DECAY * p)).detach(), rtol=0, atol=1e-6
+            new[name].detach(), (p - lr * (gradient + DECAY * p)).detach(), rtol=0, atol=1e-6
         )
 
 
@@ -174,6 +174,14 @@ def test_apd_defaults_are_half_ce_half_distillation_and_no_feedback(one_step):
     assert step.losses["student"] == pytest.approx(student.item(), abs=1e-6)
     assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
     assert_stepped(step.trainer.teacher.prompt_learner, step.teacher.prompt_learner, teacher)
+
+
+def test_an_online_teacher_has_a_learning_rate_of_its_own(one_step):
+    step = one_step("APD", "TRAINER.APD.TEACHER.LR", 0.1)
+    student, teacher = apd_losses(step, {"CE": 0.5, "KD": 0.5}, "ce")
+    assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
+    parts = step.trainer.teacher.prompt_learner, step.teacher.prompt_learner
+    assert_stepped(*parts, teacher, lr=0.1 * LR)
 
 
 @pytest.mark.parametrize("name", EVERY_TERM)
