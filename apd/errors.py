@@ -54,6 +54,9 @@ def either(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+silent = False  # of a process beside others that meet the same errors
+
+
 def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1."""
 
@@ -64,7 +67,7 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             # from a worker of a data loader it comes with that process's traceback
             message = str(error).rpartition("apd.errors.UserError: ")[2]
-            print(f"error: {one_line(message, most=3000)}", file=sys.stderr)
+            _tell(one_line(message, most=3000))
             return 2
         except BrokenPipeError:  # the reader of a pipe has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,10 +75,15 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
         except OSError as error:
             if error.filename is None or error.strerror is None:
                 raise
-            print(f"error: {one_line(error.filename)}: {error.strerror}", file=sys.stderr)
+            _tell(f"{one_line(error.filename)}: {error.strerror}")
             return 2
         except (NonFiniteLoss, ImpossibleResult, WorkerFailed) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(str(error))
             return 1
 
     return command
+
+
+def _tell(message: str) -> None:
+    if not silent:
+        print(f"error: {message}", file=sys.stderr)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apd.attacks import pgd
+from apd.ranks import Share
 
 
 class AdversarialTraining:
@@ -23,12 +24,17 @@ class AdversarialTraining:
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         text = self.model.text_features()
-        attacked = {"adv_full": 0, "adv_half": len(images) // 2, "clean": len(images)}
-        first = attacked[self.cfg.AT.TRAIN.AT_LOSS_TYPE]
+        share = self.share or Share(len(images))
+        first = share.before(self.unattacked(share.count))
         adversarial = self.attack(images[first:], labels[first:], text)
         images = torch.cat([images[:first], adversarial])
         logits = self.model.logits(self.model.image_features(images), text)
         return {"loss": F.cross_entropy(logits, labels)}
+
+    def unattacked(self, count: int) -> int:
+        """How many images of a batch of ``count``, its first ones, are not attacked."""
+        kinds = {"adv_full": 0, "adv_half": count // 2, "clean": count}
+        return kinds[self.cfg.AT.TRAIN.AT_LOSS_TYPE]
 
     def attack(
         self, images: Tensor, labels: Tensor, text: Tensor, reference: Tensor | None = None
@@ -47,5 +53,9 @@ class AdversarialTraining:
         reference: Tensor | None = None,
     ) -> Tensor:
         """PGD of AT.TRAIN, in its own precision whatever training has."""
+        share = self.share and self.share.after(self.unattacked(self.share.count))
         with self.autocast(self.cfg.AT.TRAIN.PREC):
-            return pgd(logits_fn, images, labels, self.train_threat, reference=reference)
+            return pgd(
+                logits_fn, images, labels, self.train_threat, reference=reference,
+                rows=share and (share.count, share.rows),
+            )  # fmt: skip

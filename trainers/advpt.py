@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from apd import ranks
 from apd.attacks import pgd
 from apd.host import (
     TRAINER_REGISTRY,
@@ -69,15 +70,19 @@ class AdvPT(CoOp):
             dataset_wrapper=DatasetWrapper,
         )
         stored = []
-        for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=None):
+        for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=ranks.hidden()):
             images, labels = self.parse_batch_train(batch)
+            share = ranks.share(len(labels))
+            own = images[share.rows]
             with torch.no_grad(), self.autocast(cfg.AT.TRAIN.PREC):
                 attacked = pgd(
-                    embed, images, labels, threat, reference=embed(images), generator=generator
-                )
+                    embed, own, labels[share.rows], threat, reference=embed(own),
+                    generator=generator, rows=(share.count, share.rows),
+                )  # fmt: skip
             with torch.no_grad():
+                embeddings = ranks.whole(embed(attacked), share).cpu()
                 stored += [
                     {"img": embedding, "label": label}
-                    for embedding, label in zip(embed(attacked).cpu(), labels.cpu())
+                    for embedding, label in zip(embeddings, labels.cpu())
                 ]
         return stored

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apd import ranks
 from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.adversarial import AdversarialTraining
@@ -47,13 +48,15 @@ class APT(AdversarialTraining, CoOp):
         model = self.model
         perturbed = copy.deepcopy(model.prompt_learner)
         contexts = list(perturbed.parameters())
+        share = self.share
+        weight = share.after(self.unattacked(share.count)).weight if share else 1
 
         def logits(images: Tensor) -> Tensor:
             text = model.text_features(perturbed)
             image = model.image_features(images)
             # the image encoder runs once: its features are constant for the prompts' gradient
             loss = F.cross_entropy(model.logits(image.detach(), text), labels)
-            gradients = torch.autograd.grad(loss, contexts)
+            gradients = ranks.total_of(torch.autograd.grad(weight * loss, contexts))
             with torch.no_grad():
                 for context, gradient in zip(contexts, gradients):
                     context += self.cfg.AT.TRAIN.PALPHA * gradient

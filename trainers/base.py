@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from apd import ranks
 from apd.attacks import PRECISIONS, ThreatModel, doubts, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
-from apd.evaluate import evaluate, fingerprint
+from apd.evaluate import Shard, evaluate, fingerprint
 from apd.evaluate.flags import ERROR
 from apd.evaluate.shards import Images, Merger
 from apd.evaluate.workers import evaluate_run
@@ -41,6 +43,7 @@ class PromptTrainer(ResumableTrainer):
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
     argv: list[str] | None = None  # the command line, where it is train.py's
+    share: ranks.Share | None = None  # this process's part of the batch, inside a step
 
     def prompts(self) -> dict:
         """This method's prompts, as arguments of ``build_prompted_clip``."""
@@ -149,18 +152,26 @@ class PromptTrainer(ResumableTrainer):
             total=self.max_epoch * batches,
             initial=self.start_epoch * batches,
             unit="batch",
-            disable=None,  # where nobody watches
+            disable=ranks.hidden(),
         )
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
-        with self.autocast(self.options.PREC):
-            losses = self.losses(images, labels)
-        self.detect_anomaly(losses["loss"], "loss")
+        self.share = share = ranks.share(len(labels), least=2)  # half of them may be attacked
+        with ranks.step(), self.autocast(self.options.PREC):
+            losses = self.losses(images[share.rows], labels[share.rows])
+        self.share = None
         self.model_zero_grad()
-        self.scaler.scale(losses["loss"]).backward()
+        self.scaler.scale(share.weight * losses["loss"]).backward()
+        ranks.total_gradients(self.learned())
+        told = ranks.total(share.weight * torch.stack([x.detach() for x in losses.values()]))
+        norm = self.gradient_norm().to(told)
+        # the step's one look at numbers, which a GPU makes wait for
+        *told, norm = torch.cat([told, norm[None]]).tolist()
+        told = dict(zip(losses, told))
+        self.detect_anomaly(told["loss"], "loss")
         if not self.scaler.is_enabled():
-            self.detect_anomaly(self.gradient_norm(), "gradient")
+            self.detect_anomaly(norm, "gradient")
         for name, optim in self._optims.items():
             if limit := self.cfg.OPTIM.CLIP_NORM:
                 self.scaler.unscale_(optim)
@@ -174,7 +185,7 @@ class PromptTrainer(ResumableTrainer):
             self.update_lr()
         self.progress.set_postfix(epoch=self.epoch + 1, refresh=False)
         self.progress.update()
-        self.logged.append({name: loss.item() for name, loss in losses.items()})
+        self.logged.append(told)
         return self.logged[-1]
 
     def autocast(self, precision: str) -> torch.autocast:
@@ -194,9 +205,9 @@ class PromptTrainer(ResumableTrainer):
         norms = [p.grad.norm() for p in self.learned() if p.grad is not None]
         return torch.stack(norms).norm()
 
-    def detect_anomaly(self, value: Tensor, what: str) -> None:
+    def detect_anomaly(self, value: float | Tensor, what: str) -> None:
         """Stop before a loss or gradient that is not finite reaches the prompts."""
-        if not torch.isfinite(value):
+        if not math.isfinite(value):
             used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
                 used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
@@ -210,13 +221,17 @@ class PromptTrainer(ResumableTrainer):
             if self.epoch:
                 kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
-                f"the {what} is {value.item()} at epoch {self.epoch + 1}, batch "
+                f"the {what} is {float(value)} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
                 f"{self.get_current_lr():.3g}; likely {likely}{kept}"
             )
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def init_writer(self, log_dir) -> None:
+        if not ranks.rank():
+            super().init_writer(log_dir)
 
     def after_train(self) -> None:
         self.progress.close()
@@ -293,7 +308,11 @@ class PromptTrainer(ResumableTrainer):
             }
         images = (self.split_loader(split), self.parse_batch_test, subset)
         records = None
-        if final and threat and self.keep_results and options.SHARDS > 1:
+        if final and self.keep_results and ranks.size() > 1:
+            records = self.among_ranks(images, asked)
+            if ranks.rank():
+                return math.nan
+        elif final and threat and self.keep_results and options.SHARDS > 1:
             records = self.in_shards(Images(*images, options.SHARDS), asked)
         if records is None:
             loader, parse_batch, subset = images
@@ -325,6 +344,22 @@ class PromptTrainer(ResumableTrainer):
                 if text := record["flags"].get(ERROR):
                     raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
         return records[0 if final else -1]["accuracy"]
+
+    def among_ranks(self, images: tuple, asked: dict) -> list[dict] | None:
+        """The final evaluation, of which each rank does a part; None: it is finished already, or
+        this is not the first rank, which has the records."""
+        loader, parse_batch, subset = images
+        merger = Merger(Images(*images, ranks.size()), **asked)
+        shard = Shard(ranks.rank() + 1, ranks.size())
+        if only := {kept.key for kept in merger.wanted(shard)}:
+            evaluate(
+                self.image_logits(), loader, parse_batch=parse_batch, subset=subset, shard=shard,
+                only=only, desc=f"{type(self).__name__} on {asked['split']}", **asked,
+            )  # fmt: skip
+            ranks.barrier()
+            if not ranks.rank():
+                return merger.records(self.evaluator.process)
+        return None
 
     def in_shards(self, images: Images, asked: dict) -> list[dict] | None:
         """The final evaluation by AT.TEST.SHARDS processes; None: it is finished already."""

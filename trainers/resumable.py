@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 
+from apd import ranks
 from apd.clip import PromptedCLIP
 from apd.config import differences
 from apd.errors import UserError
@@ -44,6 +45,8 @@ class ResumableTrainer(TrainerX):
     # -- Dassl's layout ------------------------------------------------------------------------
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        if ranks.rank():  # one of them writes
+            return
         for name in self.get_model_names():
             save_checkpoint(
                 {
@@ -128,6 +131,12 @@ class ResumableTrainer(TrainerX):
         means = {name: mean(step[name] for step in self.logged) for name in self.logged[0]}
         row = {"epoch": self.epoch + 1, "lr": self.epoch_lr, "seconds": seconds, **means}
         self.history.append(row)
+        if not ranks.rank():
+            self.save_state()
+        ranks.barrier()  # what the next step of a run reads is there
+
+    def save_state(self) -> None:
+        """Write history.csv, and all that the next epoch depends on."""
         write_csv(Path(self.output_dir) / HISTORY_NAME, self.history)
         names = self.get_model_names()
         state = {
@@ -203,4 +212,7 @@ def _set_random_state(state: dict) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        if ranks.size() > 1:  # all draw what the first one, on the first GPU, draws
+            torch.cuda.set_rng_state(state["cuda"][0])
+        else:
+            torch.cuda.set_rng_state_all(state["cuda"])

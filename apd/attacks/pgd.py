@@ -34,6 +34,7 @@ def pgd(
     reference: Tensor | None = None,
     start: Tensor | None = None,
     generator: Generator | None = None,
+    rows: tuple[int, slice] | None = None,
 ) -> Tensor:
     """Attack every image to the end and return the last iterate, (B, 3, H, W) in [0, 1].
 
@@ -49,6 +50,8 @@ def pgd(
             it maximises KL(softmax(reference) || softmax(logits)).
         start: where to start, in the ball and the box, in place of the random start.
         generator: source of the random start; may live on another device than the images.
+        rows: (N, slice): these images are so many of a batch of N, and start where they would
+            among the others.
 
     Raises:
         UserError: restarts without a start; they have a meaning in ``surviving`` only.
@@ -59,7 +62,7 @@ def pgd(
     if threat.restarts > 1 and start is None:
         raise UserError(f"attack restarts is {threat.restarts}: training attacks once, use 1")
     images = images.detach()
-    attacked = _start(images, threat, generator) if start is None else start.detach().clone()
+    attacked = _start(images, threat, generator, rows) if start is None else start.detach().clone()
     for _ in range(threat.steps if len(images) else 0):
         logits = logits_fn(attacked.requires_grad_())
         gradient = _gradient(logits, attacked, labels, reference, threat.loss)
@@ -299,19 +302,23 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
 
 
-def _start(images: Tensor, threat: ThreatModel, generator: Generator | None) -> Tensor:
+def _start(
+    images: Tensor, threat: ThreatModel, generator: Generator | None,
+    rows: tuple[int, slice] | None = None,
+) -> Tensor:  # fmt: skip
     if not threat.random_start:
         return images.clone()
     eps = threat.eps / 255
     device = generator.device if generator else images.device
-    noise = torch.empty(images.shape, dtype=images.dtype, device=device)
+    count, own = rows or (len(images), slice(None))
+    noise = torch.empty((count, *images.shape[1:]), dtype=images.dtype, device=device)
     if threat.norm == "linf":
         noise.uniform_(-eps, eps, generator=generator)
     else:
         noise.normal_(generator=generator)
         radius = noise.new_empty(len(noise), 1, 1, 1).uniform_(0, eps, generator=generator)
         noise *= radius / _norm(noise)
-    return (images + noise.to(images.device)).clamp(0, 1)
+    return (images + noise[own].to(images.device)).clamp(0, 1)
 
 
 def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:

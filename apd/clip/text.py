@@ -8,6 +8,8 @@ features and gradients as the full 77 positions; tests/clip/test_text.py):
   words) are run once, and the classes attend to their keys and values;
 * classes are grouped by length, so that short names do not pay for long ones;
 * in the last block only the end-of-text token is updated.
+
+Where several processes train together, each encodes its part of the classes (``apd.ranks``).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from clip.simple_tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apd import ranks
 from apd.clip.blocks import KeysValues, layer_norm, residual_block
 from apd.errors import UserError
 
@@ -112,18 +115,22 @@ class ClassPrompts(nn.Module):
         buffer("eot", eot.to(device))
         self._groups: dict = {}
 
-    def groups(self, chunk: int = 0) -> list[tuple[Tensor, int]]:
+    def groups(self, chunk: int = 0, share: tuple[int, int] = (0, 1)) -> list[tuple[Tensor, int]]:
         """Classes grouped by similar length, no more than ``chunk`` together (0: no bound).
+
+        Args:
+            share: (i, n): only the i-th of all classes in the order of their lengths (from 0), and
+                each n-th on.
 
         Returns:
             Pairs of class indices and the number of positions that these classes need.
         """
-        key = (chunk, self.eot.device)
+        key = (chunk, share, self.eot.device)
         if key in self._groups:  # asked for at every step, and each look waits for the GPU
             return self._groups[key]
         eot = self.eot.tolist()
         groups: list[list[int]] = [[]]
-        for c in sorted(range(len(eot)), key=eot.__getitem__):
+        for c in sorted(range(len(eot)), key=eot.__getitem__)[share[0] :: share[1]]:
             group = groups[-1]
             longer = group and eot[c] > eot[group[-1]]
             if (longer and len(group) >= _MIN_GROUP) or (chunk and len(group) == chunk):
@@ -170,12 +177,19 @@ def encode_text(
         x, keys_values = residual_block(block, x, causal=True)
         past.append(keys_values)
 
-    groups = prompts.groups(chunk)
+    shares = [(0, 1)]
+    if ranks.shares_text(len(prompts.eot)):
+        shares = [(rank, ranks.size()) for rank in range(ranks.size())]
+    groups = [prompts.groups(chunk, share) for share in shares]
+    own = groups[ranks.rank() if len(shares) > 1 else 0]
     run = _encode_rest
     if chunk and torch.is_grad_enabled():
         run = partial(checkpoint, _encode_rest, use_reentrant=False)
-    features = [run(clip_model, prompts, contexts, past, *group) for group in groups]
-    return torch.cat(features)[torch.cat([group for group, _ in groups]).argsort()]
+    features = torch.cat([run(clip_model, prompts, contexts, past, *group) for group in own])
+    order = [torch.cat([group for group, _ in part]) for part in groups]
+    if len(shares) > 1:
+        features = ranks.gather(features, list(map(len, order)))
+    return features[torch.cat(order).argsort()]
 
 
 def _encode_rest(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from apd import ranks
 from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel, seeded_start
 from apd.attacks.pgd import correct
 from apd.attacks.stream import Rows, Supply, join, select
@@ -258,7 +259,7 @@ def _look(
     predicted, label, tested, stood = [], [], [], []
     seconds, batch_size, count, right, random_logits = 0.0, 0, 0, 0, False
     digest = ImageDigest()
-    progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=None)
+    progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=ranks.hidden())
     for images, labels in data.batches():
         _check_range(images)
         digest.update(images, labels)
@@ -328,7 +329,7 @@ class _Attacked:
         to_row = {place: row for row, place in enumerate(self.data.places(0, count).tolist())}
         progress = tqdm(
             desc=desc, total=count, initial=int((state.lost != 0).sum()), unit="image",
-            disable=None,
+            disable=ranks.hidden(),
         )  # fmt: skip
         for number, stage in enumerate(self.attack.stages, start=1):
             last = number == len(self.attack.stages)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import apd
-from apd import config
+from apd import config, ranks
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, one_line
 from apd.files import check_writable, read_yaml
@@ -173,6 +173,13 @@ def finished(cfg, prompts_from: dict | None) -> bool:
 
 def run(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args)
+    if ranks.started() > 1 and cfg.SEED < 0:
+        raise UserError("ranks of torchrun draw alike by their seed: give --seed")
+    with ranks.joined(cfg.USE_CUDA):
+        _run(args, cfg)
+
+
+def _run(args: argparse.Namespace, cfg) -> None:
     prompts_from = evaluated_prompts(args)
     # an evaluation without a folder of its own is only printed
     keep = bool(args.output_dir) or not args.eval_only
@@ -200,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
     if args.no_train and not args.eval_only:
         return
     trainer.keep_results, trainer.prompts_from, trainer.argv = keep, prompts_from, args.argv
-    if keep:
+    if keep and not ranks.rank():
         setup_logger(cfg.OUTPUT_DIR)
         sys.stdout.file.write(early.getvalue())
     if args.eval_only:
@@ -212,6 +219,7 @@ def run(args: argparse.Namespace) -> None:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     apd.register()
+    ranks.hush()
     try:
         run(parse_args(argv))
     except KeyboardInterrupt:
