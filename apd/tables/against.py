@@ -9,7 +9,7 @@ from statistics import mean
 from apd.errors import UserError, listed
 from apd.results.published import Figure, Paper
 from apd.results.words import header, images_said, shots_said
-from apd.tables.cells import Accuracy, Cell, Grid, average, learns
+from apd.tables.cells import Accuracy, Cell, Grid, Topic, average, harmonic, learns
 from apd.tables.write import Table
 
 
@@ -59,6 +59,48 @@ def published(paper: Paper) -> Table:
                   [f"published: {paper.source}"])  # fmt: skip
     table.ranked = False
     return table
+
+
+def add_rows(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> None:
+    """Give tables of our runs the paper's rows, "METHOD (PAPER)", where a column has a figure.
+
+    The same must agree as in ``against``; columns without such a figure stay empty.
+    """
+    if {run["backbone"] for run in runs.values()} != {paper.backbone}:
+        return
+    kinds = {"clean (%)": "clean"}
+    for one in (one for run in runs.values() for one in run["evaluations"]):
+        if one["threat_model"] and not images_said(one) and not _odd(one, paper.threat_model):
+            kinds[header(one)] = "robust"
+    for table in tables:
+        label, *others = table.labels
+        ours = len(table.rows)
+        for method in dict.fromkeys(figure.method for figure in paper.figures):
+            figures = [figure for figure in paper.figures if figure.method == method]
+            row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(others, "published")}
+            for column in table.measured:
+                cells = [_theirs(figures, topic, kinds) for topic in table.about.get(column, ())]
+                row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Cell()])[0]
+            if any(row[column] for column in table.measured):
+                table.rows.append({column: row[column] for column in table.rows[0]})
+        if len(table.rows) > ours:
+            table.notes.append(f"({paper.name}): published, not ours: {paper.source}")
+
+
+def _theirs(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Cell:
+    """The published accuracy that a column of ours is about; empty if there is none."""
+    for figure in figures:
+        untrained = figure.method.startswith("ZeroshotCLIP")
+        value = getattr(figure, kinds.get(topic.header, ""), None)
+        if (
+            value is not None
+            and set(figure.datasets) == set(topic.datasets)
+            and figure.subsample == topic.subsample
+            and (untrained or figure.trained_on == topic.source)
+            and (untrained or figure.shots in (None, topic.shots))
+        ):
+            return Cell([Accuracy(value)])
+    return Cell()
 
 
 class _Incomparable(Exception):
@@ -134,20 +176,22 @@ def _evaluation(run: dict, paper: Paper, kind: str) -> str:
     attacks = [one for one in whole if one["threat_model"]]
     differing = []
     for one in attacks:
-        ours = {**one["threat_model"], "attack": one["attack"]}
-        odd = {
-            key: value
-            for key, value in paper.threat_model.items()
-            if not _same(ours.get(key), value)
-        }
-        if not odd:
+        if not (odd := _odd(one, paper.threat_model)):
             return header(one)
-        differing.append(
-            [f"{key} {ours.get(key)}, published {value}" for key, value in odd.items()]
-        )
+        differing.append(odd)
     if not differing:
         raise _Incomparable("no attack on all test images")
     raise _Incomparable(f"under another threat model ({'; '.join(min(differing, key=len))})")
+
+
+def _odd(evaluation: dict, threat: dict) -> list[str]:
+    """Where an attack of ours is not the published one, in words."""
+    ours = {**evaluation["threat_model"], "attack": evaluation["attack"]}
+    return [
+        f"{key} {ours.get(key)}, published {value}"
+        for key, value in threat.items()
+        if not _same(ours.get(key), value)
+    ]
 
 
 def _same(ours, theirs) -> bool:

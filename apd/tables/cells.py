@@ -54,6 +54,16 @@ class Place(NamedTuple):
     shots: int = 0
 
 
+class Topic(NamedTuple):
+    """What a column of accuracies is about: an evaluation on data sets, averaged over them."""
+
+    header: str
+    datasets: tuple[str, ...]
+    subsample: str = "all"
+    shots: int = 0
+    source: str = ""  # the data set trained on, if another one
+
+
 class Missing(NamedTuple):
     """A run that another row has, at the same place and seed, and this one has not."""
 

@@ -17,7 +17,7 @@ from apd.files import atomic_write
 from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
-from apd.tables.against import against, published
+from apd.tables.against import add_rows, against, published
 from apd.tables.compare import compare
 from apd.tables.kinds import CRITERIA, TABLES, fitting
 from apd.tables.missing import commands
@@ -37,9 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "ours, theirs and the difference, of every figure that a paper has published and these "
         f"runs can be held against: {', '.join(papers())}, or a file like configs/published/*.yaml"
     ))  # fmt: skip
-    add(
-        "--published", metavar="PAPER", help="add a table of the figures that a paper has published"
-    )
+    add("--published", metavar="PAPER", help=(
+        "add rows of the figures that a paper has published, and a table of all of them"
+    ))  # fmt: skip
     add("--criterion", choices=CRITERIA, default="mean", help=(
         "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean and "
         "robust, or robust"
@@ -59,7 +59,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     runs = load_runs(args.runs, args.split)
-    theirs = [published(read_paper(args.published))] if args.published else []
     if args.against and (args.table or args.baseline or args.commands):
         raise UserError(
             "--against is a table of its own: leave --table, --baseline, --commands out"
@@ -76,7 +75,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.baseline:
         compare(tables, args.baseline)
-    tables += theirs
+    if args.published:
+        paper = read_paper(args.published)
+        add_rows(tables, runs, paper)
+        tables.append(published(paper))
     print(write(tables, "simple"))
     for option, style in _FILES.items():
         if path := getattr(args, option):

@@ -18,7 +18,7 @@ from statistics import harmonic_mean, mean
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.words import shots_said
-from apd.tables.cells import Accuracy, Cell, Grid, Place, average, harmonic, learns, settings
+from apd.tables.cells import Accuracy, Cell, Grid, Place, Topic, average, harmonic, learns, settings
 from apd.tables.compare import compare
 from apd.tables.write import Table
 
@@ -32,16 +32,27 @@ def methods(runs: dict[Path, dict]) -> list[Table]:
     grid = Grid(runs, same=("backbone", "subsample", "shots"))
     title = _title(runs, "dataset", "shots", "backbone")
     if len(grid.places) > 1:
-        return [
-            Table("methods", f"{header}, {title}", _over_data_sets(grid, header))
-            for header in grid.headers
-        ]
+        tables = []
+        for header in grid.headers:
+            table = Table("methods", f"{header}, {title}", _over_data_sets(grid, header))
+            for name in table.measured:
+                places = [place for place in grid.places if name in (place.dataset, "average")]
+                table.about[name] = (_topic(header, places),)
+            tables.append(table)
+        return tables
     main, *others = _headers_by_images(grid)
     tables = [Table("methods", title, _of_one_data_set(grid, main[1], with_seconds=True))]
+    tables[0].about = {header: (_topic(header, grid.places),) for header in main[1]}
     for images, headers in others:
         rows = _of_one_data_set(grid, headers)
         tables.append(Table("methods", f"{title}, {images}", rows))
     return tables
+
+
+def _topic(header: str, places: list[Place], source: str = "") -> Topic:
+    first = places[0]
+    names = tuple(place.dataset for place in places)
+    return Topic(header, names, first.subsample, first.shots, source)
 
 
 def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
@@ -92,7 +103,10 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
                 cells = [grid.cell(method, Place(name, subsample, k), header) for name in group]
                 row[shots_said(k)] = _mean(cells)
             rows.append(row)
-        return Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
+        table = Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
+        for k in shots:
+            table.about[shots_said(k)] = (Topic(header, tuple(group), subsample, k),)
+        return table
 
     groups = _with_all([[dataset] for dataset in data_sets])
     return [table(header, group) for header in grid.headers for group in groups]
@@ -121,7 +135,12 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
                 row[f"H {header}"] = harmonic([base, new])
             rows.append(row)
         what = _title(runs, "shots", "backbone")
-        return Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows)
+        table = Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows)
+        for header in grid.headers:
+            base, new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
+            table.about[f"base {header}"], table.about[f"new {header}"] = (base,), (new,)
+            table.about[f"H {header}"] = base, new
+        return table
 
     return [table(group) for group in _with_all([[dataset] for dataset in data_sets])]
 
@@ -147,7 +166,13 @@ def transfer(runs: dict[Path, dict]) -> list[Table]:
             row["average of targets"] = average(list(cells.values())) if cells else Cell()
             rows.append(row)
         title = f"{header}, transfer from {source}, {_title(runs, 'shots', 'backbone')}"
-        tables.append(Table("transfer", title, rows))
+        table = Table("transfer", title, rows)
+        table.about = {name: (_topic(header, [places[name]], source),) for name in targets}
+        table.about[f"{source} (source)"] = (_topic(header, [places[source]]),)
+        if targets:
+            average_of = [places[name] for name in targets]
+            table.about["average of targets"] = (_topic(header, average_of, source),)
+        tables.append(table)
     return tables
 
 

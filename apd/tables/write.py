@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from tabulate import tabulate
 
 from apd.errors import UserError, counted
-from apd.tables.cells import Cell, Missing, is_accuracy
+from apd.tables.cells import Cell, Missing, Topic, is_accuracy
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Table:
         baseline: the row that differences are to, if there are any.
         extra: what JSON tells beside it.
         ranked: whether a column's best numbers are set off.
+        about: what columns are about; of two topics it is the harmonic mean.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Table:
     baseline: str | None = None
     extra: dict = field(default_factory=dict)
     ranked: bool = True
+    about: dict[str, tuple[Topic, ...]] = field(default_factory=dict)
 
     def format(self, style: str = "simple") -> str:
         """As text: "simple" (terminal), "pipe" (Markdown), "latex", "html", "csv" or "json"."""

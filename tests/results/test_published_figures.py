@@ -9,8 +9,9 @@ from apd.known_data import PUBLISHED
 from apd.methods import METHODS
 from apd.results.published import FOLDER, papers, read_paper
 from apd.results.runs import load_runs
-from apd.tables.against import against, published
+from apd.tables.against import add_rows, against, published
 from apd.tables.command import main
+from apd.tables.kinds import base_to_new, few_shot, methods, transfer
 
 PAPER = {
     "paper": "A paper",
@@ -156,7 +157,61 @@ def test_the_command_prints_them_and_adds_published_rows(ours, paper, tmp_path, 
     assert main([run, "--published", file, "--csv", str(tmp_path / "t.csv")]) == 0
     out = capsys.readouterr().out
     assert "ImageNet, 16 shots, ViT-B/32" in out and "published, not ours: A paper" in out
-    assert "70.0" in out and "Other" in (tmp_path / "t.csv").read_text()
+    assert "Other (paper)" in out and "Other" in (tmp_path / "t.csv").read_text()
+    row = next(line for line in out.splitlines() if line.startswith("FAP (paper)"))
+    assert row.split()[-3:] == ["50.0", "20.0", "-"] and "published" in row
+    assert "(paper): published, not ours: https://example.org" in out
+
+
+def row_of(table, method):
+    (row,) = [row for row in table.rows if row["method"] == f"{method} (paper)"]
+    return row
+
+
+def test_published_rows_stand_in_the_columns_that_they_are_about(ours, paper, tmp_path):
+    transferred = {"prompts_from": {"folder": "x"}}
+    for name in ("EuroSAT", "UCF101"):
+        ours(dataset=name, **transferred)
+    ours()
+    runs = load_runs([tmp_path])
+    clean, robust = tables = transfer(runs)
+    add_rows(tables, runs, paper())
+    row = row_of(clean, "FAP")
+    assert row["ImageNet (source)"] == [50] and row["average of targets"] == [40]
+    assert row["EuroSAT"] == row["UCF101"] == []
+    assert row_of(robust, "FAP")["ImageNet (source)"] == [20]
+    assert "FAP (paper)" in clean.format("latex") and "FAP (paper)" in clean.format("json")
+    tables = methods(runs)
+    add_rows(tables, runs, paper())
+    assert row_of(tables[0], "FAP")["average"] == []  # an average that was trained there
+
+
+def test_published_base_and_new_have_their_harmonic_mean(ours, paper, tmp_path):
+    for half in ("base", "new"):
+        ours(subsample=half)
+    figures = [
+        {**PAPER["figures"][2], "subsample": half, "clean": value, "robust": value / 2}
+        for half, value in (("base", 60.0), ("new", 30.0))
+    ]
+    runs = load_runs([tmp_path])
+    (table,) = base_to_new(runs)
+    add_rows([table], runs, paper(figures=figures))
+    row = row_of(table, "FAP")
+    assert row["base clean (%)"] == [60] and row["H clean (%)"] == pytest.approx([40])
+    assert row["H PGD-100 eps=1/255 (%)"] == pytest.approx([20])
+
+
+def test_published_rows_need_the_shots_the_threat_model_and_the_backbone(ours, paper, tmp_path):
+    ours(threat={"eps": 4})
+    runs = load_runs([tmp_path])
+    clean, robust = few_shot(runs)
+    add_rows([clean, robust], runs, paper())
+    assert row_of(clean, "FAP")["16 shots"] == [50] and len(robust.rows) == 1
+    eight = [{**PAPER["figures"][0], "shots": 8}]
+    (table,) = methods(runs)
+    add_rows([table], runs, paper(figures=eight))
+    add_rows([table], runs, paper(backbone="RN50"))
+    assert len(table.rows) == 1
 
 
 @pytest.mark.parametrize(
