@@ -27,6 +27,23 @@ def read_text(path: str | os.PathLike) -> str:
         raise UserError(f"{os.fspath(path)} is no text in UTF-8 ({one_line(error)})") from error
 
 
+def read_json(path: str | os.PathLike):
+    """A JSON file, with or without a byte-order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or has NaN or infinite numbers.
+    """
+
+    def refuse(name: str):
+        raise ValueError(f"{name} is no number")
+
+    try:
+        return json.loads(Path(path).read_bytes(), parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_yaml(path: str | os.PathLike) -> dict:
     """A YAML file that holds a mapping; an empty file is an empty one.
 

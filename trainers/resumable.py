@@ -14,7 +14,7 @@ import yaml
 from apd import ranks
 from apd.clip import PromptedCLIP
 from apd.config import differences
-from apd.errors import UserError
+from apd.errors import UserError, one_line
 from apd.files import atomic_write, write_csv
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
@@ -168,8 +168,18 @@ class ResumableTrainer(TrainerX):
             print("No checkpoint found, train from scratch")
             return 0
         state = load_checkpoint(path)
-        if not isinstance(state, dict) or "config" not in state:
+        if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
             raise UserError(f"{path} is not a file to resume from: move it away")
+        try:
+            self._resume(state, path)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({one_line(error)}): move it away, and the run begins anew"
+            ) from error
+        print(f"Resuming {path} after epoch {state['epoch']}")
+        return state["epoch"]
+
+    def _resume(self, state: dict, path: Path) -> None:
         changed = differences(self.config, state["config"])
         changed += [key for key, value in self.identity().items() if state[key] != value]
         if changed:
@@ -187,8 +197,8 @@ class ResumableTrainer(TrainerX):
         self.train_seconds = state["train_seconds"]
         self.history = state.get("history", [])  # versions before it had none
         _set_random_state(state["random"])
-        print(f"Resuming {path} after epoch {state['epoch']}")
-        return state["epoch"]
+        if type(state["epoch"]) is not int:
+            raise ValueError(f"epoch {state['epoch']}")
 
 
 def _state(part) -> dict | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apd.errors import UserError
+from apd.errors import UserError, one_line
+from apd.files import read_text
 from apd.host.checkpoint import BEST
 
 OURS = "prompt_learner"
@@ -39,7 +40,7 @@ def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
     path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
     last = folder / "checkpoint"
     if epoch is None and not path.exists() and last.exists():
-        path = folder / last.read_text().strip()
+        path = folder / Path(one_line(read_text(last))).name
     if not path.exists():
         found = sorted(p.name for p in folder.glob("model*")) if folder.exists() else []
         there = f"there are {', '.join(found)}" if found else "the folder has no checkpoints"

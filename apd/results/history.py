@@ -20,7 +20,7 @@ def read_history(run_dir: str | Path) -> dict[str, list[float]]:
     """
     path = Path(run_dir) / HISTORY_NAME
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file, strict=True)
         cells = [[float(cell) if cell else math.nan for cell in row] for row in rows]
         columns = dict(zip(header, map(list, zip(*cells, strict=True)), strict=True))

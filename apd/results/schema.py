@@ -26,26 +26,57 @@ split of evaluations, which is filled in when they are read):
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import apd
-from apd.errors import UserError
-from apd.files import write_json
+from apd.errors import UserError, listed, one_line
+from apd.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 RESULTS_NAME = "results.json"
 HISTORY_NAME = "history.csv"
 SPLITS = ("test", "val")  # that an evaluation may be of
 
-_GIVEN = {  # by the run; the other fields are filled in here
-    *("method", "modality", "trainable_parameters", "dataset", "classes", "subsample", "shots"),
-    *("seed", "backbone", "host", "evaluations", "train_seconds", "seconds", "config"),
+_NUMBER, _NONE = (int, float), type(None)
+_GIVEN: dict[str, tuple[type, ...]] = {  # by the run; the other fields are filled in here
+    **dict.fromkeys(("method", "modality", "dataset", "subsample", "backbone", "host"), (str,)),
+    **dict.fromkeys(("trainable_parameters", "classes", "shots", "seed"), (int,)),
+    **dict.fromkeys(("train_seconds", "seconds"), _NUMBER),
+    "evaluations": (list,),
+    "config": (dict,),
 }
-_EVALUATION = {"attack", "threat_model", "correct", "total", "accuracy", "seconds"}
+_FILLED_IN = {"complete": (bool,), "versions": (dict,), "git_commit": (str, _NONE)}
+_LATER = {  # what earlier versions lack
+    "prompts_from": (dict, _NONE),
+    "fingerprint": (str,),
+    "epochs": (int,),
+    "peak_memory": _NUMBER,
+    "argv": (list, _NONE),
+}
+_EVALUATION = {
+    "attack": (str,),
+    "threat_model": (dict, _NONE),
+    "correct": (int,),
+    "total": (int,),
+    "accuracy": _NUMBER,
+    "seconds": _NUMBER,
+}
+_EVALUATION_LATER = {
+    "split": (str,),
+    "images": (str, dict),
+    "flags": (dict,),
+    "checks": (dict,),
+    "key": (str,),
+}
+_THREAT = {
+    **dict.fromkeys(("norm", "source", "precision"), (str,)),
+    "eps": _NUMBER,
+    "last_iterate": (bool,),
+}
+_SUBSET = {"count": (int,), "seed": (int,)}
 _CLIP_PACKAGES = ("openai-clip", "clip-anytorch", "clip")  # all of them are ``import clip``
 
 
@@ -71,7 +102,7 @@ def read_results(run_dir: str | Path) -> dict:
     """
     path = Path(run_dir) / RESULTS_NAME
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -82,15 +113,39 @@ def read_results(run_dir: str | Path) -> dict:
         raise UserError(
             f"{path} has schema {results['schema']}, this version reads {SCHEMA_VERSION}: run again"
         )
-    missing = (_GIVEN | {"complete", "versions", "git_commit"}) - results.keys()
-    if not missing:
-        missing = {key for record in results["evaluations"] for key in _EVALUATION - record.keys()}
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and run again")
+    faults = _faults(results, _GIVEN | _FILLED_IN, _LATER)
+    if not faults:
+        faults = [fault for record in results["evaluations"] for fault in record_faults(record)]
+    if faults:
+        raise UserError(f"{path} {listed(sorted(set(faults)), 4)}: delete it and run again")
     config = results["config"].get("TEST", {})
+    validated = isinstance(config, dict) and config.get("SPLIT") == "val"
     for record in results["evaluations"]:  # older results do not say, and took all else for test
-        record.setdefault("split", "val" if config.get("SPLIT") == "val" else "test")
+        record.setdefault("split", "val" if validated else "test")
     return results
+
+
+def record_faults(record) -> list[str]:
+    """What is wrong with a record of an evaluation, each as in "lacks total"."""
+    if not isinstance(record, dict):
+        return ["has an evaluation that is none"]
+    faults = _faults(record, _EVALUATION, _EVALUATION_LATER)
+    if not faults and record["threat_model"] is not None:
+        faults = _faults(record["threat_model"], _THREAT, {})
+    if not faults and isinstance(record.get("images"), dict):
+        faults = _faults(record["images"], _SUBSET, {})
+    if not faults and not 0 <= record["correct"] <= record["total"]:
+        faults = [f"counts {record['correct']} of {record['total']} images"]
+    return faults
+
+
+def _faults(found: dict, needed: dict, later: dict) -> list[str]:
+    missing = ", ".join(sorted(needed.keys() - found.keys()))
+    return [f"lacks {missing}"] * bool(missing) + [
+        f"has {key} {one_line(found[key], 20)}"
+        for key, kinds in {**needed, **later}.items()
+        if key in found and type(found[key]) not in kinds
+    ]
 
 
 def is_complete(run_dir: str | Path) -> bool:

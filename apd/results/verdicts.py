@@ -10,7 +10,6 @@ labels: of the images.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from apd.errors import UserError, one_line
-from apd.files import write_json
+from apd.files import read_json, write_json
+from apd.results.schema import record_faults
 
 EVALUATIONS = "evaluations"  # folder, in a run's
 WRONG = -1  # of lost_to
@@ -72,15 +72,23 @@ def read_verdicts(path: Path) -> Verdicts:
         FileNotFoundError: there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         verdicts = Verdicts(
             found["record"],
             found["identity"],
             np.asarray(found["lost_to"], dtype=np.int8),
             np.asarray(found["labels"], dtype=np.int64),
         )
-        # what is asked of it
-        verdicts.record["threat_model"]["eps"], verdicts.identity["model"]
+        if faults := record_faults(verdicts.record):
+            raise ValueError(faults[0])
+        if (
+            type(verdicts.identity["model"]) is not str
+            or type(verdicts.identity["images"]) is not str
+        ):
+            raise ValueError("no fingerprint")
+        if verdicts.lost_to.ndim != 1 or verdicts.lost_to.shape != verdicts.labels.shape:
+            raise ValueError("not one verdict and label per image")
+        verdicts.record["threat_model"]["eps"]  # clean evaluations have no such file
         verdicts.record.setdefault("split", "test")  # older ones do not say
         verdicts.record.setdefault("key", path.stem)
     except (KeyError, OverflowError, TypeError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apd.errors import UserError
-from apd.files import write_json
+from apd.files import read_json, write_json
 from apd.sweep.lock import owner
 
 FAILED_NAME = "failed.json"
@@ -70,7 +69,7 @@ class Cell:
         if holder := owner(self.folder):
             return State("running", f"by process {holder['pid']} on {holder['host']}")
         failure = self._failure()
-        if failure and failure["argv"] == list(self.argv):
+        if failure and failure.get("argv") == list(self.argv):
             return State("failed", failure["reason"], tuple(failure["log"]))
         return State("partial" if Path(self.folder, "log.txt").exists() else "missing")
 
@@ -124,8 +123,9 @@ class Cell:
 
     def _failure(self) -> dict | None:
         try:
-            return json.loads(Path(self.folder, FAILED_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(Path(self.folder, FAILED_NAME))
+            return {**found, "reason": str(found["reason"]), "log": [*map(str, found["log"])]}
+        except (KeyError, OSError, TypeError, ValueError):  # none, or none of ours
             return None
 
 

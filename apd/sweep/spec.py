@@ -38,7 +38,6 @@ A value that is a list itself stands in a list: ``INPUT.TRANSFORMS: [[random_fli
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ from pathlib import Path
 
 from apd.config import default, flat
 from apd.errors import UserError, listed
-from apd.files import read_yaml
+from apd.files import read_json, read_yaml
 from apd.sweep.cell import Cell
 
 _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
@@ -204,7 +203,7 @@ def _read_chosen(path: str | None) -> dict[str, dict]:
         return {}
     how = "apd-table RUNS --table search --json FILE makes it"
     try:
-        tables = json.loads(Path(path).read_text(encoding="utf-8"))["tables"]
+        tables = read_json(path)["tables"]
         (chosen,) = (table["chosen"] for table in tables if table["name"] == "search")
         for trainer, keys in chosen.items():
             if keys is None:

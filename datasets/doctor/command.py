@@ -135,7 +135,7 @@ def _undecodable(paths: Iterable[str], name: str) -> list[tuple[str, str]]:
     paths = list(paths)
     with ThreadPool() as pool:
         reasons = pool.imap(_why_undecodable, paths, chunksize=16)
-        progress = tqdm(reasons, desc=name, total=len(paths), unit="image")
+        progress = tqdm(reasons, desc=name, total=len(paths), unit="image", disable=None)
         return [(path, reason) for reason, path in zip(progress, paths) if reason]
 
 
