@@ -47,7 +47,7 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
     """
     if name in SHIPPED:
         model = _from_file(SHIPPED[name])
-    elif foreign := find_foreign(name):
+    elif name not in clip.available_models() and (foreign := find_foreign(name)):
         weights: dict = {}
         for file in foreign.files:
             weights |= _read(file)

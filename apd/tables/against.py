@@ -134,6 +134,8 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     if paper.backbone not in {run["backbone"] for run in runs.values()}:
         names = sorted({run["backbone"] for run in runs.values()})
         raise _Incomparable(f"of {paper.backbone}, and ours of {listed(names)}")
+    # prompts for new classes come from a run on the base classes
+    elsewhere = bool(figure.trained_on) or figure.subsample == "new"
     found = {
         folder: run
         for folder, run in runs.items()
@@ -142,7 +144,7 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
         and run["dataset"] in figure.datasets
         and run["subsample"] == figure.subsample
         and (figure.shots is None or run["shots"] == figure.shots or not learns(run))
-        and bool(run.get("prompts_from")) == bool(figure.trained_on)
+        and (not learns(run) or bool(run.get("prompts_from")) == elsewhere)
     }
     lacking = [
         name for name in figure.datasets if name not in {r["dataset"] for r in found.values()}
@@ -162,7 +164,10 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     grid = Grid(found, same=())
     (row,) = grid.rows
     cells = [grid.cell(row, place, column) for place in grid.places]
-    return column, average(cells) if len(cells) > 1 else Cell(cells[0])
+    ours = average(cells) if len(cells) > 1 else Cell(cells[0])
+    if not ours:
+        raise _Incomparable("no seed that all its data sets have")
+    return column, ours
 
 
 def _evaluation(run: dict, paper: Paper, kind: str) -> str:

@@ -7,6 +7,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import clip
 import pytest
 import torch
 from clip.model import QuickGELU
@@ -246,6 +247,14 @@ def test_a_hub_name_fetches_one_copy_of_the_weights(vit, tmp_path, monkeypatch, 
     assert same_weights(model, vit.state_dict())
     wanted = ["config.json", "pytorch_model.bin", "preprocessor_config.json"]
     assert client.downloads == (wanted if online else [])
+
+
+def test_a_folder_of_an_openai_name_hides_nothing(vit, tmp_path, monkeypatch):
+    (tmp_path / "RN50").mkdir()
+    torch.save(vit.state_dict(), tmp_path / "RN50.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip.clip, "_download", lambda url, root: str(tmp_path / "RN50.pt"))
+    assert same_weights(load_clip("RN50"), vit.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,23 @@ def test_base_classes_are_held_against_base_classes(ours, paper, tmp_path):
     assert key[0] == "ImageNet, base classes, 16 shots" and row["ours"] == [33]
 
 
+def test_new_classes_are_tested_with_prompts_of_the_base_classes(ours, paper, tmp_path):
+    figures = [{**PAPER["figures"][2], "subsample": "new"}]
+    ours(subsample="new", robust=33.0)  # trained on the new classes
+    with pytest.raises(UserError, match="no such runs: FAP on ImageNet, new classes"):
+        against(load_runs([tmp_path]), paper(figures=figures))
+    ours(subsample="new", robust=31.0, prompts_from={"model_dir": "base", "epoch": None})
+    (table,) = against(load_runs([tmp_path]), paper(figures=figures))
+    assert table.rows[0]["ours"] == [31]
+
+
+def test_an_average_needs_seeds_that_all_its_data_sets_have(ours, paper, tmp_path):
+    for seed, name in enumerate(("EuroSAT", "UCF101")):
+        ours(seed, dataset=name, prompts_from={"model_dir": "x", "epoch": None})
+    with pytest.raises(UserError, match="no seed that all its data sets have"):
+        against(load_runs([tmp_path]), paper())
+
+
 @pytest.mark.parametrize(
     "changed, reason",
     [
