@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from apd.config import default
 from apd.host import DATASET_REGISTRY
 from apd.known_data import dataset_name, template
@@ -56,18 +54,17 @@ def test_every_data_set_has_a_config():
     }
 
 
-@pytest.mark.parametrize("stem", NAMES)
-def test_config_merges_and_names_the_data_set(stem):
-    cfg = merged(stem)
-    assert cfg.DATASET.NAME == NAMES[stem]
-    assert dataset_name(cfg.DATASET) == NAMES[stem]
+def test_configs_merge_and_name_the_data_set():
+    for stem, name in NAMES.items():
+        cfg = merged(stem)
+        assert cfg.DATASET.NAME == dataset_name(cfg.DATASET) == name
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_photographs_are_folders_with_their_own_prompt(name):
-    cfg = merged(f"photos_{name}")
-    assert cfg.DATASET.NAME == "Folder" and cfg.DATASET.FOLDER.DIR == name
-    assert template(cfg.DATASET) == PROMPTS[name]
+def test_photographs_are_folders_with_their_own_prompt():
+    for name, prompt in PROMPTS.items():
+        cfg = merged(f"photos_{name}")
+        assert cfg.DATASET.NAME == "Folder" and cfg.DATASET.FOLDER.DIR == name
+        assert template(cfg.DATASET) == prompt
 
 
 def test_no_two_data_sets_have_one_name():

@@ -25,17 +25,10 @@ def same(a, b):
 
 
 SECTIONS = {"CoOp": "COOP", "MaPLe": "MAPLE", "APT": "COOP", "AdvPT": "ADV"}
-METHODS = (
-    *("CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP"),
-    "APD",
-)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("amp", 0.1), ("bf16", 0.4)])
-@pytest.mark.parametrize("method", METHODS)
-def test_half_precision_makes_nearly_the_same_step(
-    build, run, tmp_path, monkeypatch, method, precision, tolerance
-):
+@pytest.mark.parametrize("method", ["CoOp", "AdvPT", "AdvVPT", "MaPLe", "FAP", "APD"])
+def test_half_precision_makes_nearly_the_same_step(build, run, tmp_path, monkeypatch, method):
     key = f"TRAINER.{SECTIONS.get(method, method)}.PREC"
     one = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
     # a scale at which the first step is not skipped
@@ -43,14 +36,15 @@ def test_half_precision_makes_nearly_the_same_step(
     trainer = build(method, tmp_path / "start", *one)
     start = trainer.model.prompt_learner.state_dict()
     step = {}
-    for name in ("fp32", precision):
+    for name in ("fp32", "amp", "bf16"):
         result = run(method, tmp_path / name, key, name, *one)
         assert (result.code, result.err) == (0, "")
         found = state(tmp_path / name, file="model.pth.tar-1")
         assert {value.dtype for value in found.values()} == {torch.float32}
         step[name] = torch.cat([(found[k] - start[k]).flatten() for k in start])
-    error = (step[precision] - step["fp32"]).norm() / step["fp32"].norm()
-    assert 0 < error < tolerance
+    for precision, tolerance in (("amp", 0.1), ("bf16", 0.4)):
+        error = (step[precision] - step["fp32"]).norm() / step["fp32"].norm()
+        assert 0 < error < tolerance
 
 
 def test_fp16_is_read_as_amp(run, tmp_path):
@@ -66,8 +60,9 @@ def test_unknown_precision_is_refused(run, tmp_path, key):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("training", ["fp32", "amp", "bf16"])
-@pytest.mark.parametrize("attack", ["fp32", "amp", "bf16"])
+@pytest.mark.parametrize(
+    "training, attack", [("fp32", "bf16"), ("amp", "fp32"), ("bf16", "amp"), ("bf16", "bf16")]
+)
 def test_attacks_have_a_precision_of_their_own(build, tmp_path, monkeypatch, training, attack):
     import apd.trainers.adversarial as adversarial
 

@@ -5,10 +5,7 @@ import torch
 
 from apd.results import read_results
 
-METHODS = (
-    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT", "AdvVPT"),
-    *("AdvIVLP", "AdvMaPLe", "FAP", "APD"),
-)
+METHODS = ("ZeroshotCLIP", "CoOp", "AdvPT", "AdvVPT", "FAP", "APD")  # one of each way to train
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def equal(state, weights):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_on_a_robust_encoder(run, tmp_path, robust, method):
+def test_methods_train_on_a_robust_encoder(run, tmp_path, robust, method):
     path, weights = robust
     result = run(method, tmp_path, "MODEL.BACKBONE.ROBUST", path)
     assert (result.code, result.err) == (0, "")
