@@ -73,6 +73,17 @@ class Missing(NamedTuple):
     siblings: tuple[Path, ...]  # the runs of this row
 
 
+class OverSets(NamedTuple):
+    """A difference to the baseline, in points, over data sets."""
+
+    sets: int
+    wins: int  # sets where it is above zero
+    losses: int
+    low: float  # of the mean difference's 95 % interval
+    high: float
+    p: float  # of a paired test over sets, two-sided
+
+
 class Cell(list):
     """Numbers, one a seed; empty: missing, or not evaluated.
 
@@ -82,6 +93,7 @@ class Cell(list):
         n: the seeds behind it.
         difference: of its mean to the baseline's, in points; None: there is no baseline.
         interval: of the difference: a 95 % interval (low, high); None: not known.
+        over_sets: of the difference of an average over data sets; None: it is none.
     """
 
     def __init__(
@@ -91,6 +103,7 @@ class Cell(list):
         self.missing, self.absent, self.n = missing, absent, len(self)
         self.difference: float | None = None
         self.interval: tuple[float, float] | None = None
+        self.over_sets: OverSets | None = None
 
 
 def is_accuracy(cell) -> bool:

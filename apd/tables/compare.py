@@ -1,4 +1,4 @@
-"""Differences to a baseline, with intervals over test images."""
+"""Differences to a baseline, with intervals over test images and over data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from apd.errors import UserError, listed
 from apd.results.runs import judged
-from apd.tables.cells import Cell, is_accuracy
+from apd.tables.cells import Cell, OverSets, is_accuracy
 
 RESAMPLES = 2_000
 
@@ -35,6 +35,7 @@ def compare(tables: list, baseline: str) -> None:
                 if row is not base and is_accuracy(cell) and is_accuracy(base.get(name)):
                     cell.difference = mean(cell) - mean(base[name])
                     cell.interval = paired_interval(cell, base[name])
+                    cell.over_sets = over_data_sets(cell, base[name])
 
 
 def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
@@ -60,3 +61,34 @@ def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
         means.append(drawn @ values / counts.sum())
     low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
     return 100 * float(low), 100 * float(high)
+
+
+def over_data_sets(cell: Cell, base: Cell) -> OverSets | None:
+    """How the difference of two averages over data sets varies with the set; None: not averages.
+
+    A set's difference is that of the means over seeds. The interval takes other sets to be drawn
+    as these were (Student's t); the test flips the signs of the sets' differences, in all ways up
+    to 16 sets, as if the two rows had no part in them.
+    """
+    counts = {len(value.parts) for value in [*cell, *base]}
+    if len(counts) != 1 or counts <= {0, 1}:
+        return None
+    from scipy.stats import permutation_test, t  # slow to import
+
+    ours, theirs = (
+        np.mean(
+            [[evaluation["accuracy"] for _, evaluation in value.parts] for value in row], axis=0
+        )
+        for row in (cell, base)
+    )
+    apart, sets = ours - theirs, len(ours)
+    half = float(t.ppf(0.975, sets - 1) * apart.std(ddof=1) / sets**0.5)
+    test = permutation_test(
+        (apart,), np.mean, permutation_type="samples", n_resamples=2**16, vectorized=True,
+        random_state=0,
+    )  # fmt: skip
+    middle = float(apart.mean())
+    return OverSets(
+        sets, int((apart > 0).sum()), int((apart < 0).sum()), middle - half, middle + half,
+        float(test.pvalue),
+    )  # fmt: skip

@@ -150,7 +150,11 @@ def _difference(cell: Cell, style: _Style) -> str:
     interval = ""
     if cell.interval:
         interval = " [" + ", ".join(_signed(end, style) for end in cell.interval) + "]"
-    return f" ({_signed(cell.difference, style)}{interval})"
+    sets = ""
+    if over := cell.over_sets:
+        ends = ", ".join(_signed(end, style) for end in (over.low, over.high))
+        sets = f"; over sets [{ends}], p = {over.p:.3f}"
+    return f" ({_signed(cell.difference, style)}{interval}{sets})"
 
 
 def _signed(number: float, style: _Style) -> str:
@@ -186,6 +190,8 @@ def _notes(table: Table, usual: int) -> list[str]:
         told = f"in brackets: the difference to {table.baseline} in points"
         if any(cell.interval for cell in cells):
             told += ", and its 95 % interval (paired bootstrap over test images)"
+        if any(cell.over_sets for cell in cells):
+            told += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
         notes.append(told)
     if missing := len(table.missing):
         notes.append(f"missing: {counted(missing, 'run')}")
@@ -333,6 +339,7 @@ def _plain(cell: Cell) -> dict:
         "flags": flags,
         "difference": _rounded(cell.difference),
         "interval": cell.interval and [_rounded(end) for end in cell.interval],
+        "over_sets": cell.over_sets and cell.over_sets._asdict(),
     }
 
 

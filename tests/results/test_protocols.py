@@ -4,6 +4,7 @@ import pytest
 from sample_results import check_golden, record
 
 from apd.tables.command import load_runs, main
+from apd.tables.compare import compare
 from apd.tables.kinds import ablation, base_to_new, cost, few_shot, fitting, transfer
 
 ROBUST = "PGD-100 eps=2/255 (%)"
@@ -95,6 +96,18 @@ def save_halves(save, method, seed, base, new, **fields):
          robust=base[1], **fields)  # fmt: skip
     save(f"{folder}/new", method=method, seed=seed, subsample="new", clean=new[0],
          robust=new[1], **FROM, **fields)  # fmt: skip
+
+
+def test_harmonic_means_have_no_interval_but_a_difference(save, tmp_path):
+    for dataset in ("A", "B"):
+        save_halves(save, "APD", 1, (90.0, 40.0), (60.0, 20.0), dataset=dataset)
+        save_halves(save, "CoOp", 1, (50.0, 10.0), (50.0, 30.0), dataset=dataset)
+    tables = base_to_new(load_runs([tmp_path]))
+    compare(tables, "CoOp")
+    harmonic = tables[-1].rows[1]["H clean (%)"]
+    assert harmonic.difference == pytest.approx(22) and harmonic.over_sets is None
+    assert tables[-1].rows[1]["base clean (%)"].over_sets.wins == 2
+    assert tables[0].rows[1]["base clean (%)"].over_sets is None
 
 
 def test_base_to_new_has_the_harmonic_mean_of_the_means(save, tmp_path):

@@ -6,6 +6,9 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from itertools import product
+from operator import mul
+from statistics import stdev
 
 import pytest
 from sample_results import THREAT, check_golden, keep_verdicts, record
@@ -557,3 +560,31 @@ def test_runs_as_a_module(save):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "APD" in done.stdout
+
+
+# -- differences over data sets --------------------------------------------------------------------
+
+
+def test_an_average_has_the_interval_and_the_paired_test_over_data_sets(save, tmp_path, capsys):
+    apart = {"A": 4.0, "B": 3.0, "C": -1.0, "D": 2.0, "E": 5.0}
+    for name, difference in apart.items():
+        for seed, shift in ((1, 0.5), (2, -0.5)):
+            save(f"CoOp/{name}/{seed}", method="CoOp", dataset=name, seed=seed, clean=50.0)
+            clean = 50 + difference + shift
+            save(f"APD/{name}/{seed}", dataset=name, seed=seed, clean=clean)
+    path = tmp_path / "table.json"
+    assert main([str(tmp_path), "--baseline", "CoOp", "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    clean, robust = json.loads(path.read_text())["tables"]
+    (apd,) = (row for row in clean["rows"] if row["method"] == "APD")
+    found, values = apd["average"]["over_sets"], list(apart.values())
+    flips = [abs(sum(map(mul, signs, values))) for signs in product((1, -1), repeat=5)]
+    assert found["p"] == sum(flip >= sum(values) for flip in flips) / len(flips) == 4 / 32
+    half = 2.776445 * stdev(values) / 5**0.5  # t of 4 degrees of freedom
+    assert (found["low"], found["high"]) == pytest.approx((2.6 - half, 2.6 + half), abs=1e-5)
+    assert (found["sets"], found["wins"], found["losses"]) == (5, 4, 1)
+    assert f"(+2.6; over sets [{2.6 - half:+.1f}, {2.6 + half:+.1f}], p = 0.125)" in out
+    assert "a paired sign-flip test over data sets" in out
+    assert apd["A"]["over_sets"] is None
+    (apd,) = (row for row in robust["rows"] if row["method"] == "APD")
+    assert apd["average"]["over_sets"]["p"] == 1  # no difference anywhere
