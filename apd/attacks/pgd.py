@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from apd.attacks.gradient import image_gradient
-from apd.attacks.stream import Rows, Supply, join, row_seed, select
+from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select
 from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
 
 _TINY = 1e-10  # keeps a zero norm from dividing
-
-LogitsFn = Callable[[Tensor], Tensor]
 
 
 @torch.enable_grad()
@@ -143,7 +141,7 @@ class PGD:
         *,
         batch_size: int,
         sources: Sequence[LogitsFn] = (),
-        start: Callable[[Tensor, Tensor, int], Tensor],
+        start: Callable[[Tensor, Tensor, int], Tensor] | None = None,
         precision: torch.dtype | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[Rows, Rows]]:
@@ -155,7 +153,8 @@ class PGD:
             target: the model that the verdicts are about, in float32.
             batch_size: rows under attack at a time.
             sources: models that the loss is summed over; the default is the target.
-            start: images, their indices and the number of the restart to start points.
+            start: images, their indices and the number of the restart to start points; default:
+                drawn from ``seed`` (see ``seeded_start``).
             precision: of the attack's passes, if not float32. What it finds is checked in float32.
 
         Decided rows have "right" (still classified correctly), "attacked" (the image that decided),
@@ -164,6 +163,7 @@ class PGD:
         Raises:
             NonFiniteLoss: logits that are NaN or infinite.
         """
+        start = start or seeded_start(self.threat, seed)
         attack = _Attack(self, target, list(sources) or [target], start, precision)
         pool: Rows | None = None
         while True:

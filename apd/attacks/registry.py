@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torchattacks
 from torch import Tensor, nn
 
 from apd.attacks.library import Library
 from apd.attacks.pgd import PGD
+from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
 from apd.errors import UserError
 
@@ -31,7 +33,7 @@ class Attack:
     """
 
     name: str
-    stages: tuple[PGD | Library, ...]
+    stages: tuple[Stage, ...]
     conditions: dict
 
     def __str__(self) -> str:
@@ -52,16 +54,14 @@ def _part(
     attack: type, steps_name: str = "steps", targeted: bool = False, **options
 ) -> Callable[[ThreatModel, int], Build]:
     """A part of AutoAttack; only targeted ones take the number of classes."""
+    return lambda threat, steps: partial(
+        _made, attack, targeted, {steps_name: steps, "n_restarts": threat.restarts, **options}
+    )
 
-    def of(threat: ThreatModel, steps: int) -> Build:
-        def build(model, settings):
-            shared = {k: v for k, v in settings.items() if targeted or k != "n_classes"}
-            budget = {steps_name: steps, "n_restarts": threat.restarts}
-            return attack(model, **budget, **options, **shared)
 
-        return build
-
-    return of
+def _made(attack: type, targeted: bool, options: dict, model: nn.Module, settings: dict):
+    shared = {k: v for k, v in settings.items() if targeted or k != "n_classes"}
+    return attack(model, **options, **shared)
 
 
 def _difgsm(threat: ThreatModel, steps: int) -> Build:

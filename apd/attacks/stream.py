@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Rows = dict[str, Tensor]  # columns of equal length: "index", "image", "label", ...
+LogitsFn = Callable[[Tensor], Tensor]
+
+
+class Stage(Protocol):
+    """An attack of an evaluation: ours (``PGD``), or an adapter to a library's."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(
+        self,
+        supply: Supply,
+        target: LogitsFn,
+        *,
+        batch_size: int,
+        sources: Sequence[LogitsFn] = (),
+        precision: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[Rows, Rows | None]]:
+        """Yield rows that are decided, and those still under attack; see ``PGD.run``."""
+        ...
 
 
 def select(rows: Rows, which: Tensor) -> Rows:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel, seeded_start
+from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel
 from apd.attacks.pgd import correct
 from apd.attacks.stream import Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
@@ -302,10 +302,9 @@ def _unbounded(
     stands = torch.zeros(len(images), dtype=torch.bool)
     row = {place: i for i, place in enumerate(places.tolist())}
     rows = {"index": places.to(images.device), "image": images, "label": labels}
-    start = seeded_start(UNBOUNDED, seed)
     try:
         for done, _ in PGD(UNBOUNDED).run(
-            Supply([rows]), image_logits, batch_size=len(images), start=start
+            Supply([rows]), image_logits, batch_size=len(images), seed=seed
         ):
             stands[[row[place] for place in done["index"].tolist()]] = done["right"].cpu()
     except NonFiniteLoss:  # the attack itself will say so
@@ -333,7 +332,6 @@ class _Attacked:
         )  # fmt: skip
         for number, stage in enumerate(self.attack.stages, start=1):
             last = number == len(self.attack.stages)
-            start = seeded_start(stage.threat, seed) if isinstance(stage, PGD) else None
             wanted = (state.lost == 0) & (state.done == number - 1)
             supply = Supply(self.data.rows(wanted, state.pool))
             began, unsaved, settled = self.data.clock(), 0, []
@@ -344,7 +342,6 @@ class _Attacked:
                 sources=source.logits_fns if source else (),
                 precision=precision,
                 seed=seed,
-                start=start,
             )
             for rows, pool in decisions:
                 index = [to_row[place] for place in rows["index"].tolist()]
