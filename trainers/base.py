@@ -20,7 +20,7 @@ from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
 from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import Shard, evaluate, fingerprint
-from apd.evaluate.flags import ERROR
+from apd.evaluate.flags import ERROR, FALLEN, add_flags
 from apd.evaluate.shards import Images, Merger
 from apd.evaluate.workers import evaluate_run
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
@@ -326,7 +326,13 @@ class PromptTrainer(ResumableTrainer):
                 on_clean=self.evaluator.process,
                 **asked,
             )
-        for name, value in self.evaluator.evaluate().items():
+        results = self.evaluator.evaluate()
+        if final and self.learns and records[0]["accuracy"] < 100 * FALLEN:  # else it cannot be
+            records[0]["checks"]["zero_shot"] = self.zero_shot_accuracy(split)
+            add_flags(records)
+        if final:
+            print_flags(records[0])
+        for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         for record in records[1:]:
             self.write_scalar(f"{split}/{record['attack']}", record["accuracy"], self.epoch)
@@ -336,8 +342,7 @@ class PromptTrainer(ResumableTrainer):
                 f"* robust correct: {record['correct']:,}\n"
                 f"* robust accuracy: {record['accuracy']:.1f}%"
             )
-            for name, text in record["flags"].items():
-                print(f"* flag {name}: {text}")
+            print_flags(record)
         if final:
             self.finish(records, asked["fingerprint"])
             for record in records:
@@ -375,6 +380,17 @@ class PromptTrainer(ResumableTrainer):
         evaluate_run(folder, results, merger)
         return merger.records(self.evaluator.process)
 
+    def zero_shot_accuracy(self, split: str) -> float:
+        """Clean accuracy, in percent, of CLIP with the data set's hand-written prompt."""
+        (record,) = evaluate(
+            self.build_prompted_clip(self.clip_model).eval().classifier(),
+            self.split_loader(split),
+            parse_batch=self.parse_batch_test,
+            subset=self.cfg.AT.TEST.SUBSET,
+            desc=f"zero-shot CLIP on {split}",
+        )
+        return record["accuracy"]
+
     def finish(self, evaluations: list[dict], fingerprint: str) -> None:
         """Write results.json, the sign that this run is complete."""
         if not self.keep_results:
@@ -405,6 +421,11 @@ class PromptTrainer(ResumableTrainer):
                 "config": self.config,
             },
         )
+
+
+def print_flags(record: dict) -> None:
+    for name, text in record["flags"].items():
+        print(f"* flag {name}: {text}")
 
 
 def backbone_name(part) -> str:

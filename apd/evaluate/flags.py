@@ -1,8 +1,9 @@
-"""Signs that an evaluation says more about the attack than about the model.
+"""Signs that an evaluation says more about the attack, or a training that failed, than the model.
 
 After Carlini et al. 2019 (arXiv 1902.06705, section 5), Athalye et al. 2018 (arXiv 1802.00420,
 section 3) and the flags of AutoAttack's own code. A flagged number may be right, but is not to be
 published before the sign is explained; ``robust-above-clean`` alone is impossible, and an error.
+That training fell apart is told by clean accuracy: ``chance`` and ``below-zero-shot``, our choice.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import re
 from collections.abc import Iterator
 from itertools import permutations
 
+from scipy.stats import binomtest
+
 from apd.attacks.threat import doubts
 from apd.results.words import cited
 
 ERROR = "robust-above-clean"
 TOLERANCE = 0.5  # points of accuracy that two attacks may differ by chance, and at least one image
 STANDING = 5.0  # % of images that may stand under an unbounded attack
+GUESSING = 0.01  # least probability of as many right answers by naming the commonest class
+FALLEN = 0.5  # of zero-shot CLIP's clean accuracy, below which training has fallen apart
 
 _GRADIENT = ("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-t", "fab-t", "autoattack")
 _MOVE_ALL = ("fgsm", "pgd", "cw", "difgsm")
@@ -39,6 +44,17 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     # the others return the images that they do not fool as they were
     if checks.get("moved") == 0 and _kind(record) in _MOVE_ALL:
         yield "unmoved", "the attack changed none of the images"
+    accuracy = record["accuracy"]
+    if (commonest := checks.get("commonest")) is not None:
+        right, total = record["correct"], record["total"]
+        guessed = binomtest(right, total, commonest / 100, alternative="greater").pvalue
+        if guessed > GUESSING:
+            share = f"{commonest:.1f} %, the share of the commonest class"
+            told = f"not above {share} (binomial test, p = {guessed:.2g})"
+            yield "chance", f"{accuracy:.1f} % is {told}"
+    zero_shot = checks.get("zero_shot")
+    if zero_shot is not None and accuracy < FALLEN * zero_shot:
+        yield "below-zero-shot", f"less than half of zero-shot CLIP's accuracy, {zero_shot:.1f} %"
     if share := checks.get("zero_gradients"):
         yield "zero-gradients", f"the gradient was all zeros on {share:.1f} % of the images"
     if share := checks.get("broken_gradients"):

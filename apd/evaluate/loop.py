@@ -88,7 +88,8 @@ def evaluate(
         [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
         total (images), accuracy (%), seconds (without data loading), split, images ("all", or
         size and seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also
-        have key (of their file in ``store``), checks and, with several stages, fell_to.
+        have key (of their file in ``store``) and, with several stages, fell_to. checks has what
+        flags are raised by.
 
     Raises:
         UserError: no images, images outside [0, 1], unknown attacks.
@@ -122,7 +123,9 @@ def evaluate(
 
 
 def clean_record(clean: Clean) -> dict:
-    return _record("clean", None, clean.right, clean.seconds)
+    record = _record("clean", None, clean.right, clean.seconds)
+    commonest = int(clean.labels.bincount().max())
+    return {**record, "checks": {"commonest": 100 * commonest / record["total"]}}
 
 
 def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, clean: Clean) -> dict:

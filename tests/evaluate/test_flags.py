@@ -161,7 +161,9 @@ def test_every_flag_of_the_documentation_was_seen():
         if line.startswith("| `")
         for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
     }
-    assert names == {case[0] for case in RAISED} | {"tiny-eps", "unmoved"}
+    assert names == {case[0] for case in RAISED} | {
+        *("tiny-eps", "unmoved", "chance", "below-zero-shot")
+    }
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,33 @@ def test_an_attack_that_attacks_nothing_is_flagged(eps, attack, flagged):
 def test_how_many_images_moved_is_told():
     _, record = evaluate(NET, data(NET), THREAT, parse_batch=tuple)
     assert record["checks"]["moved"] == 100
+
+
+@pytest.mark.parametrize("wrong, flagged", [(1, True), (8, False)])
+def test_guessing_is_told_from_knowing(wrong, flagged):
+    """All labels changed, or every eighth: none of the images right, or seven in eight."""
+    (clean,) = evaluate(NET, data(NET, wrong=wrong), parse_batch=tuple)
+    assert ("chance" in clean["flags"]) == flagged
+
+
+def test_the_commonest_class_for_every_image_is_guessing():
+    loader = data(NET)
+    commonest = loader.dataset.tensors[1].mode().values
+
+    def constant(images):
+        return torch.eye(CLASSES)[commonest].expand(len(images), -1)
+
+    (clean,) = evaluate(constant, loader, parse_batch=tuple)
+    share = (loader.dataset.tensors[1] == commonest).float().mean()
+    assert clean["accuracy"] == clean["checks"]["commonest"] == pytest.approx(100 * share.item())
+    assert "not above" in clean["flags"]["chance"]
+
+
+@pytest.mark.parametrize("zero_shot, flagged", [(90.0, True), (60.0, False), (None, False)])
+def test_less_than_half_of_zero_shot_has_fallen_apart(zero_shot, flagged):
+    clean = record("clean", 40.0) | {"correct": 80, "checks": {"zero_shot": zero_shot}}
+    add_flags([clean])
+    assert ("below-zero-shot" in clean["flags"]) == flagged
 
 
 def test_a_sound_model_raises_none():
