@@ -187,13 +187,14 @@ def test_labels_neither_overlap_nor_leave_the_axes():
 
 
 def test_eps_curves_take_what_apd_eval_added_and_begin_at_the_clean_accuracy(save, runs):
-    subset = {"images": {"count": 4, "seed": 0}, "total": 4}
+    images = {"images": {"count": 4, "seed": 0}, "total": 4}
     for seed, wrong in ((1, 1), (2, 2)):
         run = save(seed=seed, fingerprint="m", threat={"seed": seed})
         for eps, robust in ((1, 50.0), (2, 25.0)):
             threat = {**THREAT, "eps": eps, "alpha": eps / 4, "steps": 20, "seed": seed}
             key = f"{seed}-{eps}"
-            one = record("pgd-20", robust, threat, key=key, flags={}) | subset
+            counts = images | {"correct": round(robust / 25)}
+            one = record("pgd-20", robust, threat, key=key, flags={}) | counts
             keep_verdicts(run, one, [-1] * wrong + [0] * (4 - wrong))
     ((stem, figure),) = eps_curves(runs()).items()
     (axes,) = figure.axes  # PGD-100 has one radius only
