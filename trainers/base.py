@@ -17,6 +17,7 @@ from tqdm import tqdm
 from apd import ranks
 from apd.attacks import PRECISIONS, ThreatModel, doubts, find_attack
 from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
+from apd.clip.visual import is_vit
 from apd.config import check
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import Shard, evaluate, fingerprint
@@ -121,7 +122,10 @@ class PromptTrainer(ResumableTrainer):
 
     def load_clip(self, name: str, robust: str, resolution: int = 0) -> nn.Module:
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
-        return load_clip(name, robust, resolution).to(self.device)
+        model = load_clip(name, robust, resolution).to(self.device)
+        if self.device.type == "cuda" and not is_vit(model.visual):
+            model.visual.to(memory_format=torch.channels_last)  # what its convolutions run in
+        return model
 
     def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
         return build_prompted_clip(
@@ -227,7 +231,12 @@ class PromptTrainer(ResumableTrainer):
             )
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return self.parse_batch_test(batch)
+
+    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device; loaders pin their memory, so nothing waits for it."""
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return images, labels
 
     def init_writer(self, log_dir) -> None:
         if not ranks.rank():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from apd.attacks.gradient import image_gradient
-from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select
+from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select, to_device
 from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
 
@@ -113,7 +113,7 @@ def surviving(
     ):
         if done["broken"].any():
             raise NonFiniteLoss("the model's input gradients are NaN or infinite")
-        alive[done["index"]] = done["right"]
+        alive[done["index"]] = done["right"].to(alive.device)
     return alive
 
 
@@ -174,6 +174,7 @@ class PGD:
             if not parts:
                 return
             pool = join(parts)
+            # what follows is decided on the CPU, from one look at the device for each step
             x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
             logits, right = attack.verdict(x, pool["label"], last)
             fallen = ~right & last if attack.last_only else ~right
@@ -221,16 +222,17 @@ class _Attack:
         if self.pgd.threat.loss == "kl" and "reference" not in rows:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 rows["reference"] = self.target(rows["image"])
-        columns = {"step": torch.long, "restart": torch.long}
-        columns |= {"zero": torch.bool, "broken": torch.bool}
-        zeros = {k: torch.zeros(count, dtype=d, device=device) for k, d in columns.items()}
-        return {**rows, **zeros, "attacked": self.start(rows["image"], rows["index"], 0)}
+        rows["index"] = rows["index"].cpu()
+        new = {k: torch.zeros(count, dtype=torch.long) for k in ("step", "restart")}
+        for name in ("zero", "broken"):
+            new[name] = torch.zeros(count, dtype=torch.bool, device=device)
+        return {**rows, **new, "attacked": self.start(rows["image"], rows["index"], 0)}
 
     def verdict(self, x: Tensor, labels: Tensor, last: Tensor) -> tuple[list[Tensor], Tensor]:
         """The models' logits of the iterates ``x``, for their gradients, and which are right.
 
-        ``last`` (B,) says which are at their last step. Where only that is looked at, all others
-        count as right.
+        ``last`` (B,) says which are at their last step; it is on the CPU, and so is what is right.
+        Where only the last step is looked at, all others count as right.
         """
         if going_on := not last.all():
             models = self.sources
@@ -246,17 +248,18 @@ class _Attack:
         if not self.white_box:
             right, unsure = torch.ones_like(last), last
         else:
-            right = correct(logits[0], labels)
+            right = _correct_here(logits[0], labels)
             if precision is None:
                 return logits, right
             unsure = ~right | last
         if unsure.any():
+            some = select({"image": x.detach(), "label": labels}, unsure)
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                right[unsure] = correct(self.target(x.detach()[unsure]), labels[unsure])
+                right[unsure] = _correct_here(self.target(some["image"]), some["label"])
         return logits, right
 
     def step(self, pool: Rows, x: Tensor, logits: list[Tensor], which: Tensor) -> None:
-        """Move the rows ``which`` (B,) of ``pool`` on from ``x``, in place."""
+        """Move the rows ``which`` (B,), on the CPU, of ``pool`` on from ``x``, in place."""
         if not which.any():
             return
         threat = self.pgd.threat
@@ -264,11 +267,12 @@ class _Attack:
         for z in logits:
             gradient = gradient + _gradient(z, x, pool["label"], pool.get("reference"), threat.loss)
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
+        here = to_device(which, x.device)
         sound = largest.isfinite()
-        pool["broken"] |= ~sound & which
-        pool["zero"] |= (largest == 0) & which
+        pool["broken"] |= ~sound & here
+        pool["zero"] |= (largest == 0) & here
         moved = _move(x, gradient, pool["image"], threat)
-        pool["attacked"] = torch.where((sound & which).view(-1, 1, 1, 1), moved, x.detach())
+        pool["attacked"] = torch.where((sound & here).view(-1, 1, 1, 1), moved, x.detach())
         pool["step"] = pool["step"] + which
 
     def restart(self, pool: Rows, which: Tensor) -> None:
@@ -294,12 +298,19 @@ def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, in
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Which predictions are right, (B,) bool; NonFiniteLoss where logits (B, C) have none."""
-    if not torch.isfinite(logits).all():
+    return _correct_here(logits, labels).to(logits.device)
+
+
+def _correct_here(logits: Tensor, labels: Tensor) -> Tensor:
+    """As ``correct``, on the CPU: one look at the device."""
+    right, sound = logits.argmax(dim=1) == labels, torch.isfinite(logits).all()
+    found = torch.cat([right, sound[None]]).cpu()
+    if not found[-1]:
         raise NonFiniteLoss(
             "the model's logits are NaN or infinite: the prompts or weights are damaged, or half "
             "precision overflows"
         )
-    return logits.argmax(dim=1) == labels
+    return found[:-1]
 
 
 def _start(

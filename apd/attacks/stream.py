@@ -33,9 +33,24 @@ class Stage(Protocol):
         ...
 
 
+HOST = ("index", "step", "restart")  # columns that are always on the CPU: a loop looks at them
+
+
 def select(rows: Rows, which: Tensor) -> Rows:
-    """The rows at ``which``, a mask or indices."""
-    return {name: column[which] for name, column in rows.items()}
+    """The rows at ``which``, a mask."""
+    index = which.nonzero()[:, 0]
+    on = {index.device: index}
+    for column in rows.values():
+        if column.device not in on:
+            on[column.device] = to_device(index, column.device)
+    return {name: column[on[column.device]] for name, column in rows.items()}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU, which a GPU need not be waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def join(parts: list[Rows]) -> Rows:

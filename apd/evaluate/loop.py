@@ -17,7 +17,7 @@ from tqdm import tqdm
 from apd import ranks
 from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel
 from apd.attacks.pgd import correct
-from apd.attacks.stream import Rows, Supply, join, select
+from apd.attacks.stream import HOST, Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
 from apd.evaluate.flags import add_flags
 from apd.evaluate.plan import CLEAN, Kept, LogitsFn, Plan, Shard, Source
@@ -236,15 +236,15 @@ class Data:
         first = 0
         for images, labels in self.batches():
             here = wanted[first : first + len(labels)].nonzero()[:, 0]
-            index = self.places(first, len(labels))[here].to(images.device)
+            index = self.places(first, len(labels))[here]
             on = here.to(images.device)
             rows = {"index": index, "image": images[on], "label": labels[on]}
             first += len(labels)
             if pool and len(index):
-                under = torch.isin(index, pool["index"].to(index.device))
+                under = torch.isin(index, pool["index"].cpu())
                 if under.any():
-                    kept = torch.isin(pool["index"].to(index.device), index)
-                    columns = {k: v.to(index.device)[kept] for k, v in pool.items()}
+                    kept = select(pool, torch.isin(pool["index"].cpu(), index))
+                    columns = {k: v.to("cpu" if k in HOST else on.device) for k, v in kept.items()}
                     yield {**select(rows, under), **columns}
                 rows = select(rows, ~under)
             if len(rows["index"]):
@@ -304,7 +304,7 @@ def _unbounded(
     """Which of the images stand when the attack may do anything, (B,) bool on the CPU."""
     stands = torch.zeros(len(images), dtype=torch.bool)
     row = {place: i for i, place in enumerate(places.tolist())}
-    rows = {"index": places.to(images.device), "image": images, "label": labels}
+    rows = {"index": places, "image": images, "label": labels}
     try:
         for done, _ in PGD(UNBOUNDED).run(
             Supply([rows]), image_logits, batch_size=len(images), seed=seed
