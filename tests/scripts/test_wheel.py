@@ -1,0 +1,64 @@
+"""The built wheel, unpacked where nothing of the clone is: configs and weights are inside it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = (".*", "output", "data", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder of the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    clone = folder / "clone"  # building leaves folders beside setup.py
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", str(folder), str(clone)],
+        check=True,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    shutil.rmtree(clone)
+    return folder / "site"
+
+
+def test_it_has_every_config_asset_and_command(site):
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert (site / "apd" / path.relative_to(ROOT)).is_file(), path
+    for path in (ROOT / "apd" / "assets").iterdir():
+        assert (site / "apd/assets" / path.name).read_bytes() == path.read_bytes()
+    (points,) = site.glob("*.dist-info/entry_points.txt")
+    for line in points.read_text().splitlines():
+        if line.startswith("apd-"):
+            module = line.partition(" = ")[2].partition(":")[0]
+            assert (site / module.replace(".", "/")).with_suffix(".py").is_file(), line
+
+
+def test_apd_train_builds_a_run_outside_the_clone(site, tmp_path):
+    others = [path for path in sys.path if path and not Path(path).resolve().is_relative_to(ROOT)]
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    program = (
+        "import sys, apd; from apd.train.command import main; print(apd.__file__);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program, "--root", "data", "--seed", "1", "--trainer", "APD",
+         "--dataset-config-file", "configs/datasets/digits.yaml",
+         "--config-file", "configs/trainers/APD/mini.yaml", "--output-dir", "out", "--no-train",
+         "DATASET.NUM_SHOTS", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *others, *packages])},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
