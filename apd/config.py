@@ -75,7 +75,7 @@ _KEYS = {
     },
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new
-        # validation images a class; 0: all; -1: min(shots, 4), CoOp's rule
+        # validation images per class; 0: all; -1: min(shots, 4), CoOp's rule
         "VAL_SHOTS": -1,
         # of the dataset Folder: below DATASET.ROOT; its name in results (default: DIR); its
         # hand-written prompt (default: a photo of a {}.)
@@ -107,7 +107,7 @@ _KEYS = {
             "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC; verdicts are always in fp32
             "SUBSET": 0,  # of the test images, the same for all methods and seeds; 0: all
-            "SHARDS": 1,  # processes (on a machine with GPUs: one a GPU) that share the images
+            "SHARDS": 1,  # processes (on a machine with GPUs: one per GPU) that share the images
         },
     },
     "TRAINER": {

@@ -33,7 +33,7 @@ PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 
 
 class _Tree(SplitFile):
-    """One folder of images a class, which names it: ``renamed`` says otherwise for some."""
+    """One folder of images per class, which names it: ``renamed`` says otherwise for some."""
 
     ignored: tuple[str, ...] = ()
     renamed: dict[str, str] = {}

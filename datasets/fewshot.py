@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 class FewShotDataset(DatasetBase):
     """Whole splits in, one run's splits out.
 
-    ``cfg.DATASET.NUM_SHOTS`` images a class are drawn from ``train`` and then ``min(shots, 4)``
+    ``cfg.DATASET.NUM_SHOTS`` images per class are drawn from ``train`` and then ``min(shots, 4)``
     from ``val``, all of them below 1; then ``cfg.DATASET.SUBSAMPLE_CLASSES`` keeps all classes,
     the base or the new ones. Both as Dassl and CoOp (Zhou et al. 2022) do: the same images for
     the same ``cfg.SEED``. ``cfg.DATASET.VAL_SHOTS`` takes the place of ``min(shots, 4)``; these

@@ -1,4 +1,4 @@
-"""Any images, sorted into one folder a class."""
+"""Any images, sorted into one folder per class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYOUTS = "expected train/<class>/* and test/<class>/* (val/ optional), or <clas
 
 @register(DATASET_REGISTRY)
 class Folder(FewShotDataset):
-    """Images under ``ROOT/DATASET.FOLDER.DIR``, one folder a class, which names the class.
+    """Images under ``ROOT/DATASET.FOLDER.DIR``, one folder per class, which names the class.
 
     Either ``train/<class>/*``, ``test/<class>/*`` and, if there is one, ``val/<class>/*``; or one
     tree ``<class>/*``, which is split 50/20/30 within each class: its file names are sorted,

@@ -26,7 +26,7 @@ RESUME_NAME = "resume.pth.tar"
 class ResumableTrainer(TrainerX):
     """``TrainerX`` with sound checkpoints, on the embedded host and on upstream Dassl alike.
 
-    history.csv has a row an epoch: learning rate, seconds, and means of all that is logged.
+    history.csv has a row per epoch: learning rate, seconds, and means of all that is logged.
     Checkpoints are of two kinds: Dassl's own layout (``<name>/model.pth.tar-N``, as often as
     TRAIN.CHECKPOINT_FREQ says), for evaluation; and ``resume.pth.tar``, rewritten atomically after
     every epoch, with all that the next epoch depends on: prompts, optimisers, schedulers, random

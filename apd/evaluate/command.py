@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def table(evaluated: list[tuple[Run, list[dict]]]) -> str:
-    """One row an evaluation, with footnotes for its flags."""
+    """One row per evaluation, with footnotes for its flags."""
     rows, notes = [], []
     for run, (clean, *records) in evaluated:
         for record in records or [clean]:

@@ -34,7 +34,7 @@ def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None
 def draw_points(
     axes: Axes, clouds: dict[str, list[tuple[float, float]]], looks: dict[str, dict]
 ) -> None:
-    """A point at the mean of each method's (x, y), one a seed, and bars of one deviation."""
+    """A point at the mean of each method's (x, y), one per seed, and bars of one deviation."""
     for method in sorted(clouds, key=rank):
         x, y = zip(*clouds[method])
         bars = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}

@@ -214,7 +214,7 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
 
 def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     """A row for each key with another value than the default: those in which the methods differ,
-    one column a method and empty where it has the default; and those in which they do not."""
+    one column per method and empty where it has the default; and those in which they do not."""
     default = dict(flat(yaml.safe_load(config.default().dump())))
     differing, shared = [], []
     for key in sorted({key for found in configs.values() for key in found} - _TOLD):

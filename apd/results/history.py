@@ -1,4 +1,4 @@
-"""history.csv of a run: what training logged, a row an epoch."""
+"""history.csv of a run: what training logged, a row per epoch."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Accuracy(float):
     Attributes:
         flags: of its evaluation: names, each with a sentence.
         seed: of its run.
-        parts: what it is the mean of: (run folder, evaluation), one a data set.
+        parts: what it is the mean of: (run folder, evaluation), one per data set.
     """
 
     flags: dict = {}
@@ -85,7 +85,7 @@ class OverSets(NamedTuple):
 
 
 class Cell(list):
-    """Numbers, one a seed; empty: missing, or not evaluated.
+    """Numbers, one per seed; empty: missing, or not evaluated.
 
     Attributes:
         missing: runs that it lacks.

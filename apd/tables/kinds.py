@@ -26,8 +26,10 @@ DEFAULT = "default"  # of an ablation: its row that changes nothing
 
 
 def methods(runs: dict[Path, dict]) -> list[Table]:
-    """One row a method. Evaluations of a part of the images that some methods lack have a table of
-    their own; of several data sets there is a table an evaluation.
+    """One row per method.
+
+    Evaluations of a part of the images that some methods lack have a table of their own; of several
+    data sets there is a table per evaluation.
     """
     grid = Grid(runs, same=("backbone", "subsample", "shots"))
     title = _title(runs, "dataset", "shots", "backbone")
@@ -90,7 +92,7 @@ def _over_data_sets(grid: Grid, header: str) -> list[dict]:
 
 
 def few_shot(runs: dict[Path, dict]) -> list[Table]:
-    """Methods by shots: for each evaluation, a table a data set and one of their average."""
+    """Methods by shots: for each evaluation, a table per data set and one of their average."""
     grid = Grid(runs, same=("backbone", "subsample"))
     data_sets, shots = grid.values("dataset"), grid.values("shots")
     (subsample,) = grid.values("subsample")
@@ -113,7 +115,7 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
 
 
 def base_to_new(runs: dict[Path, dict]) -> list[Table]:
-    """Base, new and H of every evaluation: a table a data set, and one of their average.
+    """Base, new and H of every evaluation: a table per data set, and one of their average.
 
     The average's H is that of the averages of base and new.
     """
@@ -182,9 +184,9 @@ def _sources(runs: dict[Path, dict]) -> set[str]:
 
 
 def ablation(runs: dict[Path, dict]) -> list[Table]:
-    """One row a config of a method: what it changes, and the difference to the default's row.
+    """One row per config of a method: what it changes, and the difference to the default's row.
 
-    The default has every key's most common value. A table a data set, and one of their average.
+    The default has every key's most common value. A table per data set, and one of their average.
     """
     tables = []
     for method in dict.fromkeys(run["method"] for run in runs.values()):
@@ -313,7 +315,7 @@ def search(
 
 
 def cost(runs: dict[Path, dict]) -> list[Table]:
-    """What each method takes, by shots: a table a data set."""
+    """What each method takes, by shots: a table per data set."""
     grid = Grid(runs, same=("backbone", "subsample"))
     several = len(grid.values("shots")) > 1
     tables = []

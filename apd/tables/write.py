@@ -28,7 +28,7 @@ class Table:
             "cost", "against", "published".
         title: what it shows, in a line.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
-            ``Cell``, a list of numbers, one a seed. The first label names the row.
+            ``Cell``, a list of numbers, one per seed. The first label names the row.
         notes: what stands below it beside its footnotes.
         baseline: the row that differences are to, if there are any.
         extra: what JSON tells beside it.
@@ -281,7 +281,7 @@ _STYLES = {
 
 
 def _csv(tables: list[Table]) -> str:
-    """One line a cell, so that tables with different columns fit in one file."""
+    """One line per cell, so that tables with different columns fit in one file."""
     labels = list(dict.fromkeys(label for table in tables for label in table.labels))
     numbers = ["mean", "std", "n", "missing", "difference", "low", "high"]
     text = io.StringIO()

@@ -42,7 +42,7 @@ _DEFAULTS = {
         "SOURCE_DOMAINS": (),
         "TARGET_DOMAINS": (),
         "NUM_LABELED": -1,
-        "NUM_SHOTS": -1,  # images a class; below 1: all
+        "NUM_SHOTS": -1,  # images per class; below 1: all
         "VAL_PERCENT": 0.1,
         "STL10_FOLD": -1,
         "CIFAR_C_TYPE": "",

@@ -75,7 +75,7 @@ class DatasetBase:
             check_availability(domain, self.domains)
 
     def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False):
-        """Draw ``num_shots`` images a class from each list, with python's ``random``.
+        """Draw ``num_shots`` images per class from each list, with python's ``random``.
 
         A class with fewer gives all it has, or, with ``repeat``, draws with replacement. Below 1
         the lists come back as they are. Returns one list for one list, else several.
