@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from apd.host import HOST
 
@@ -377,8 +379,6 @@ def test_the_real_command_prints_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(run, tmp_path, tiny, workers):
-    if HOST == "dassl":
-        pytest.skip("upstream reads images itself")
     shutil.copytree(Path(tiny.root) / "shapes", tmp_path / "shapes")
     for path in (tmp_path / "shapes" / "train" / "star").iterdir():
         path.write_bytes(path.read_bytes()[:200])
@@ -435,3 +435,13 @@ def test_other_writers_tell_a_place_that_cannot_be_written(runs, tmp_path, capsy
         assert command(flags) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and err.startswith("error: ") and "file" in err
+
+
+@pytest.mark.parametrize("method", ["CoOp", "AdvPT"])
+def test_an_image_of_16_bits_is_named_on_every_host(run, tmp_path, tiny, method):
+    shutil.copytree(Path(tiny.root) / "shapes", tmp_path / "shapes")
+    for path in (tmp_path / "shapes" / "train").glob("*/*.png"):
+        Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16)).save(path)
+    result = run(method, tmp_path / "out", flags=("--root", str(tmp_path)))
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "mode I;16 has more than 8 bits: save it with 8" in result.err
