@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--backbone ViT-B/16] [--classes 1000] [--batch 32] [--chunks 0 100]
 
 What a graph keeps for its backward pass is counted on a few images and class names (bytes of all
-tensors that autograd saves, each once, weights apart) and multiplied: it grows with their number. An
-APD step keeps, at its peak, the weights, the text graphs of student and teacher, the teacher's
+tensors that autograd saves, each once, weights apart) and multiplied: it grows with their number.
+An APD step keeps, at its peak, the weights, the text graphs of student and teacher, the teacher's
 image graph, and one image graph of the student (of an attack step, or the one that is trained on).
 With TRAINER.PROMPT.TEXT_CHUNK a text graph is one chunk's at a time. Not counted: what a layer
 needs while it runs, PyTorch's cache and CUDA's context, together about 1 GiB (our guess).
