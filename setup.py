@@ -76,6 +76,7 @@ setup(
             "apd-doctor = apd.datasets.doctor.command:main",
             "apd-eval = apd.evaluate.command:main",
             "apd-convert = apd.interchange.command:main",
+            "apd-configs = apd.config:print_folder",
         ]
     },
 )

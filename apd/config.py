@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 
 from yacs.config import CfgNode
 
+import apd
 from apd.errors import UserError, one_line
 from apd.ranges import (
     TEXT,
@@ -23,6 +25,8 @@ from apd.ranges import (
     several,
     whole,
 )
+
+CONFIGS = Path(apd.__path__[-1]) / "configs"  # the files that come with this package
 
 # eps and alpha are in units of 1/255. They have no default: a result must state its threat model.
 _ATTACK = {
@@ -300,8 +304,14 @@ def check(cfg: CfgNode) -> None:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add the keys of these trainers to a Dassl config, in place; keys it has keep their values."""
+    """Make a Dassl config one for these trainers, in place.
+
+    It gets their keys; keys that it has keep their values. Its ``merge_from_file`` also finds the
+    files that come with this package, as ``find_config`` does.
+    """
     _add(cfg, _KEYS)
+    if type(cfg) is CfgNode:
+        object.__setattr__(cfg, "__class__", _Config)  # yacs's own would make it a key
 
 
 def default() -> CfgNode:
@@ -319,6 +329,35 @@ def _add(node: CfgNode, keys: dict) -> None:
             _add(node.setdefault(key, CfgNode()), value)
         else:
             node.setdefault(key, value)
+
+
+class _Config(CfgNode):
+    """A config whose files may be this package's; its sections are plain ones."""
+
+    def merge_from_file(self, cfg_filename: str) -> None:
+        super().merge_from_file(find_config(cfg_filename))
+
+    _decode_cfg_value = CfgNode._decode_cfg_value  # yacs merges sections of the same type only
+
+
+def find_config(path: str) -> str:
+    """``path``, or the file that comes with this package under that name (``configs/...``).
+
+    Raises:
+        UserError: there is neither.
+    """
+    shipped = CONFIGS.parent / path
+    if Path(path).is_file():
+        return path
+    if shipped.is_file() and CONFIGS in shipped.resolve().parents:
+        return str(shipped)
+    raise UserError(f"no config file {path}")
+
+
+def print_folder() -> int:
+    """The command ``apd-configs``: print where the configs of this package lie."""
+    print(CONFIGS)
+    return 0
 
 
 # keys that cannot change a result

@@ -56,6 +56,18 @@ def either(names: Iterable[str]) -> str:
 
 silent = False  # of a process beside others that meet the same errors
 
+TOLD = (UserError, NonFiniteLoss, ImpossibleResult, WorkerFailed)
+
+
+def tell(error: Exception) -> int:
+    """Print one of ``TOLD`` in a line, and return the exit code: 2 for a UserError, else 1."""
+    message, code = str(error), 1
+    if isinstance(error, UserError):
+        # from a worker of a data loader it comes with that process's traceback
+        message, code = one_line(message.rpartition("apd.errors.UserError: ")[2], most=3000), 2
+    _print(message)
+    return code
+
 
 def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1."""
@@ -64,26 +76,38 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
     def command(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
-        except UserError as error:
-            # from a worker of a data loader it comes with that process's traceback
-            message = str(error).rpartition("apd.errors.UserError: ")[2]
-            _tell(one_line(message, most=3000))
-            return 2
+        except TOLD as error:
+            return tell(error)
         except BrokenPipeError:  # the reader of a pipe has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
             if error.filename is None or error.strerror is None:
                 raise
-            _tell(f"{one_line(error.filename)}: {error.strerror}")
+            _print(f"{one_line(error.filename)}: {error.strerror}")
             return 2
-        except (NonFiniteLoss, ImpossibleResult, WorkerFailed) as error:
-            _tell(str(error))
-            return 1
 
     return command
 
 
-def _tell(message: str) -> None:
+def tell_uncaught() -> None:
+    """End a program that none of our commands runs, as they end: with one line and exit code.
+
+    Any other error that nobody catches goes to the hook that was there before.
+    """
+    before = sys.excepthook
+    if getattr(before, "tells", False):
+        return
+
+    def hook(kind, error, traceback) -> None:
+        if isinstance(error, TOLD):
+            sys.exit(tell(error))
+        before(kind, error, traceback)
+
+    hook.tells = True
+    sys.excepthook = hook
+
+
+def _print(message: str) -> None:
     if not silent:
         print(f"error: {message}", file=sys.stderr)

@@ -66,13 +66,13 @@ class PromptTrainer(ResumableTrainer):
                 for _, text in doubts(cfg.AT[part].EPS, cfg.AT[part].STEPS):
                     print(f"warning: AT.{part}: {text}")
         # without a radius there is the clean evaluation only
-        self.test_threat = threat_model(cfg.AT.TEST) if cfg.AT.TEST.EPS is not None else None
+        self.test_threat = threat_model(cfg, "TEST") if cfg.AT.TEST.EPS is not None else None
         if cfg.AT.TEST.ATTACKS and not self.test_threat:
             raise UserError("AT.TEST.EPS is not set (unit: 1/255): attacks need it")
         for name in cfg.AT.TEST.ATTACKS:
             find_attack(name, self.test_threat)
         if self.adversarial:
-            self.train_threat = threat_model(cfg.AT.TRAIN)
+            self.train_threat = threat_model(cfg, "TRAIN")
             if cfg.AT.TRAIN.AT_LOSS_TYPE not in self.batches:
                 raise UserError(
                     f"AT.TRAIN.AT_LOSS_TYPE is {cfg.AT.TRAIN.AT_LOSS_TYPE}: "
@@ -452,10 +452,14 @@ def peak_memory(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def threat_model(part) -> ThreatModel:
-    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST."""
+def threat_model(cfg, use: str) -> ThreatModel:
+    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST: ``use`` is TRAIN or TEST."""
+    part = cfg.AT[use]
     for key in ("EPS", "ALPHA"):
         if part[key] is None:
-            raise UserError(f"AT.TRAIN.{key} or AT.TEST.{key} is not set (unit: 1/255)")
+            raise UserError(
+                f"AT.{use}.{key} is not set (unit: 1/255): choose a config of configs/trainers "
+                f"(apd-configs says where), or add AT.{use}.EPS 1.0 AT.{use}.ALPHA 1.0"
+            )
     restarts, loss = part.get("RESTARTS", 1), part.get("LOSS", "ce")
     return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, restarts, loss=loss)

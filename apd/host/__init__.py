@@ -81,12 +81,25 @@ def register(registry):
     return decorate
 
 
+def mend() -> None:
+    """Mend what upstream Dassl's own trainers meet on current PyTorch, in memory.
+
+    Its warm-up schedule (``OPTIM.WARMUP_EPOCH`` 1 or more, as in nearly all configs) passes an
+    argument that PyTorch has dropped; in a checkpoint it is an object, which PyTorch no longer
+    loads; and where it is loaded, the learning rate stays what it was. Mended, its learning rates
+    are those that it had. The embedded host has nothing to mend.
+    """
+    if HOST == "dassl":
+        _module.mend_warm_up()
+
+
 __all__ = [
     *_TOOLBOX,
     "HOST",
     "build_lr_scheduler",
     "load_checkpoint",
     "load_pretrained_weights",
+    "mend",
     "register",
     "resume_from_checkpoint",
     "save_checkpoint",

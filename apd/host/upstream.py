@@ -1,5 +1,6 @@
-"""Upstream Dassl's names, gathered in one place."""
+"""Upstream Dassl's names, gathered in one place, and a remedy for its warm-up."""
 
+import torch
 from dassl import __version__ as HOST_VERSION
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data import DataManager
@@ -12,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, build_tra
 from dassl.engine import TrainerX as _TrainerX
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
 from dassl.metrics import compute_accuracy
-from dassl.optim import build_optimizer
+from dassl.optim import build_optimizer, lr_scheduler
 from dassl.utils import (
     AverageMeter,
     Logger,
@@ -58,3 +59,28 @@ class TrainerX(_TrainerX):
             *("num_source_domains", "lab2cname"),
         ):
             setattr(self, name, getattr(self.dm, name))
+
+
+def mend_warm_up() -> None:
+    """See ``apd.host.mend``. The class is mended, so it does not matter who has imported it."""
+    schedule = lr_scheduler._BaseWarmupScheduler
+    schedule.__init__ = _init
+    schedule.state_dict = _state_dict
+    schedule.load_state_dict = _load_state_dict
+
+
+def _init(self, optimizer, successor, warmup_epoch, last_epoch=-1, verbose=False) -> None:
+    self.successor = successor
+    self.warmup_epoch = warmup_epoch
+    torch.optim.lr_scheduler.LRScheduler.__init__(self, optimizer, last_epoch)
+
+
+def _state_dict(self) -> dict:
+    state = torch.optim.lr_scheduler.LRScheduler.state_dict(self)
+    return {**state, "successor": self.successor.state_dict()}
+
+
+def _load_state_dict(self, state_dict: dict) -> None:
+    own = {key: value for key, value in state_dict.items() if key != "successor"}
+    torch.optim.lr_scheduler.LRScheduler.load_state_dict(self, own)
+    self.successor.load_state_dict(state_dict["successor"])

@@ -45,7 +45,7 @@ from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
-from apd.config import default, flat
+from apd.config import default, find_config, flat
 from apd.errors import UserError, listed
 from apd.files import read_json, read_yaml
 from apd.sweep.cell import Cell
@@ -69,8 +69,6 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
         UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
             kind. The configs that the cells name are read when a cell is looked at.
     """
-    from apd.train.command import find_config
-
     found = find_config(str(path))
     try:
         return list(_expand(_checked(_read(Path(found))), replaced))

@@ -16,7 +16,6 @@ import contextlib
 import io
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 
@@ -42,8 +41,6 @@ try:
 except UserError as error:  # APD_HOST asks for a host that is not there
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-CONFIGS = Path(apd.__path__[-1]) / "configs"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,7 +78,7 @@ def setup_cfg(args: argparse.Namespace):
     """
     cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
-        found = find_config(path)
+        found = config.find_config(path)
         if not found.endswith((".yaml", ".yml")):
             raise UserError(f"{path}: a config is a .yaml file")
         config.merge(cfg, config.flat(read_yaml(found)), path)
@@ -110,16 +107,6 @@ def setup_cfg(args: argparse.Namespace):
     _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
     _check_name("dataset", cfg.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY)
     return cfg
-
-
-def find_config(path: str) -> str:
-    """``path``, or the file that the package ships under that name (configs/...)."""
-    shipped = CONFIGS.parent / path
-    if Path(path).is_file():
-        return path
-    if shipped.is_file() and CONFIGS in shipped.resolve().parents:
-        return str(shipped)
-    raise UserError(f"no config file {path}")
 
 
 def _check_name(kind: str, name: str, where: str, registry) -> None:

@@ -122,15 +122,51 @@ def test_same_evaluation_and_printed_block(per_class, capsys):
     assert printed[0] == printed[1]
 
 
+@pytest.fixture
+def mended(monkeypatch):
+    """Upstream's warm-up mended, for one test."""
+    schedule = importlib.import_module("dassl.optim.lr_scheduler")._BaseWarmupScheduler
+    for name in ("__init__", "state_dict", "load_state_dict"):
+        monkeypatch.setattr(schedule, name, getattr(schedule, name))
+    upstream.mend_warm_up()
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+def test_mended_warmup_is_saved_as_plain_data_and_goes_on_where_it_was(after, mended, tmp_path):
+    cfg = embedded.get_cfg_default().OPTIM
+    cfg.merge_from_list([
+        "LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 2, "WARMUP_TYPE", "linear", "MAX_EPOCH", 8,
+    ])  # fmt: skip
+
+    def begin():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+        build = importlib.import_module("dassl.optim").build_lr_scheduler
+        return optimizer, build(optimizer, cfg)
+
+    def rates(optimizer, schedule, count):
+        for _ in range(count):
+            yield optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            schedule.step()
+
+    expected = list(rates(*begin(), 8))
+    optimizer, schedule = begin()
+    assert list(rates(optimizer, schedule, after)) == expected[:after]
+    parts = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save(parts, tmp_path / "saved")
+    saved = torch.load(tmp_path / "saved", weights_only=True)
+    optimizer, schedule = begin()
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    assert list(rates(optimizer, schedule, 8 - after)) == expected[after:]
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", "single_step", "multi_step"])
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["constant", "linear"])
 @pytest.mark.parametrize("recount", [True, False])
-def test_same_learning_rates(scheduler, warmup, kind, recount, monkeypatch):
-    """Upstream's own schedulers, given back the argument ``verbose`` that torch took away."""
-    base = torch.optim.lr_scheduler.LRScheduler
-    init = base.__init__
-    monkeypatch.setattr(base, "__init__", lambda *arguments: init(*arguments[:3]))
+def test_same_learning_rates(scheduler, warmup, kind, recount, mended):
+    """Upstream's own schedulers, without the argument ``verbose`` that torch took away."""
     cfg = embedded.get_cfg_default().OPTIM
     cfg.merge_from_list([
         "LR_SCHEDULER", scheduler, "STEPSIZE", (2, 5), "WARMUP_EPOCH", warmup,

@@ -1,0 +1,193 @@
+"""In somebody's checkout of CoOp, the README's section works as it stands there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import apd
+from apd.errors import tell_uncaught
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+SECTION = re.search(r"## In a CoOp or MaPLe checkout\n(.*?)\n## ", README, flags=re.DOTALL)[1]
+
+TOOLBOX = {
+    "embedded": "from apd.host import *\n",
+    "dassl": """\
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import set_random_seed
+""",
+}
+# in the shape of CoOp's: its trainers, then a config from files and flags, then the toolbox
+TRAIN = """\
+import argparse
+
+from toolbox import build_trainer, get_cfg_default, set_random_seed
+
+import trainers.coop
+
+
+def extend_cfg(cfg):
+    cfg.TRAINER.COOP = type(cfg)({"N_CTX": 16, "PREC": "fp16"})
+
+
+def setup_cfg(args):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        cfg.merge_from_file(path)
+    cfg.DATASET.ROOT, cfg.OUTPUT_DIR = args.root, args.output_dir
+    cfg.SEED, cfg.TRAINER.NAME = args.seed, args.trainer
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for name in ("root", "output-dir", "config-file", "dataset-config-file", "trainer"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--seed", type=int, default=-1)
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    cfg = setup_cfg(parser.parse_args())
+    set_random_seed(cfg.SEED)
+    build_trainer(cfg).train()
+"""
+# a CoOp and a Caltech101 of its own, with the toolbox's schedule
+COOP = """\
+import torch
+import torch.nn.functional as F
+from toolbox import *
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(TrainerX):
+    def build_model(self):
+        assert self.cfg.TRAINER.COOP.PREC == "fp16"
+        self.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("its_own", self.model, self.optim, self.sched)
+
+    def forward_backward(self, batch):
+        loss = F.cross_entropy(self.model(batch["img"]), batch["label"])
+        self.model_backward_and_update(loss)
+        print("rate", self.get_current_lr())
+        self.update_lr()
+        return {"loss": loss.item()}
+
+
+@DATASET_REGISTRY.register()
+class Caltech101(DatasetBase):
+    def __init__(self, cfg):
+        images = [
+            Datum(f"{cfg.DATASET.ROOT}/{name}.png", label, classname=name)
+            for label, name in enumerate(("ant", "bee"))
+        ]
+        super().__init__(train_x=images, val=images, test=images)
+"""
+FILES = {
+    "train.py": TRAIN,
+    "trainers/__init__.py": "",
+    "trainers/coop.py": COOP,
+    "configs/datasets/caltech101.yaml": "DATASET: {NAME: Caltech101}\n",
+    "configs/trainers/CoOp/vit_b32.yaml": """\
+DATALOADER: {TRAIN_X: {BATCH_SIZE: 2}}
+OPTIM: {LR: 0.002, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1, WARMUP_TYPE: constant,
+  WARMUP_CONS_LR: 0.00001}
+""",
+}
+SMALL = "MODEL.BACKBONE.NAME mini INPUT.SIZE (32,32) DATALOADER.NUM_WORKERS 0 USE_CUDA False"
+SHORT = (
+    "OPTIM.MAX_EPOCH 1 AT.TRAIN.STEPS 1 AT.TEST.STEPS 1 AT.TEST.SUBSET 20 "
+    "TRAINER.APD.PROMPT_DEPTH_TEXT 3 TRAINER.APD.PROMPT_DEPTH_VISION 3"
+)
+
+
+@pytest.fixture(params=TOOLBOX)
+def checkout(request, tmp_path):
+    """Function: a command of the section, in a checkout edited as the section says."""
+    if request.param == "dassl" and not find_spec("dassl"):
+        pytest.skip("Dassl is not installed")
+    for name, text in {**FILES, "toolbox.py": TOOLBOX[request.param]}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "DATA").mkdir()
+    for name, colour in (("ant", "red"), ("bee", "blue")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "DATA" / f"{name}.png")
+    edited = TRAIN
+    places = ("import trainers.coop\n", "    extend_cfg(cfg)\n")
+    additions = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+    for place, addition in zip(places, additions, strict=True):
+        assert edited.count(place) == 1
+        edited = edited.replace(place, place + addition)
+    (tmp_path / "train.py").write_text(edited)
+    environment = {
+        **os.environ, "APD_HOST": request.param, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if (Path(p) / "dassl").is_dir()),
+    }  # fmt: skip
+
+    def run(command, options):
+        arguments = [sys.executable, *command.split()[1:], *options.split()]
+        return subprocess.run(
+            arguments, cwd=tmp_path, env=environment, text=True, capture_output=True
+        )
+
+    run.folder = tmp_path
+    return run
+
+
+def commands():
+    """Those of the section that train, a line each."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python train.py")]
+
+
+def test_the_readmes_commands_work_in_a_checkout(checkout):
+    first, ours, theirs = commands()
+    for command in (first, ours):
+        done = checkout(command, f"{SMALL} {SHORT}")
+        assert done.returncode == 0, done.stderr
+    folders = [checkout.folder / "output" / name / "APD" for name in ("digits", "caltech101")]
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    assert [result["dataset"] for result in results] == ["Digits", "Caltech101"]
+    assert [result["classes"] for result in results] == [10, 2]  # its own two
+    assert all(len(result["evaluations"]) == 2 for result in results)
+
+    done = checkout(theirs, f"{SMALL} OPTIM.MAX_EPOCH 2")
+    assert done.returncode == 0, done.stderr
+    assert re.findall("rate (.*)", done.stdout) == ["1e-05", "0.002"]
+    its_own = checkout.folder / "output/caltech101/CoOp/its_own"
+    assert (its_own / "model.pth.tar-2").is_file()
+
+
+def test_our_errors_are_one_line_there(checkout):
+    *_, theirs = commands()
+    done = checkout(theirs.replace("--trainer CoOp", "--trainer APD"), SMALL)  # with CoOp's config
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: AT.TRAIN.EPS is not set (unit: 1/255)")
+
+
+def test_other_errors_are_what_they_were(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error))
+    tell_uncaught()
+    tell_uncaught()
+    error = KeyError("NO.KEY")
+    sys.excepthook(KeyError, error, None)
+    assert seen == [(KeyError, error, None)]
+
+
+def test_configs_lie_where_the_command_says(capsys):
+    assert apd.config.print_folder() == 0
+    assert (Path(capsys.readouterr().out.strip()) / "trainers/APD/mini.yaml").is_file()
