@@ -95,17 +95,18 @@ def tell_uncaught() -> None:
 
     Any other error that nobody catches goes to the hook that was there before.
     """
-    before = sys.excepthook
-    if getattr(before, "tells", False):
-        return
+    if not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
 
-    def hook(kind, error, traceback) -> None:
+
+class _Hook:
+    def __init__(self, before: Callable[..., object]) -> None:
+        self.before = before
+
+    def __call__(self, kind, error, traceback) -> None:
         if isinstance(error, TOLD):
             sys.exit(tell(error))
-        before(kind, error, traceback)
-
-    hook.tells = True
-    sys.excepthook = hook
+        self.before(kind, error, traceback)
 
 
 def _print(message: str) -> None:

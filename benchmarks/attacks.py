@@ -1,7 +1,7 @@
-"""What an evaluation under PGD costs, as ratios within one run.
+"""What an evaluation under PGD, and under AutoAttack, costs, as ratios within one run.
 
     python benchmarks/attacks.py [--threads 2] [--classes 10 100 1000] [--robust 10 30 60]
-        [--steps 100] [--survivors 40] [--output FILE.json]
+        [--steps 100] [--survivors 40] [--autoattack 100] [--images 32] [--output FILE.json]
 
 Mini CLIP with tuned text prompts on handwritten digits, at radii that about 10, 30 and 60 % of the
 images survive, in float32 on the CPU; as many images as leave about 40 survivors.
@@ -20,6 +20,16 @@ images survive, in float32 on the CPU; as many images as leave about 40 survivor
 * same verdicts: a plain loop over all iterates of the first images finds each of them to fall at
   the same iterate.
 
+The second table has AutoAttack beside its authors' package, where that is installed
+(pip install git+https://github.com/fra31/auto-attack), on the same images and model: the mini CLIP,
+and the mini CLIP with gradients that mislead (``masked.py``), where each part of AutoAttack breaks
+images that the parts before it leave.
+
+* fell to: images, part by part; standing: those that no part breaks.
+* authors' / ours: of seconds, and of passes (images through the encoder, forward and backward).
+* same verdicts: of all images. The two draw other random numbers, so an image that only a lucky
+  draw breaks may differ.
+
 Times are the best of two rounds in which the variants take turns.
 """
 
@@ -30,11 +40,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 import torchattacks
 from cost import best_of, classnames
+from masked import mark, masked
 from sklearn.datasets import load_digits
 from tabulate import tabulate
 from torch import Tensor
@@ -96,14 +108,7 @@ class Case:
 
     def counted(self) -> tuple[Tensor, int]:
         """``fallen_at``, and the images that went through the encoder, forward and backward."""
-        count = Counter()
-
-        def logits(x: Tensor) -> Tensor:
-            count["forward"] += len(x)
-            if x.requires_grad:
-                x.register_hook(lambda gradient: count.update(backward=len(gradient)))
-            return self.logits(x)
-
+        logits, count = counting(self.logits)
         return self.fallen_at(logits), count.total()
 
     def by_hand(self, count: int) -> Tensor:
@@ -135,6 +140,85 @@ class Case:
         with torch.no_grad():
             for size in sizes(forward - backward, self.batch):
                 encode(self.images[:size])
+
+
+def counting(logits_fn: Callable[[Tensor], Tensor]) -> tuple[Callable, Counter]:
+    """``logits_fn``, and a count of the images that go through it, forward and backward."""
+    count = Counter()
+
+    def logits(x: Tensor) -> Tensor:
+        count["forward"] += len(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            x.register_hook(lambda gradient: count.update(backward=len(gradient)))
+        return logits_fn(x)
+
+    return logits, count
+
+
+class AutoAttackCase:
+    """Digits that the model gets right, under the standard attack: ours, and its authors'."""
+
+    def __init__(self, mislead: bool, args: argparse.Namespace) -> None:
+        case = Case(10, 40, args)
+        self.images, self.labels = case.images[: args.images], case.labels[: args.images]
+        self.logits, self.eps = case.logits, case.threat.eps
+        if mislead:
+            self.images, _ = mark(self.images)
+            self.logits = masked(case.logits)
+        with torch.no_grad():
+            right = self.logits(self.images).argmax(1) == self.labels
+        self.images, self.labels = self.images[right], self.labels[right]
+        self.steps, self.batch = args.autoattack, args.batch
+
+    def ours(self, logits: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict]:
+        """Which images stand, (B,) bool, and how many fell to each part."""
+        threat = ThreatModel("linf", self.eps, self.eps / 4, 100)
+        stands, fell = torch.ones_like(self.labels, dtype=torch.bool), {}
+        for stage in find_attack(f"autoattack-{self.steps}", threat).stages:
+            index = stands.nonzero()[:, 0]
+            rows = {"index": index, "image": self.images[index], "label": self.labels[index]}
+            for done, _ in stage.run(Supply([rows]), logits or self.logits, batch_size=self.batch):
+                stands[done["index"]] = done["right"]
+            fell[stage.name] = len(index) - int(stands.sum())
+        return stands, fell
+
+    def authors(self, logits: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        from autoattack import AutoAttack
+
+        attack = AutoAttack(
+            logits or self.logits, eps=self.eps / 255, seed=0, verbose=False, device="cpu"
+        )
+        for part in (attack.apgd, attack.apgd_targeted, attack.fab):
+            part.n_iter = self.steps
+        attack.square.n_queries = 50 * self.steps
+        attacked = attack.run_standard_evaluation(self.images, self.labels, bs=self.batch)
+        with torch.no_grad():
+            return self.logits(attacked).argmax(1) == self.labels
+
+
+def measure_autoattack(mislead: bool, args: argparse.Namespace) -> dict:
+    case = AutoAttackCase(mislead, args)
+    logits, passes = counting(case.logits)
+    stands, fell = case.ours(logits)
+    row = {
+        "model": "masked" if mislead else "mini",
+        "eps (1/255)": case.eps,
+        "images": len(stands),
+        "fell to": ", ".join(f"{name} {count}" for name, count in fell.items()),
+        "standing": int(stands.sum()),
+    }
+    if not find_spec("autoattack"):
+        return row
+    logits, their_passes = counting(case.logits)
+    same = torch.equal(stands, case.authors(logits))
+    seconds = best_of(args.rounds, warm_up=False, ours=case.ours, authors=case.authors)
+    return {
+        **row,
+        "ours (s)": seconds["ours"],
+        "authors' / ours": seconds["authors"] / seconds["ours"],
+        "passes": their_passes.total() / passes.total(),
+        "same verdicts": "yes" if same else "NO",
+    }
 
 
 def sizes(count: int, batch: int) -> list[int]:
@@ -175,6 +259,8 @@ def main() -> None:
     parser.add_argument("--survivors", type=int, default=40)
     parser.add_argument("--checked", type=int, default=64, help="images of the plain loop")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--autoattack", type=int, default=100, help="its steps; 0: leave it out")
+    parser.add_argument("--images", type=int, default=32, help="of AutoAttack")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", default="output/benchmarks/attacks.json")
     args = parser.parse_args()
@@ -186,7 +272,12 @@ def main() -> None:
             print(f"{classes} classes, {robust:g} %: done", file=sys.stderr, flush=True)
     digits = ("", ".0f", "", ".2f", ".1f", ".1f", ".2f", ".2f", "")
     print(tabulate(rows, headers="keys", floatfmt=digits))
-    write_json(args.output, {**vars(args), "torch": torch.__version__, "rows": rows})
+    attacked = [measure_autoattack(m, args) for m in (False, True)] if args.autoattack else []
+    if attacked and not find_spec("autoattack"):
+        print("autoattack is not installed: its authors' figures are left out", file=sys.stderr)
+    print(tabulate(attacked, headers="keys", floatfmt=".2f"))
+    result = {**vars(args), "torch": torch.__version__, "rows": rows, "autoattack": attacked}
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torchattacks
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from apd.attacks.gradient import ImageGradient
 from apd.attacks.pgd import LogitsFn, attack_loss, correct, project
@@ -24,8 +24,8 @@ class Library:
 
     What it returns is projected into the ball and the box, and then judged in float32. An image's
     result depends on the seed only, not on the images beside it: all images are given the same
-    random numbers (``_SharedNoise``). torchattacks seeds and draws from torch's global generator;
-    that is restored.
+    random numbers (``_Model.sharing_noise``). torchattacks seeds and draws from torch's global
+    generator; that is restored.
     """
 
     name: str
@@ -59,7 +59,9 @@ class Library:
         while parts := list(supply.take(batch_size)):
             rows = join(parts)
             images, labels = rows["image"], rows["label"]
-            model = _Model(source, images, precision)
+            # elsewhere, and in half precision, a wrong prediction does not decide
+            drops = source is target and precision is None
+            model = _Model(source, images, precision, drops)
             zero = broken = torch.zeros_like(labels, dtype=torch.bool)
             if not self.black_box:
                 zero, broken = _clean_gradient(model, images, labels)
@@ -83,7 +85,7 @@ class Library:
         }
         attack = self.build(model, settings)
         devices = [images.device] if images.is_cuda else []
-        with torch.random.fork_rng(devices), torch.enable_grad(), _SharedNoise():
+        with torch.random.fork_rng(devices), torch.enable_grad(), model.sharing_noise():
             torch.manual_seed(seed)
             parts = [slice(i, i + 1) for i in range(len(images))] if self.one_by_one else [...]
             attacked = torch.cat([attack(images[part], labels[part]) for part in parts]).detach()
@@ -98,24 +100,36 @@ class _Model(nn.Module):
     The targeted DLR loss divides by the distance between the best and the third and fourth best
     logit. Where there are fewer classes, logits one below the least stand in for them (our
     choice; Croce and Hein leave the attack out). They are nobody's target and never win.
+
+    ``drops``: APGD may leave out the images that it has fooled it with (see ``Dropping``).
     """
 
-    def __init__(self, logits_fn: LogitsFn, images: Tensor, precision: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        images: Tensor,
+        precision: torch.dtype | None,
+        drops: bool = False,
+    ) -> None:
         super().__init__()
         # in a function: a module of ours would follow this one's mode
         self.logits_fn = lambda x: logits_fn(x).float() if precision else logits_fn(x)
-        self.precision = precision
+        self.precision, self.drops = precision, drops
+        self.running = False  # whether random numbers are the model's own
         # how torchattacks finds the device
         self.device_of = nn.Parameter(torch.zeros((), device=images.device), requires_grad=False)
         self.eval()
 
     def logits(self, images: Tensor) -> Tensor:
         enabled = self.precision is not None
-        with (
-            torch.autocast(images.device.type, dtype=self.precision, enabled=enabled),
-            torch._C.DisableTorchFunction(),  # _SharedNoise is for the attack's own numbers
-        ):
-            return ImageGradient.apply(images, self.logits_fn)
+        self.running = True
+        try:
+            with torch.autocast(images.device.type, dtype=self.precision, enabled=enabled):
+                if images.requires_grad and torch.is_grad_enabled():
+                    return ImageGradient.apply(images, self.logits_fn)
+                return self.logits_fn(images)
+        finally:
+            self.running = False
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
@@ -125,20 +139,89 @@ class _Model(nn.Module):
             logits = torch.cat([logits, least.expand(-1, missing)], dim=1)
         return logits.clone()  # Square writes into it
 
+    @contextmanager
+    def sharing_noise(self) -> Iterator[None]:
+        """In it, batches of random numbers become one image's, repeated.
 
-class _SharedNoise(TorchFunctionMode):
-    """Batches of random numbers become one image's, repeated.
+        So an image meets the same noise in any batch. torchattacks draws other shapes (a position,
+        a colour, a size) once for the batch anyway. Its draws are torch.rand and torch.randn in
+        the midst of functions; a TorchFunctionMode would reach them too, but cost every operation
+        of the attack, in all as much as a tenth of a small model's passes.
+        """
+        own = torch.rand, torch.randn
 
-    So an image meets the same noise in any batch. torchattacks draws other shapes (a position, a
-    colour, a size) once for the batch anyway.
+        def shared(draw):
+            def drawn(*size, **options):
+                if size and isinstance(size[0], (list, torch.Size)) and not self.running:
+                    count, *shape = size[0]
+                    if len(shape) == 3:
+                        return draw([1, *shape], **options).repeat(count, 1, 1, 1)
+                return draw(*size, **options)
+
+            return drawn
+
+        torch.rand, torch.randn = map(shared, own)
+        try:
+            yield
+        finally:
+            torch.rand, torch.randn = own
+
+
+class Dropping:
+    """Mixin for APGD: an image costs no pass any more once an iterate has fooled the model.
+
+    torchattacks, as the authors' package, attacks all images of a run to its end, though what an
+    image has come to is settled by then. Nothing changes for the others.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.rand, torch.randn) and isinstance(args[0], (list, torch.Size)):
-            count, *shape = args[0]
-            if len(shape) == 3:
-                return func([1, *shape], **(kwargs or {})).repeat(count, 1, 1, 1)
-        return func(*args, **(kwargs or {}))
+    model: _Model
+
+    def attack_single_run(self, x: Tensor, y: Tensor):
+        if not self.model.drops:
+            return super().attack_single_run(x, y)
+        run = self.__dict__["run"] = _Run(x, y)  # torchattacks' __setattr__ compares its values
+        try:
+            best, right, loss, attacked = super().attack_single_run(x, y)
+        except _AllFooled:
+            return x, run.standing, None, run.fooling
+        finally:
+            del self.__dict__["run"]
+        standing = run.standing.view(-1, 1, 1, 1)
+        return best, right & run.standing, loss, torch.where(standing, attacked, run.fooling)
+
+    def get_logits(self, inputs: Tensor, *args, **more) -> Tensor:
+        run = self.__dict__.get("run")
+        return run.logits_of(inputs, self.model) if run else super().get_logits(inputs)
+
+
+class _AllFooled(Exception):
+    """No image of a run is left to attack."""
+
+
+class _Run:
+    """Which images of a batch stand, and what fooled the model of the others.
+
+    An image that does not has the logits that fooled the model, whatever becomes of it.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.labels, self.standing = labels, torch.ones_like(labels, dtype=torch.bool)
+        self.logits, self.fooling = None, images.clone()
+
+    def logits_of(self, images: Tensor, model: _Model) -> Tensor:
+        on = self.standing.nonzero()[:, 0]
+        if len(on) == len(images):
+            logits = model(images)
+        else:
+            logits = self.logits.index_put((on,), model(images[on]))
+        self.logits = logits.detach()
+        wrong = self.standing & (self.logits.argmax(dim=1) != self.labels)
+        if wrong.any():
+            self.fooling[wrong] = images.detach()[wrong]
+            self.standing = self.standing & ~wrong
+            if not self.standing.any():
+                raise _AllFooled
+        return logits
 
 
 def _clean_gradient(model: _Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

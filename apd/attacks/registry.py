@@ -10,7 +10,7 @@ from functools import partial
 import torchattacks
 from torch import Tensor, nn
 
-from apd.attacks.library import Library
+from apd.attacks.library import Dropping, Library
 from apd.attacks.pgd import PGD
 from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
@@ -88,11 +88,19 @@ class _CW(torchattacks.CW):
         return super().f(outputs - outputs.detach().amin(dim=1, keepdim=True), labels)
 
 
+class _APGD(Dropping, torchattacks.APGD):
+    pass
+
+
+class _APGDT(Dropping, torchattacks.APGDT):
+    pass
+
+
 _BOTH = ("linf", "l2")
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
-    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part(torchattacks.APGD)),
-    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part(torchattacks.APGDT, targeted=True)),
+    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part(_APGD)),
+    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part(_APGDT, targeted=True)),
     "fab-t": _Kind(
         100, _BOTH, "distance, targeted", False,
         _part(torchattacks.FAB, targeted=True, multi_targeted=True),
