@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The study of docs/study.md: search, confirmation, tables, figures and report in docs/study.
+#   bash scripts/study.sh ZIPS DATA    # lays the photographs of ZIPS out in DATA first
+#   bash scripts/study.sh - DATA       # they are there already
+# OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
+# Finished runs are kept and killed ones resume. PARTS chooses among: search confirm claims attack
+# tables (default: all).
+set -euo pipefail
+[ $# -eq 2 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+ZIPS=$1 DATA=$(realpath -m "$2")
+[ "$ZIPS" = - ] || ZIPS=$(realpath "$ZIPS")
+source "$(dirname "$0")/env.sh"
+
+OUTPUT=${OUTPUT:-output/study}
+TABLES=docs/study
+PARTS=" ${PARTS:-search confirm claims attack tables} "
+[ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
+mkdir -p "$TABLES"
+
+sweep() { apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" --output "$OUTPUT" "${@:2}"; }
+run() { for name in "$@"; do sweep "$name" ${FLAGS:-}; done; }
+folders() { for name in "$@"; do sweep "$name" --folders; done; }
+table() { apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"; }
+part() { [[ $PARTS == *" $1 "* ]]; }
+
+if part search; then
+    run study_search
+    table "$(folders study_search)" search search --criterion mean
+fi
+if part confirm; then run study_zeroshot study; fi
+if part claims; then run study_teachers study_fewshot study_base2new study_shift; fi
+if part attack; then
+    apd-eval $(folders study) --attack autoattack --subset 100
+fi
+if part tables; then
+    confirmed=$(folders study_zeroshot study)
+    table "$confirmed" methods confirmation --baseline AdvIVLP
+    table "$(folders study_teachers)" ablation teachers
+    table "$(folders study_fewshot)" few-shot few-shot
+    table "$(folders study_base2new)" base-to-new base-to-new
+    table "$(folders study_shift)" transfer shift
+    apd-report $confirmed --output "$TABLES/report.html"
+    apd-plot $confirmed --output "$TABLES"
+fi
