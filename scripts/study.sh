@@ -17,7 +17,11 @@ PARTS=" ${PARTS:-search confirm claims attack tables} "
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$TABLES"
 
-sweep() { apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" --output "$OUTPUT" "${@:2}"; }
+sweep() {
+    local chosen=(--chosen "$TABLES/search.json")
+    [ "$1" != study_search ] || chosen=()
+    apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" --output "$OUTPUT" "${chosen[@]}" "${@:2}"
+}
 run() { for name in "$@"; do sweep "$name" ${FLAGS:-}; done; }
 folders() { for name in "$@"; do sweep "$name" --folders; done; }
 table() { apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"; }
