@@ -206,7 +206,8 @@ class _Run:
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.labels, self.standing = labels, torch.ones_like(labels, dtype=torch.bool)
-        self.logits, self.fooling = None, images.clone()
+        self.logits = images.new_empty(0)  # of the last iterate, there from the first call on
+        self.fooling = images.clone()
 
     def logits_of(self, images: Tensor, model: _Model) -> Tensor:
         on = self.standing.nonzero()[:, 0]
