@@ -106,7 +106,7 @@ def test_corrupt_images_are_found_by_decoding_only(root, ask):
     for image in images[:3]:
         assert len([li for li in out.splitlines() if f"cannot read {image} (" in li]) == 1
     assert "3 of 90 images cannot be read" in out
-    assert "90/90" in err  # the progress bar
+    assert err == ""  # the progress bar is for terminals
 
 
 def test_missing_images_are_counted_and_the_first_are_named(root, ask):

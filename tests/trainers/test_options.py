@@ -56,7 +56,8 @@ def test_fp16_is_read_as_amp(run, tmp_path):
 @pytest.mark.parametrize("key", ["TRAINER.APD.PREC", "AT.TRAIN.PREC"])
 def test_unknown_precision_is_refused(run, tmp_path, key):
     result = run("APD", tmp_path / "out", key, "fp8")
-    assert (result.code, result.err) == (2, f"error: {key} is fp8: use fp32, amp or bf16\n")
+    line = f"error: command line: {key} is fp8: use fp32, bf16, amp or fp16\n"
+    assert (result.code, result.err) == (2, line)
     assert not (tmp_path / "out").exists()
 
 
@@ -188,6 +189,7 @@ def test_best_val_chooses_on_validation_images_and_under_the_training_attack(
         return evaluate(logits, loader, threat, **more)
 
     monkeypatch.setattr(base, "evaluate", recorded)
+    monkeypatch.setattr(base.PromptTrainer, "zero_shot_accuracy", lambda *_: 0.0)
     result = run(method, tmp_path, "TEST.FINAL_MODEL", "best_val")
     assert (result.code, result.err) == (0, "")
     train = base.ThreatModel("linf", 1.0, 0.7, 2) if attacked else None
