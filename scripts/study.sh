@@ -3,7 +3,7 @@
 #   bash scripts/study.sh ZIPS DATA    # lays the photographs of ZIPS out in DATA first
 #   bash scripts/study.sh - DATA       # they are there already
 # OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
-# Finished runs are kept and killed ones resume. PARTS chooses among: search confirm claims attack
+# Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses among: search confirm claims attack
 # tables (default: all).
 set -euo pipefail
 [ $# -eq 2 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
@@ -15,7 +15,9 @@ OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
 PARTS=" ${PARTS:-search confirm claims attack tables} "
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
-mkdir -p "$TABLES"
+mkdir -p "$OUTPUT"
+# results (no prompts) of cells that have finished already: they are not run again
+tar -xzf "$TABLES/runs.tar.gz" -C "$OUTPUT" --skip-old-files
 
 sweep() {
     local chosen=(--chosen "$TABLES/search.json")
