@@ -19,7 +19,7 @@ _TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2
 
 
 @dataclass(frozen=True)
-class Library:
+class TorchAttack:
     """An attack of torchattacks, in the ball of radius ``eps`` (unit: 1/255) around each image.
 
     What it returns is projected into the ball and the box, and then judged in float32. An image's

@@ -10,7 +10,7 @@ from functools import partial
 import torchattacks
 from torch import Tensor, nn
 
-from apd.attacks.library import Dropping, Library
+from apd.attacks.library import Dropping, TorchAttack
 from apd.attacks.pgd import PGD
 from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
@@ -160,11 +160,11 @@ def _pgd(name: str, threat: ThreatModel, last_iterate: bool) -> Attack:
     return Attack(name, (PGD(threat, last_iterate),), conditions)
 
 
-def _library(base: str, steps: int, threat: ThreatModel) -> Library:
+def _library(base: str, steps: int, threat: ThreatModel) -> TorchAttack:
     kind = _KINDS[base]
     if threat.norm not in kind.norms:
         raise UserError(f"{base} is an {' or '.join(kind.norms)} attack, not {threat.norm}")
     if steps < 1:
         raise UserError(f"{base} needs 1 step or more, not {steps}")
     build = kind.build(threat, steps)
-    return Library(base, threat.norm, threat.eps, build, **dict.fromkeys(kind.flags, True))
+    return TorchAttack(base, threat.norm, threat.eps, build, **dict.fromkeys(kind.flags, True))
