@@ -76,6 +76,12 @@ _THREAT = {
     "eps": _NUMBER,
     "last_iterate": (bool,),
 }
+_THREAT_LATER = {  # what an attack need not have
+    **dict.fromkeys(("steps", "restarts", "seed"), (int, _NONE)),
+    "alpha": (*_NUMBER, _NONE),
+    "random_start": (bool, _NONE),
+    "loss": (str, _NONE),
+}
 _SUBSET = {"count": (int,), "seed": (int,)}
 _CLIP_PACKAGES = ("openai-clip", "clip-anytorch", "clip")  # all of them are ``import clip``
 
@@ -131,7 +137,7 @@ def record_faults(record) -> list[str]:
         return ["has an evaluation that is none"]
     faults = _faults(record, _EVALUATION, _EVALUATION_LATER)
     if not faults and record["threat_model"] is not None:
-        faults = _faults(record["threat_model"], _THREAT, {})
+        faults = _faults(record["threat_model"], _THREAT, _THREAT_LATER)
     if not faults and isinstance(record.get("images"), dict):
         faults = _faults(record["images"], _SUBSET, {})
     if not faults and not 0 <= record["correct"] <= record["total"]:
