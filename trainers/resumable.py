@@ -196,14 +196,14 @@ class ResumableTrainer(TrainerX):
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
         self.history = state.get("history", [])  # versions before it had none
-        numbers = [state["epoch"], self.best_result, self.train_seconds]
-        if not all(isinstance(number, (int, float)) for number in numbers) or state["epoch"] < 1:
-            raise ValueError(f"epoch, best_result and train_seconds are {numbers}")
+        if type(state["epoch"]) is not int or state["epoch"] < 1:
+            raise ValueError(f"epoch {state['epoch']}")
+        numbers = [self.best_result, self.train_seconds]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"best_result and train_seconds are {numbers}")
         if not isinstance(self.history, list) or not all(isinstance(e, dict) for e in self.history):
             raise ValueError("its history is no list of epochs")
         _set_random_state(state["random"])
-        if type(state["epoch"]) is not int:
-            raise ValueError(f"epoch {state['epoch']}")
 
 
 def _state(part) -> dict | None:
