@@ -84,6 +84,11 @@ class Photographs:
         name = self.words[word]
         return random.choice(self.templates[name]).format(name.split(":")[-1])
 
+    def batches(self, size: int) -> Tensor:
+        """(number, size) indices: one epoch's images in random order, less what fills no batch."""
+        order = self.epoch[torch.randperm(len(self.epoch))]
+        return order[: len(order) // size * size].view(-1, size)
+
     def tokens_in_use(self) -> Tensor:
         """Sorted ids of all tokens that a caption can have."""
         captions = [t.format(w.split(":")[-1]) for w in self.words for t in self.templates[w]]
@@ -155,8 +160,7 @@ def train(model: CLIP, data: Photographs, args) -> None:
         # an epoch's draws depend on the seed and its number only: a killed run goes on as it was
         torch.manual_seed(args.seed * 1000 + epoch)
         random.seed(args.seed * 1000 + epoch)
-        order = data.epoch[torch.randperm(len(data.epoch))]
-        batches = order[: len(order) // args.batch * args.batch].view(-1, args.batch)
+        batches = data.batches(args.batch)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", mininterval=10)
         total = 0.0
         for batch in bar:
@@ -199,6 +203,14 @@ def train(model: CLIP, data: Photographs, args) -> None:
     model.token_embedding, model.positional_embedding.data = whole, positions
 
 
+def save_half(module: nn.Module, path: Path) -> None:
+    """Write the weights in float16, atomically."""
+    state = {name: value.half() for name, value in module.state_dict().items()}
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,10 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(data.images):,} images, {len(data.fits)} classes, {len(data.words)} words")
     model = CLIP(**GEOMETRY)
     train(model, data, args)
-    state = {name: value.half() for name, value in model.state_dict().items()}
-    with atomic_write(args.out) as temporary:
-        torch.save(state, temporary)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    save_half(model, args.out)
     return 0
 
 

@@ -18,13 +18,12 @@ import clip
 import torch
 import torch.nn.functional as F
 from evaluate import normalize
-from pretrain_photos import Photographs, augment
+from pretrain_photos import Photographs, augment, save_half
 from tqdm import tqdm
 
 from apd.attacks import ThreatModel, pgd
 from apd.clip import load_clip
 from apd.errors import exit_codes
-from apd.files import atomic_write
 
 
 @exit_codes
@@ -59,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     done = 0
     for epoch in range(args.epochs):
-        order = data.epoch[torch.randperm(len(data.epoch))]
-        batches = order[: len(order) // args.batch * args.batch].view(-1, args.batch)
+        batches = data.batches(args.batch)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", mininterval=10)
         for batch in bar:
             classes = data.classes[batch]
@@ -81,10 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             optimizer.step()
             done += 1
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}", flush=True)
-    state = {name: value.half() for name, value in model.visual.state_dict().items()}
-    with atomic_write(args.out) as temporary:
-        torch.save(state, temporary)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    save_half(model.visual, args.out)
     return 0
 
 
