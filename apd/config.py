@@ -97,6 +97,8 @@ _KEYS = {
         "TRAIN": {
             **_ATTACK,
             "STEPS": 2,
+            # over this part of the epochs EPS and ALPHA grow to their size (0: they do not) [O]
+            "EPS_WARMUP": 0.0,
             "AT_LOSS_TYPE": "adv_full",
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC
             "PROMPT": "onfly",  # what APT attacks: onfly, constant or perturbed prompts
@@ -212,6 +214,7 @@ _RULES: dict[str, Rule] = {
             ("STEPS", whole(0)), ("PREC", _PRECISION),
         )
     },
+    "AT.TRAIN.EPS_WARMUP": number(0, 1),
     "AT.TRAIN.AT_LOSS_TYPE": one_of("adv_full", "adv_half", "clean"),
     "AT.TRAIN.PROMPT": one_of("onfly", "constant", "perturbed"),
     "AT.TRAIN.PALPHA": optional(_LEAST_0),

@@ -3,8 +3,8 @@
 #   bash scripts/study.sh ZIPS DATA    # lays the photographs of ZIPS out in DATA first
 #   bash scripts/study.sh - DATA       # they are there already
 # OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
-# Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses among: search confirm claims attack
-# tables (default: all).
+# Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses
+# among: gate search confirm claims attack tables (default: all).
 set -euo pipefail
 [ $# -eq 2 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 ZIPS=$1 DATA=$(realpath -m "$2")
@@ -13,22 +13,27 @@ source "$(dirname "$0")/env.sh"
 
 OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
-PARTS=" ${PARTS:-search confirm claims attack tables} "
+PARTS=" ${PARTS:-gate search confirm claims attack tables} "
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
 # results (no prompts) of cells that have finished already: they are not run again
 tar -xzf "$TABLES/runs.tar.gz" -C "$OUTPUT" --skip-old-files
 
 sweep() {
-    local chosen=(--chosen "$TABLES/search.json")
-    [ "$1" != study_search ] || chosen=()
-    apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" --output "$OUTPUT" "${chosen[@]}" "${@:2}"
+    local more=(--output "$OUTPUT" --chosen "$TABLES/search.json")
+    [ "$1" != study_search ] || more=(--output "$OUTPUT")
+    [ "$1" != study_gate ] || more=(--output "$OUTPUT/gate")
+    apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" "${more[@]}" "${@:2}"
 }
 run() { for name in "$@"; do sweep "$name" ${FLAGS:-}; done; }
 folders() { for name in "$@"; do sweep "$name" --folders; done; }
 table() { apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"; }
 part() { [[ $PARTS == *" $1 "* ]]; }
 
+if part gate; then
+    run study_gate
+    table "$(folders study_gate)" methods gate
+fi
 if part search; then
     run study_search
     table "$(folders study_search)" search search --criterion mean
@@ -36,12 +41,12 @@ fi
 if part confirm; then run study_zeroshot study; fi
 if part claims; then run study_teachers study_fewshot study_base2new study_shift; fi
 if part attack; then
-    apd-eval $(folders study) --attack autoattack --subset 100
+    apd-eval $(sweep study --trainer APD AdvIVLP --seed 1 --folders) --attack autoattack --subset 100
 fi
 if part tables; then
     confirmed=$(folders study_zeroshot study)
     table "$confirmed" methods confirmation --baseline AdvIVLP
-    table "$(folders study_teachers)" ablation teachers
+    table "$(sweep study --trainer APD --folders) $(folders study_teachers)" ablation teachers
     table "$(folders study_fewshot)" few-shot few-shot
     table "$(folders study_base2new)" base-to-new base-to-new
     table "$(folders study_shift)" transfer shift

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.attacks import pgd
+from apd.attacks import ThreatModel, pgd
 from apd.ranks import Share
 
 
@@ -56,6 +56,13 @@ class AdversarialTraining:
         share = self.share and self.share.after(self.unattacked(self.share.count))
         with self.autocast(self.cfg.AT.TRAIN.PREC):
             return pgd(
-                logits_fn, images, labels, self.train_threat, reference=reference,
+                logits_fn, images, labels, self.threat(), reference=reference,
                 rows=share and (share.count, share.rows),
             )  # fmt: skip
+
+    def threat(self) -> ThreatModel:
+        """AT.TRAIN's; over the first EPS_WARMUP of the epochs its ball grows to its size."""
+        epochs = self.cfg.AT.TRAIN.EPS_WARMUP * self.max_epoch
+        if self.epoch + 1 >= epochs:
+            return self.train_threat
+        return self.train_threat.scaled((self.epoch + 1) / epochs)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from apd import ranks
 from apd.attacks import pgd
+from apd.errors import UserError
 from apd.host import (
     TRAINER_REGISTRY,
     DatasetWrapper,
@@ -35,6 +36,13 @@ class AdvPT(CoOp):
     section = "ADV"
     adversarial = True
     batches = ("adv_full",)
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        if cfg.AT.TRAIN.EPS_WARMUP:
+            raise UserError(
+                "AT.TRAIN.EPS_WARMUP must be 0: AdvPT attacks the images once, before its epochs"
+            )
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``embeddings`` (B, embed_dim) stand for the images."""

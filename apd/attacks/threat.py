@@ -64,6 +64,10 @@ class ThreatModel:
     def name(self) -> str:
         return f"pgd-{self.steps}"
 
+    def scaled(self, factor: float) -> ThreatModel:
+        """The same attack in a ball ``factor`` times as large, its steps too."""
+        return dataclasses.replace(self, eps=factor * self.eps, alpha=factor * self.alpha)
+
     def asdict(self) -> dict:
         return dataclasses.asdict(self)
 
