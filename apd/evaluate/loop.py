@@ -135,11 +135,11 @@ def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, cl
     if len(attack.stages) > 1:
         fell = [int((state.lost == k).sum()) for k in range(1, len(attack.stages) + 1)]
         record["fell_to"] = dict(zip((stage.name for stage in attack.stages), fell))
+    moved = state.moved if state.done.any() else None  # no image was there to be attacked
     record["checks"] = {
         "zero_gradients": 100 * int(state.zero.sum()) / attacked,
         "broken_gradients": 100 * int(state.broken.sum()) / attacked,
-        # None: no image was there to be attacked
-        "moved": 100 * int(state.moved.sum()) / attacked if state.done.any() else None,
+        "moved": None if moved is None else 100 * int(moved.sum()) / attacked,
         **clean.checks(),
     }
     return {**record, "key": kept.key}

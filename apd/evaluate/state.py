@@ -26,7 +26,8 @@ class AttackState:
         lost: (N,) 0: standing; k: fell to the attack's k-th stage; -1: wrong when clean.
         done: (N,) how many stages an image has behind it.
         zero, broken: (N,) whether a gradient was all zeros, or not finite.
-        moved: (N,) whether the attacked image is another one than the clean image.
+        moved: (N,) whether the attacked image is another one than the clean image; None: some of
+            it was found by a version that did not look.
         pool: rows under attack when this was saved.
         seconds: spent on the attack, without data loading.
         files: batches of adversarial images written.
@@ -40,7 +41,7 @@ class AttackState:
         self.done = torch.zeros(count, dtype=torch.int8)
         self.zero = torch.zeros(count, dtype=torch.bool)
         self.broken = torch.zeros(count, dtype=torch.bool)
-        self.moved = torch.zeros(count, dtype=torch.bool)
+        self.moved: Tensor | None = torch.zeros(count, dtype=torch.bool)
         self.pool: Rows | None = None
         self.seconds = 0.0
         self.files = 0
@@ -51,13 +52,14 @@ class AttackState:
 
     def decide(self, stage: int, index: Tensor, rows: Rows, pool: Rows | None) -> None:
         """Enter the rows that ``stage`` (from 1) has decided; ``index``: their numbers from 0."""
-        moved = (rows["attacked"] != rows["image"]).flatten(1).any(1)
+        if self.moved is not None:
+            moved = (rows["attacked"] != rows["image"]).flatten(1).any(1)
+            self.moved[index] |= moved.cpu()
         rows = {name: rows[name].cpu() for name in ("right", "zero", "broken")}
         self.lost[index[~rows["right"]]] = stage
         self.done[index] = stage
         self.zero[index] |= rows["zero"]
         self.broken[index] |= rows["broken"]
-        self.moved[index] |= moved.cpu()
         self.pool = pool
 
     def save(self, path: Path | None) -> None:
@@ -71,15 +73,17 @@ class AttackState:
     def load(self, path: Path | None) -> None:
         """Go on from ``path``, if there is such a file and it is whole."""
         if path is not None and path.exists():
-            vars(self).update(_load(path))
+            vars(self).update({"moved": None, **_load(path)})
 
     @classmethod
     def join(cls, paths: Sequence[Path]) -> AttackState:
         """Of all images, from the states of the shards, which are at an end."""
         parts = [_load(path) for path in paths]
         whole = cls(join_shards([part["lost"] for part in parts]) == 0, attack_all=True)
-        for name in ("lost", "done", "zero", "broken", "moved"):
+        for name in ("lost", "done", "zero", "broken"):
             setattr(whole, name, join_shards([part[name] for part in parts]))
+        moved = [part.get("moved") for part in parts]
+        whole.moved = None if any(part is None for part in moved) else join_shards(moved)
         whole.seconds = sum(part["seconds"] for part in parts)
         return whole
 

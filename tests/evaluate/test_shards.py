@@ -212,6 +212,23 @@ def test_more_shards_than_images_are_told(tmp_path):
         merger(tmp_path, count=21, subset=20)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_shards_of_a_version_that_did_not_look_what_moved_are_merged(tmp_path, ended):
+    for shard in Shard.all(2):
+        run(tmp_path / "parts", shard=shard)
+    _, old = merger(tmp_path / "parts", count=2).wanted(Shard(1, 2))
+    state = torch.load(old.finished)
+    del state["moved"]
+    old.finished.unlink()
+    torch.save(state, old.finished if ended else old.unfinished)
+    if not ended:
+        run(tmp_path / "parts", shard=Shard(1, 2))
+    parts = told(merger(tmp_path / "parts", count=2).records())
+    whole = told(run(tmp_path / "whole"))
+    assert parts[1]["checks"].pop("moved") is None and whole[1]["checks"].pop("moved") == 100
+    assert parts == whole
+
+
 # -- kills -----------------------------------------------------------------------------------------
 
 

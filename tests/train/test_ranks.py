@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,43 @@ def test_a_rank_is_killed_and_the_run_goes_on(command, run, tmp_path):
     with open(tmp_path / "two" / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     assert Path(f"{log}-1").read_text() == "" and (tmp_path / "two" / "log.txt").is_file()
+
+
+@pytest.mark.skipif(not find_spec("dassl"), reason="Dassl is not installed")
+def test_torchrun_on_upstream_dassl_trains_the_digits_as_one_process_does(tmp_path):
+    root = Path(__file__).parents[2]
+    paths = [p for p in sys.path if (Path(p) / "dassl").is_dir()]
+    environment = {
+        **os.environ, "APD_HOST": "dassl", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }  # fmt: skip
+    options = (
+        "--dataset-config-file configs/datasets/digits.yaml --trainer APD --seed 1 "
+        "--config-file configs/trainers/APD/mini.yaml --output-dir {} DATASET.NUM_SHOTS 2 "
+        "OPTIM.MAX_EPOCH 2 AT.TRAIN.STEPS 1 TEST.NO_TEST True USE_CUDA False"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={SIZE}"]
+    for name, starter in (("one", []), ("two", torchrun)):
+        arguments = [
+            *starter,
+            "train.py",
+            "--root",
+            tmp_path,
+            *options.format(tmp_path / name).split(),
+        ]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=root, env=environment, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "host: dassl" in (tmp_path / name / "log.txt").read_text()
+    for part in ("prompt_learner", "teacher"):
+        one, two = (
+            torch.load(tmp_path / name / part / "model.pth.tar-2")["state_dict"]
+            for name in ("one", "two")
+        )
+        assert one.keys() == two.keys()
+        for key, value in one.items():  # in float32, whose sums have another order
+            torch.testing.assert_close(two[key], value, atol=1e-6, rtol=0)
 
 
 def test_ranks_need_a_seed_and_say_so_once(command, tmp_path):
