@@ -70,7 +70,7 @@ _APD = {
     },
 }
 
-_KEYS = {
+KEYS = {
     "MODEL": {
         "BACKBONE": {
             "ROBUST": "",  # file with an adversarially fine-tuned image encoder (TeCoA, FARE)
@@ -244,7 +244,7 @@ _RULES_OF_TRAINERS = {  # in every section
 def rule_of(key: str) -> Rule | None:
     """What ``key`` takes, if the table says so."""
     trainer, _, name = key.removeprefix("TRAINER.").partition(".")
-    if key not in _RULES and trainer in _KEYS["TRAINER"]:
+    if key not in _RULES and trainer in KEYS["TRAINER"]:
         return _RULES_OF_TRAINERS.get(name)
     return _RULES.get(key)
 
@@ -312,7 +312,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     It gets their keys; keys that it has keep their values. Its ``merge_from_file`` also finds the
     files that come with this package, as ``find_config`` does.
     """
-    _add(cfg, _KEYS)
+    _add(cfg, KEYS)
     if type(cfg) is CfgNode:
         object.__setattr__(cfg, "__class__", _Config)  # yacs's own would make it a key
 
@@ -382,7 +382,7 @@ def differences(config: dict, other: dict) -> list[str]:
     A key of ours that ``other`` lacks, being of an earlier version, has its default there: the
     default of a new key changes nothing.
     """
-    ours, theirs = dict(flat(config)), {**dict(flat(_KEYS)), **dict(flat(other))}
+    ours, theirs = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
     return [
         f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())

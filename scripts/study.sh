@@ -36,7 +36,7 @@ if part gate; then
 fi
 if part search; then
     run study_search
-    table "$(folders study_search)" search search --criterion mean
+    table "$(folders study_search)" search search --criterion harmonic
 fi
 if part confirm; then run study_zeroshot study; fi
 if part claims; then run study_teachers study_fewshot study_base2new study_shift; fi

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
+from apd.config import KEYS, flat
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.words import shots_said
@@ -219,6 +220,10 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
 def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], dict]:
     """Keys and values that each run of a method changes, and those that it changes them from."""
     found = {folder: settings(run) for folder, run in runs.items()}
+    # a run of a version that lacked one of our keys has its default
+    ours = dict(flat(KEYS))
+    known = {key: ours[key] for key in set().union(*found.values()) & ours.keys()}
+    found = {folder: known | setting for folder, setting in found.items()}
     # of equally common values the default's run has the shorter name
     folders = sorted(runs, key=lambda folder: len(runs[folder]["config"].get("OUTPUT_DIR", "")))
     default = {}
@@ -296,7 +301,7 @@ def search(
             row = max(near, key=lambda row: row[criterion][0])
             row["chosen"] = "yes"
             found = next(f for f, trial in trials.items() if trial == (method, row["trial"]))
-            chosen[method] = {key: settings(runs[found])[key] for key in varied[method]}
+            chosen[method] = varied[method] | changes[found]
     names = grid.values("dataset")
     what = {"mean": "mean of clean and robust", "harmonic": "harmonic mean of clean and robust"}
     told = f"highest {what.get(criterion, criterion)} accuracy"

@@ -66,6 +66,14 @@ def test_all_trials_are_shown_and_the_best_mean_is_chosen(trial, tmp_path):
     assert fitting(runs) == ["search"]
 
 
+def test_a_run_from_before_a_key_was_there_has_its_default(trial, tmp_path):
+    trial("APD", 60.0, 40.0)
+    trial("APD", 70.0, 50.0, CLIP_NORM=1.0)
+    shown, table = rows(load_runs([tmp_path]), "trial", "chosen")
+    assert shown == [("default", ""), ("OPTIM.CLIP_NORM=1.0", "yes")]
+    assert table.extra["chosen"] == {"APD": {"OPTIM.CLIP_NORM": 1.0}}
+
+
 def test_the_criterion_is_declared(trial, tmp_path, capsys):
     for rate, clean, robust in ((0.1, 80.0, 30.0), (0.2, 76.0, 40.0), (0.3, 50.0, 45.0)):
         trial("APD", clean, robust, LR=rate)
