@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from apd.datasets.fewshot import FewShotDataset, data_root
-from apd.errors import UserError
+from apd.datasets.stored import store
 from apd.host import DATASET_REGISTRY, Datum, register
 
 CLASSNAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -47,35 +45,18 @@ class Digits(FewShotDataset):
 def stored(cfg, folder: Path, images: np.ndarray) -> list[str]:
     """Write images, (N, H, W) uint8, to ``folder/<index>.png`` if need be; return the paths.
 
+    Nothing is trusted unread: files that are not intact are written again.
+
     Raises:
         UserError: they cannot be written.
     """
     paths = [folder / f"{i:04d}.png" for i in range(len(images))]
-    try:
-        _store(folder, paths, images)
-    except OSError as error:
-        raise UserError(
-            f"{cfg.DATASET.NAME}: cannot write {folder} ({error.strerror}): point --root at a "
-            "folder that you may write to"
-        ) from error
+    store(cfg.DATASET.NAME, folder, {
+        path: Image.fromarray(image).save
+        for path, image in zip(paths, images)
+        if not _holds(path, image)
+    })  # fmt: skip
     return [str(path) for path in paths]
-
-
-def _store(folder: Path, paths: list[Path], images: np.ndarray) -> None:
-    """Write those images, (N, H, W) uint8, that are not there yet or not intact.
-
-    Each appears whole or not at all, and nothing is trusted unread: a killed run leaves what the
-    next one completes, and two at once write the same pixels.
-    """
-    amiss = [(path, image) for path, image in zip(paths, images) if not _holds(path, image)]
-    if not amiss:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        for path, image in amiss:
-            whole = Path(scratch, path.name)
-            Image.fromarray(image).save(whole)
-            os.replace(whole, path)
 
 
 def _holds(path: Path, image: np.ndarray) -> bool:

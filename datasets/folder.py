@@ -31,7 +31,7 @@ class Folder(FewShotDataset):
     """
 
     def __init__(self, cfg) -> None:
-        folder = data_root(cfg) / cfg.DATASET.FOLDER.DIR
+        folder = self.folder(cfg)
         if (folder / "train").is_dir() or (folder / "test").is_dir():
             train, test = _images(folder / "train"), _images(folder / "test")
             val = _images(folder / "val") if (folder / "val").is_dir() else {}
@@ -54,6 +54,9 @@ class Folder(FewShotDataset):
                 for split in (train, val, test)
             ),
         )
+
+    def folder(self, cfg) -> Path:
+        return data_root(cfg) / cfg.DATASET.FOLDER.DIR
 
 
 def subfolders(folder: Path) -> list[os.DirEntry]:

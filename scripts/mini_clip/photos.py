@@ -1,11 +1,12 @@
 """Lay the photographs out: what the mini CLIP may see, what few-shot draws pick from, what is left.
 
-    python scripts/mini_clip/photos.py ZIPS DATA
+    python scripts/mini_clip/photos.py ZIPS DATA [--pack clothing apd/assets/clothing.zip]
 
 ZIPS holds ``<set>.zip`` of ``<set>/train/<class>/*.jpg`` and ``test/`` (``val/`` optional), and
 ``cifar10.zip`` or ``../cifar10.zip`` of ``train/`` and ``test/``. DATA gets, for each set, disjoint
 ``pretrain/``, ``train/``, ``val/`` and ``test/``: pretraining reads ``pretrain/`` only, the dataset
-``Folder`` never does.
+``Folder`` never does. ``--pack`` puts a set without its ``pretrain/`` into an archive, for the
+package.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from apd.errors import UserError, exit_codes
+from apd.files import atomic_write
 
 # share of each class's training images that pretraining sees; of the rest, 60 % are for few-shot
 # draws and 40 % for validation, where the source has no validation images of its own
@@ -52,10 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("zips", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--pack", nargs=2, metavar=("SET", "FILE"), help="after that")
     args = parser.parse_args(argv)
     for name in tqdm(PRETRAIN, "sets"):
         if not (args.data / name / "test").is_dir():
             lay_out(find(args.zips, name), name, args.data)
+    if args.pack:
+        pack(args.data / args.pack[0], Path(args.pack[1]))
     return 0
 
 
@@ -92,6 +97,15 @@ def lay_out(archive: Path, name: str, data: Path) -> None:
         shutil.rmtree(data / name / part.name, ignore_errors=True)
         part.rename(data / name / part.name)
     scratch.rmdir()
+
+
+def pack(folder: Path, out: Path) -> None:
+    """The same bytes each time: in sorted order, without times."""
+    with atomic_write(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for path in sorted(folder.glob("[!p]*/*/*.jpg")):  # train, val and test, not pretrain
+            archive.writestr(
+                zipfile.ZipInfo(path.relative_to(folder).as_posix()), path.read_bytes()
+            )
 
 
 def divide(images: list[str], pretrain: float, val: float) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from apd.datasets import digits as module
+from apd.datasets import stored as module
 from apd.datasets.digits import Digits
 from apd.errors import UserError
 from apd.host import DataManager
