@@ -120,6 +120,7 @@ KEYS = {
         "PROMPT": {
             # classes per text pass, recomputed in the backward pass; 0: all at once
             "TEXT_CHUNK": 0,
+            "COMPILE": False,  # torch.compile the image encoder for training
             # hand-written prompts of ZeroshotCLIP in place of the dataset's; several: an ensemble
             "TEMPLATES": [],
         },

@@ -128,12 +128,15 @@ class PromptTrainer(ResumableTrainer):
         return model
 
     def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
-        return build_prompted_clip(
+        model = build_prompted_clip(
             clip_model,
             self.dm.dataset.classnames,
             text_chunk=self.cfg.TRAINER.PROMPT.TEXT_CHUNK,
             **{"templates": [template(self.cfg.DATASET)], **prompts},
         )
+        if self.cfg.TRAINER.PROMPT.COMPILE:
+            model.compile_training()
+        return model
 
     def add_model(self, name: str, learner: nn.Module, lr: float = 1.0) -> None:
         """Register prompts to be trained, with an optimiser and a schedule of their own.

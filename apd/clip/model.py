@@ -21,7 +21,7 @@ from apd.clip.contexts import (
 from apd.clip.foreign import MEAN, STD
 from apd.clip.text import ClassPrompts, encode_text
 from apd.clip.visual import encode_image
-from apd.errors import UserError
+from apd.errors import UserError, one_line
 
 
 class PromptedCLIP(nn.Module):
@@ -56,6 +56,7 @@ class PromptedCLIP(nn.Module):
             value = torch.tensor(values, device=weight.device, dtype=weight.dtype)
             self.register_buffer(name, value.view(3, 1, 1), persistent=False)
         self._fixed_text: Tensor | None = None
+        self.training_encoder = encode_image
 
     def text_features(self, prompt_learner: nn.Module | None = None) -> Tensor:
         """(C, embed_dim), unit length. Run it once per step, never inside an attack.
@@ -83,7 +84,8 @@ class PromptedCLIP(nn.Module):
     def image_embeddings(self, images: Tensor) -> Tensor:
         """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""
         images = (images - self.mean) / self.std
-        return encode_image(self.clip.visual, images, self.prompt_learner.visual_contexts())
+        encode = self.training_encoder if self.prompt_learner.training else encode_image
+        return encode(self.clip.visual, images, self.prompt_learner.visual_contexts())
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, embed_dim), unit length, of images (B, 3, R, R) in [0, 1]."""
@@ -111,6 +113,14 @@ class PromptedCLIP(nn.Module):
         """(B, C) logits of images (B, 3, R, R) in [0, 1]."""
         return self.logits(self.image_features(images), self.text_features())
 
+    def compile_training(self) -> None:
+        """``torch.compile`` the image encoder for as long as the prompts are in training mode.
+
+        It runs in every step of an attack; the text encoder, once a step, stays as it is. So does
+        evaluation, whose verdicts cannot change then.
+        """
+        self.training_encoder = compiled(encode_image, "TRAINER.PROMPT.COMPILE")
+
     def train(self, mode: bool = True) -> PromptedCLIP:
         """As ``nn.Module.train``, but CLIP stays in eval mode (its ResNets have batch norm)."""
         super().train(mode)
@@ -123,6 +133,25 @@ class PromptedCLIP(nn.Module):
         learner = self.prompt_learner
         contexts = {"text": learner.text_contexts(), "visual": learner.visual_contexts()}
         return " + ".join(name for name, context in contexts.items() if context) or "none"
+
+
+def compiled(function: Callable, asked: str, **options) -> Callable:
+    """``torch.compile`` of a function, which compiles when it is called.
+
+    Raises:
+        UserError: (the result does) the compiler fails; ``asked`` is what asked for it.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # its import takes seconds
+
+    run = torch.compile(function, **options)
+
+    def call(*args):
+        try:
+            return run(*args)
+        except TorchDynamoException as error:
+            raise UserError(f"{asked}: {one_line(error)}") from error
+
+    return call
 
 
 def build_prompted_clip(

@@ -37,7 +37,13 @@ class Run:
     def __init__(self, folder: Path, results: dict, root: str = "", compiled: bool = False) -> None:
         self.folder, self.results = folder, results
         cfg = default()
-        merge(cfg, flat(results["config"]), f"the config in {folder}")
+        config = {
+            key: value
+            for key, value in flat(results["config"])
+            # a run on the other host has the sections of that host's trainers too
+            if not key.startswith("TRAINER.") or key.split(".")[1] in cfg.TRAINER
+        }
+        merge(cfg, config.items(), f"the config in {folder}")
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = str(folder), "", False
         cfg.DATASET.ROOT = root or cfg.DATASET.ROOT
         cfg.freeze()

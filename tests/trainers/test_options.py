@@ -47,6 +47,48 @@ def test_half_precision_makes_nearly_the_same_step(build, run, tmp_path, monkeyp
         assert 0 < error < tolerance
 
 
+@pytest.mark.parametrize("method, precision", [("AdvMaPLe", "bf16"), ("APD", "fp32")])
+def test_a_compiled_image_encoder_trains_alike(run, tmp_path, monkeypatch, method, precision):
+    """By the part of the compiler that needs no C++: what is traced, and its gradients."""
+    torch.compiler.reset()  # what is compiled is kept for a process, and only so much of it
+    compile, used = torch.compile, []
+
+    def traced(function, **more):
+        run = compile(function, backend="aot_eager", **more)
+        return lambda *args: used.append(args) or run(*args)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    options = (
+        f"TRAINER.{method}.PREC", precision, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True,
+        "OPTIM.WARMUP_EPOCH", 0,
+    )  # fmt: skip
+    results = [
+        run(method, tmp_path / name, *options, "TRAINER.PROMPT.COMPILE", name == "compiled")
+        for name in ("eager", "compiled")
+    ]
+    assert [(result.code, result.err) for result in results] == [(0, "")] * 2
+    passes = len(used)
+    eager, other = (result.trainer for result in results)
+    assert passes and other.history[0]["loss"] == pytest.approx(eager.history[0]["loss"], rel=1e-4)
+    other.test()
+    assert len(used) == passes  # evaluation is never compiled
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(run, tmp_path, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def compile(function):
+        def call(*args):
+            raise TorchDynamoException("No working C++ compiler found\nin $CXX")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    result = run("VPT", tmp_path / "run", "TRAINER.PROMPT.COMPILE", True)
+    line = "error: TRAINER.PROMPT.COMPILE: No working C++ compiler found in $CXX\n"
+    assert (result.code, result.err) == (2, line)
+
+
 def test_fp16_is_read_as_amp(run, tmp_path):
     for precision in ("amp", "fp16"):
         run("AdvIVLP", tmp_path / precision, "TRAINER.AdvIVLP.PREC", precision)
