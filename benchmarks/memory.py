@@ -1,6 +1,7 @@
 """Memory of a training step at ImageNet's geometry, by calculation: no GPU, no download.
 
-    python benchmarks/memory.py [--backbone ViT-B/16] [--classes 1000] [--batch 32] [--chunks 0 100]
+    python benchmarks/memory.py [--backbone ViT-B/32 ViT-B/16] [--classes 1000] [--batch 32]
+        [--chunks 0 100]
 
 What a graph keeps for its backward pass is counted on a few images and class names (bytes of all
 tensors that autograd saves, each once, weights apart) and multiplied: it grows with their number.
@@ -77,7 +78,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [*GEOMETRIES]
-    parser.add_argument("--backbone", nargs="+", default=["ViT-B/16"], choices=names)
+    parser.add_argument("--backbone", nargs="+", default=["ViT-B/32", "ViT-B/16"], choices=names)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 100])

@@ -73,3 +73,35 @@ def test_survivors_are_those_of_the_authors_package(case):
     theirs.square.n_queries = 50 * STEPS
     attacked = theirs.run_standard_evaluation(images, labels, bs=64)
     assert torch.equal(logits(attacked).argmax(dim=1) == labels, ours(logits, images, labels)[0])
+
+
+@pytest.mark.parametrize("attack", ["apgd-ce-10", "apgd-t-10"])
+def test_apgd_spends_no_pass_on_an_image_that_it_has_fooled(case, attack):
+    """But the one of its verdict, after the attack. Images are known by their first pixel."""
+    _, images, _, _, _ = case
+    images = 0.05 + 0.9 * images
+    places = torch.arange(len(images))
+    images[:, 0, 0, 0] = places / len(images)
+    weight = torch.randn(5, 191, generator=torch.Generator().manual_seed(1))
+    passes, fooled = torch.zeros_like(places), torch.full_like(places, -1)
+
+    def logits(x):
+        z = (x.flatten(1)[:, 1:] - 0.5) @ weight.t()
+        if labels is not None:
+            here = (x[:, 0, 0, 0] * len(images)).round().long()
+            passes[here] += 1
+            wrong = here[z.argmax(dim=1) != labels[here]]
+            new = wrong[fooled[wrong] < 0]
+            fooled[new] = passes[new]
+        return z
+
+    labels = None
+    labels = logits(images).argmax(dim=1)
+    (stage,) = find_attack(attack, ThreatModel("linf", 3, 1, 1)).stages
+    rows = {"index": places, "image": images, "label": labels}
+    for done, _ in stage.run(Supply([rows]), logits, batch_size=64):
+        fell = done["index"][~done["right"]]
+    assert 3 < len(fell) < len(images)
+    assert torch.equal((fooled > 0).nonzero()[:, 0], fell.sort()[0])
+    assert torch.equal(passes[fell], fooled[fell] + 1)
+    assert passes[fell].float().mean() < passes[fooled < 0].float().mean() / 2

@@ -68,6 +68,19 @@ def test_the_runs_own_attack_is_found_again_and_its_results_stay(runs, call):
     assert (runs / "AdvIVLP" / "results.json").read_bytes() == before
 
 
+def test_a_run_on_upstream_dassl_is_evaluated_without_it(runs, call, tmp_path):
+    """Upstream's config has the sections of its own trainers too."""
+    shutil.copytree(runs / "AdvIVLP", run := tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["config"]["TRAINER"]["OTHER"] = {"CLASS_LR_MULTI": 10}
+    (run / "results.json").write_text(json.dumps(results))
+    assert call(run, "--attack", "pgd-2")[0] == 0
+    results["config"]["TRAINER"]["APD"]["OTHER"] = 1
+    (run / "results.json").write_text(json.dumps(results))
+    code, _, err = call(run, "--attack", "pgd-2")
+    assert code == 2 and "there is no key TRAINER.APD.OTHER" in err
+
+
 def test_threat_models(runs, call):
     sources = ["white-box", "transfer:zeroshot", f"transfer:{runs / 'AdvIVLP'}", "adaptive"]
     code, _, err = call(runs / "APD", "--source", ",".join(sources), "--attack", "pgd-2")
