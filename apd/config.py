@@ -63,7 +63,7 @@ _APD = {
     "BETA": 0.0,  # the student's feedback to an online teacher [O]
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
-        "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: what docs/study.md found]
+        "LR": 1.0,  # of its prompts, as a multiple of OPTIM.LR [O]
         "BACKBONE": "",  # another CLIP than the student's
         "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
         "PATH": "",  # MODE checkpoint: the folder of an IVLP run
@@ -211,8 +211,11 @@ _RULES: dict[str, Rule] = {
         f"AT.{part}.{key}": rule
         for part in ("TRAIN", "TEST")
         for key, rule in (
-            ("EPS", _RADIUS), ("ALPHA", _RADIUS), ("NORM", one_of("linf", "l2")),
-            ("STEPS", whole(0)), ("PREC", _PRECISION),
+            ("EPS", _RADIUS),
+            ("ALPHA", _RADIUS),
+            ("NORM", one_of("linf", "l2")),
+            ("STEPS", whole(0)),
+            ("PREC", _PRECISION),
         )
     },
     "AT.TRAIN.EPS_WARMUP": number(0, 1),
@@ -228,7 +231,7 @@ _RULES: dict[str, Rule] = {
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
     "TRAINER.APD.TEACHER.LR": number(above=0),
     "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
-}  # fmt: skip
+}
 _RULES_OF_TRAINERS = {  # in every section
     **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
@@ -389,6 +392,13 @@ def differences(config: dict, other: dict) -> list[str]:
         for key in sorted(ours.keys() | theirs.keys())
         if key not in HARMLESS and ours.get(key) != theirs.get(key)
     ]
+
+
+def plain(config):
+    """What a config holds as YAML and JSON know it: keys in order, lists for tuples."""
+    if isinstance(config, dict):
+        return {key: plain(config[key]) for key in sorted(config)}
+    return [plain(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

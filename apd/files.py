@@ -52,7 +52,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ten times as fast
         def construct_mapping(self, node, deep=False):
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             if twice := [key for i, key in enumerate(keys) if key in keys[:i] and key != "<<"]:

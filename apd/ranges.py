@@ -46,8 +46,9 @@ def number(
     return Rule(words, read)
 
 
-def whole(low: int | None = None, high: int | None = None, *, also: int | None = None,
-          note: str = "") -> Rule:  # fmt: skip
+def whole(
+    low: int | None = None, high: int | None = None, *, also: int | None = None, note: str = ""
+) -> Rule:
     """A whole number in [low, high], or ``also``."""
     least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
     words = "a whole number" + _limits(least, most) + (f", or {also}" if also is not None else "")

@@ -15,11 +15,14 @@ from apd.datasets.fewshot import FewShotDataset, data_root
 from apd.host import DATASET_REGISTRY, Datum, register
 
 FACES = (
-    *(f"DejaVu{family}{style}.ttf" for family in ("Sans", "SansMono")
-      for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(
+        f"DejaVu{family}{style}.ttf"
+        for family in ("Sans", "SansMono")
+        for style in ("", "-Bold", "-Oblique", "-BoldOblique")
+    ),
     *(f"DejaVuSerif{style}.ttf" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
-)  # fmt: skip
+)
 VARIANTS = ("train", "val", "test", "test")  # of each character in each face
 
 

@@ -121,8 +121,9 @@ class OxfordPets(SplitFile):
 
     dataset_dir, image_dir = "oxford_pets", "images"
     layout = {image_dir: f"{PETS}/images.tar.gz"}
-    annotations = {f"annotations/{name}.txt": f"{PETS}/annotations.tar.gz"
-                   for name in ("trainval", "test")}  # fmt: skip
+    annotations = {
+        f"annotations/{name}.txt": f"{PETS}/annotations.tar.gz" for name in ("trainval", "test")
+    }
     split_id = "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"
     split_mark = "fe5ebce961ab9f4290d0604369b727dc"
     counts = Counts(37, 2944, 736, 3669)
@@ -241,10 +242,9 @@ class UCF101(SplitFile):
         image_dir: f"UCF-101-midframes.zip, {DRIVE.format('10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O')}"
     }
     annotations = {
-        f"ucfTrainTestlist/{name}.txt":
-        "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
+        f"ucfTrainTestlist/{name}.txt": "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
         for name in ("classInd", "trainlist01", "testlist01")
-    }  # fmt: skip
+    }
     split_id = "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"
     split_mark = "f81c773ec5dc0cd3f1a7f16aecae4ae8"
     counts = Counts(101, 7639, 1898, 3783)
@@ -275,9 +275,12 @@ class FGVCAircraft(Published):
     layout = {
         path: "data/ in https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
         "fgvc-aircraft-2013b.tar.gz, renamed fgvc_aircraft"
-        for path in ("images", "variants.txt",
-                     *(f"images_variant_{split}.txt" for split in ("train", "val", "test")))
-    }  # fmt: skip
+        for path in (
+            "images",
+            "variants.txt",
+            *(f"images_variant_{split}.txt" for split in ("train", "val", "test")),
+        )
+    }
     counts = Counts(100, 3334, 3333, 3333)
 
     @classmethod

@@ -30,8 +30,8 @@ class ImageNet(Published):
 
     dataset_dir, image_dir = "imagenet", "images"
     layout = {
-        "images/train": "https://image-net.org (ILSVRC 2012, one folder a class)",
-        "images/val": "https://image-net.org (ILSVRC 2012), sorted into one folder a class",
+        "images/train": "https://image-net.org (ILSVRC 2012, one folder per class)",
+        "images/val": "https://image-net.org (ILSVRC 2012), sorted into one folder per class",
         "classnames.txt": CLASSNAMES,
     }
     counts = Counts(1000, 1281167, None, 50000)
@@ -57,8 +57,9 @@ class ImageNet(Published):
             )
         folders = named_folders(kept["train"], names, folder / "classnames.txt")
         train, test = (partial(list_tree, tree, kept[tree.name], folders) for tree in trees)
-        mark = digest(*("\0".join((name, folders[name], *images))
-                        for name, images in kept["train"].items()))  # fmt: skip
+        mark = digest(
+            *("\0".join((name, folders[name], *images)) for name, images in kept["train"].items())
+        )
         return Source(mark, train, None, test)
 
 
@@ -170,7 +171,7 @@ def class_folders(tree: Path) -> list[os.DirEntry]:
     """
     found = subfolders(tree)
     if not found:
-        raise UserError(f"no class folders in {tree}: it must hold one folder of images a class")
+        raise UserError(f"no class folders in {tree}: it must hold one folder of images per class")
     return found
 
 

@@ -129,9 +129,10 @@ class Published(FewShotDataset):
         if cfg.SEED < 0:
             return draw()
         drawn = cached(
-            folder / "split_fewshot" / f"{name}.json", f"{source.mark} {name}",
+            folder / "split_fewshot" / f"{name}.json",
+            f"{source.mark} {name}",
             lambda: {split: _rows(images, items) for split, items in zip(("train", "val"), draw())},
-        )  # fmt: skip
+        )
         return entries(images, drawn["train"]), entries(images, drawn["val"])
 
     def _drawn_by_coop(self, path: Path, images: Path, source: Source, shots: int):

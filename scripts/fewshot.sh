@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Few-shot: train on SHOTS images a class, test on all classes.
+# Few-shot: train on SHOTS images per class, test on all classes.
 #   bash scripts/fewshot.sh [DATA] [DATASET] [SHOTS] [SEEDS]
 #   bash scripts/fewshot.sh /data caltech101 "1 2 4 8 16" "1 2 3"
 # See scripts/protocol.sh for METHODS, CFG, OUTPUT and others.

@@ -35,7 +35,7 @@ CLASSES = {  # and the colour of their images
     "circle": (200, 60, 60), "square": (60, 200, 60), "star": (180, 180, 60),
     "triangle": (60, 60, 200),
 }  # fmt: skip
-SPLITS = {"train": 6, "val": 2, "test": 5}  # images a class
+SPLITS = {"train": 6, "val": 2, "test": 5}  # images per class
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -198,6 +198,22 @@ def inline(monkeypatch):
     executor = Inline()
     monkeypatch.setattr(apd.sweep.engine, "make_executor", lambda *_: executor)
     return executor
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Function: write a made-up run; its folder is named after method and seed unless given."""
+    from sample_results import results
+
+    from apd.results import write_results
+
+    def save(folder=None, **fields):
+        values = results(**fields)
+        run = tmp_path / (folder or f"{values['method']}/seed{values['seed']}")
+        write_results(run, values)
+        return run
+
+    return save
 
 
 def pytest_report_header(config):

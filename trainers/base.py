@@ -28,6 +28,7 @@ from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
 from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
+from apd.results.words import described
 from apd.trainers.resumable import ResumableTrainer
 
 
@@ -348,9 +349,8 @@ class PromptTrainer(ResumableTrainer):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         for record in records[1:]:
             self.write_scalar(f"{split}/{record['attack']}", record["accuracy"], self.epoch)
-            threat = record["threat_model"]
             print(
-                f"=> {record['attack']} ({threat['norm']}, eps {threat['eps']}/255)\n"
+                f"=> {described(record)}\n"
                 f"* robust correct: {record['correct']:,}\n"
                 f"* robust accuracy: {record['accuracy']:.1f}%"
             )

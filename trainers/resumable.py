@@ -9,18 +9,19 @@ from statistics import mean
 
 import numpy as np
 import torch
-import yaml
 
 from apd import ranks
 from apd.clip import PromptedCLIP
-from apd.config import differences
-from apd.errors import UserError, one_line
+from apd.config import differences, plain
+from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write, write_csv
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 from apd.results import HISTORY_NAME
+from apd.results.schema import kind_faults
 
 RESUME_NAME = "resume.pth.tar"
+_NUMBERS = {"epoch": (int,), **dict.fromkeys(("best_result", "train_seconds"), (int, float))}
 
 
 class ResumableTrainer(TrainerX):
@@ -40,7 +41,7 @@ class ResumableTrainer(TrainerX):
     def check_cfg(self, cfg) -> None:
         self.history: list[dict[str, float]] = []  # of epochs
         self.logged: list[dict[str, float]] = []  # of the epoch's steps
-        self.config = yaml.safe_load(cfg.dump())  # plain data, as the user gave it
+        self.config = plain(cfg)  # as the user gave it
 
     # -- Dassl's layout ------------------------------------------------------------------------
 
@@ -187,6 +188,13 @@ class ResumableTrainer(TrainerX):
                 f"{path} is a run of another configuration ({'; '.join(changed)}): "
                 "choose another --output-dir"
             )
+        faults = kind_faults(state, _NUMBERS, {"history": (list,)})
+        if not faults and state["epoch"] < 1:
+            faults = [f"has epoch {state['epoch']}"]
+        if not all(isinstance(epoch, dict) for epoch in state.get("history", ())):
+            faults.append("has a history of no epochs")
+        if faults:
+            raise ValueError(f"it {listed(faults, 4)}")
         for name in self.get_model_names():
             self._models[name].load_state_dict(state["models"][name])
             if self._optims[name] is not None:
@@ -196,13 +204,6 @@ class ResumableTrainer(TrainerX):
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
         self.history = state.get("history", [])  # versions before it had none
-        if type(state["epoch"]) is not int or state["epoch"] < 1:
-            raise ValueError(f"epoch {state['epoch']}")
-        numbers = [self.best_result, self.train_seconds]
-        if not all(isinstance(number, (int, float)) for number in numbers):
-            raise ValueError(f"best_result and train_seconds are {numbers}")
-        if not isinstance(self.history, list) or not all(isinstance(e, dict) for e in self.history):
-            raise ValueError("its history is no list of epochs")
         _set_random_state(state["random"])
 
 

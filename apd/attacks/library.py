@@ -44,7 +44,6 @@ class TorchAttack:
         sources: Sequence[LogitsFn] = (),
         seed: int = 0,
         precision: torch.dtype | None = None,
-        start=None,
     ) -> Iterator[tuple[Rows, None]]:
         """As ``PGD.run``, batch by batch; no row stays under attack between two batches.
 

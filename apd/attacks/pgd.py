@@ -288,10 +288,12 @@ def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, in
     """Start points of ``PGD.run`` that depend on seed, image index and restart only."""
 
     def start(images: Tensor, index: Tensor, restart: int) -> Tensor:
-        return torch.cat([
-            _start(image[None], threat, Generator().manual_seed(row_seed(seed, i, restart)))
-            for image, i in zip(images, index.tolist())
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                _start(image[None], threat, Generator().manual_seed(row_seed(seed, i, restart)))
+                for image, i in zip(images, index.tolist())
+            ]
+        )
 
     return start
 
@@ -314,9 +316,11 @@ def _correct_here(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _start(
-    images: Tensor, threat: ThreatModel, generator: Generator | None,
+    images: Tensor,
+    threat: ThreatModel,
+    generator: Generator | None,
     rows: tuple[int, slice] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if not threat.random_start:
         return images.clone()
     eps = threat.eps / 255

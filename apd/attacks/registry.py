@@ -102,14 +102,17 @@ _KINDS = {
     "apgd-ce": _Kind(100, _BOTH, "ce", True, _part(_APGD)),
     "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part(_APGDT, targeted=True)),
     "fab-t": _Kind(
-        100, _BOTH, "distance, targeted", False,
+        100,
+        _BOTH,
+        "distance, targeted",
+        False,
         _part(torchattacks.FAB, targeted=True, multi_targeted=True),
     ),
     "square": _Kind(
         5000, _BOTH, "margin", True, _part(torchattacks.Square, "n_queries"), ("black_box",)
     ),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
-}  # fmt: skip
+}
 NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")
 
 

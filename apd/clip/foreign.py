@@ -224,8 +224,11 @@ def openclip_model(files: list[Path], settings: dict, name: str) -> Foreign:
     config = settings["model_cfg"]
     vision, text = config["vision_cfg"], config["text_cfg"]
     odd = []
-    for part, pool, options in (("", "", config), ("vision_cfg.", "tok", vision),
-                                ("text_cfg.", "argmax", text)):  # fmt: skip
+    for part, pool, options in (
+        ("", "", config),
+        ("vision_cfg.", "tok", vision),
+        ("text_cfg.", "argmax", text),
+    ):
         for key, value in options.items():
             ours = key == "hf_tokenizer_name" and str(value).startswith(_TOKENIZER)
             plain = pool if key == "pool_type" else _PLAIN.get(key)
@@ -311,8 +314,10 @@ _NAMES = (
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 )
-_TRANSPOSED = {"text_projection.weight": "text_projection",
-               "visual_projection.weight": "visual.proj"}  # fmt: skip
+_TRANSPOSED = {
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+}
 
 
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:

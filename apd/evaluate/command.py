@@ -48,9 +48,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("--attack", default="", help=f"with commas between: {', '.join(NAMES)}")
-    add("--eps", type=several(per_255(number(0)), split=True), default=[], help=(
-        "with commas between, in 1/255 (default: the run's)"
-    ))  # fmt: skip
+    add(
+        "--eps",
+        type=several(per_255(number(0)), split=True),
+        default=[],
+        help=("with commas between, in 1/255 (default: the run's)"),
+    )
     add("--norm", choices=("linf", "l2"), help="default: the run's")
     add("--source", default="white-box", help=(
         "where attacks are made, with commas between: white-box, transfer:zeroshot, "
@@ -88,19 +91,21 @@ def table(evaluated: list[tuple[Run, list[dict]]]) -> str:
                 marks.append(str(notes.index(note) + 1))
             threat = record["threat_model"] or {}
             attack, precision = record["attack"], threat.get("precision", "fp32")
-            rows.append({
-                "method": run.results["method"],
-                "seed": run.results["seed"],
-                "attack": attack if precision == "fp32" else f"{attack} ({precision})",
-                "norm": threat.get("norm", "-"),
-                "eps": f"{threat['eps']:g}/255" if threat else "-",
-                "source": threat.get("source", "-"),
-                "images": f"{record['total']}{' (val)' if record['split'] == 'val' else ''}",
-                "clean (%)": f"{clean['accuracy']:.1f}",
-                "robust (%)": f"{record['accuracy']:.1f}" if threat else "-",
-                "flags": ", ".join(marks),
-                "seconds": f"{record['seconds']:.0f}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "method": run.results["method"],
+                    "seed": run.results["seed"],
+                    "attack": attack if precision == "fp32" else f"{attack} ({precision})",
+                    "norm": threat.get("norm", "-"),
+                    "eps": f"{threat['eps']:g}/255" if threat else "-",
+                    "source": threat.get("source", "-"),
+                    "images": f"{record['total']}{' (val)' if record['split'] == 'val' else ''}",
+                    "clean (%)": f"{clean['accuracy']:.1f}",
+                    "robust (%)": f"{record['accuracy']:.1f}" if threat else "-",
+                    "flags": ", ".join(marks),
+                    "seconds": f"{record['seconds']:.0f}",
+                }
+            )
     text = tabulate(rows, "keys", disable_numparse=True)
     return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, start=1))])
 

@@ -146,9 +146,12 @@ def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, cl
 
 
 def finish(
-    records: list[dict], split: str, places: Places, files: list[tuple[dict, Kept, AttackState]],
+    records: list[dict],
+    split: str,
+    places: Places,
+    files: list[tuple[dict, Kept, AttackState]],
     labels: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Say of all records what they are about and what is odd, and keep those of ``files``."""
     for record in records:
         record["split"], record["images"] = split, places.told
@@ -330,9 +333,12 @@ class _Attacked:
         state, count = self.state, len(self.clean.labels)
         to_row = {place: row for row, place in enumerate(self.data.places(0, count).tolist())}
         progress = tqdm(
-            desc=desc, total=count, initial=int((state.lost != 0).sum()), unit="image",
+            desc=desc,
+            total=count,
+            initial=int((state.lost != 0).sum()),
+            unit="image",
             disable=ranks.hidden(),
-        )  # fmt: skip
+        )
         for number, stage in enumerate(self.attack.stages, start=1):
             last = number == len(self.attack.stages)
             wanted = (state.lost == 0) & (state.done == number - 1)

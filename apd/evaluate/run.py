@@ -154,9 +154,12 @@ class Run:
                 }
 
     def evaluate(
-        self, args: argparse.Namespace, asked: dict, shard: Shard | None = None,
+        self,
+        args: argparse.Namespace,
+        asked: dict,
+        shard: Shard | None = None,
         only: Collection[str] | None = None,
-    ) -> list[dict]:  # fmt: skip
+    ) -> list[dict]:
         """The clean record, and those of all attacks and radii; ``asked`` is one of ``asked``."""
         loader, parse_batch, subset = self.loader(args)
         source = asked["source"].name if asked["source"] else "white-box"

@@ -34,9 +34,12 @@ class Images:
     """
 
     def __init__(
-        self, loader: Iterable, parse_batch: Callable[..., tuple[Tensor, Tensor]], subset: int,
+        self,
+        loader: Iterable,
+        parse_batch: Callable[..., tuple[Tensor, Tensor]],
+        subset: int,
         count: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.places = places_of(loader, subset)
         whole, parts = ImageDigest(), {shard: ImageDigest() for shard in Shard.all(count)}
         part_of(loader, self.places, Shard(1, count))  # are there enough?

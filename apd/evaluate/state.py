@@ -131,9 +131,9 @@ class Clean:
     def join(cls, paths: Sequence[Path], digest: str) -> Clean:
         """Of all images, from the shards' files."""
         parts = [_load(path) for path in paths]
-        tested = torch.cat([
-            part["tested"] * len(parts) + first for first, part in enumerate(parts)
-        ])  # fmt: skip
+        tested = torch.cat(
+            [part["tested"] * len(parts) + first for first, part in enumerate(parts)]
+        )
         order = tested.argsort()
         return cls(
             *(join_shards([part[name] for part in parts]) for name in ("predicted", "labels")),

@@ -42,9 +42,12 @@ class ShardCell(Cell):
     def of(cls, job: Job, shard: Shard, files: Sequence[Path]) -> ShardCell:
         store = job.folder / EVALUATIONS
         return cls(
-            str(store / shard.folder), tuple(map(str, files)), str(store / SHARDS), shard=shard,
+            str(store / shard.folder),
+            tuple(map(str, files)),
+            str(store / SHARDS),
+            shard=shard,
             job=job,
-        )  # fmt: skip
+        )
 
     def state(self) -> State:
         if all(Path(path).exists() for path in self.argv):

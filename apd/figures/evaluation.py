@@ -18,7 +18,7 @@ from apd.figures.style import legend, look, panels, save, styles
 from apd.results.verdicts import Verdicts
 from apd.results.words import described, shots_said
 
-EXAMPLES = 6  # images a figure
+EXAMPLES = 6  # images per figure
 
 
 @look

@@ -58,7 +58,7 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
             names = {x: "all" if shots == -1 else shots for shots, x in ticks.items()}
             axes.set_xticks(sorted(drawn), [names[x] for x in sorted(drawn)])
             axes.minorticks_off()
-            axes.set(xlabel="shots (images a class)", ylabel="accuracy (%)", title=attack)
+            axes.set(xlabel="shots (images per class)", ylabel="accuracy (%)", title=attack)
         legend(figure)
         figures[_stem("few-shot", setting)] = figure
     return figures

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from apd.errors import UserError, listed
 from apd.results.runs import clean_accuracy
 from apd.results.words import described
-from apd.tables.cells import learns, settings
+from apd.tables.grid import learns, settings
 
 
 class Setting(NamedTuple):
@@ -98,13 +98,15 @@ def averages(found: list[Point]) -> list[Point]:
         count = len(sets[everywhere])
         if 1 < count == len(members):
             clean = [p.clean for p in members]
-            averaged.append(Point(
-                Setting("", *everywhere[:3], count),
-                *rest,
-                mean(p.accuracy for p in members),
-                None if None in clean else mean(clean),
-                members[0].evaluation,
-            ))  # fmt: skip
+            averaged.append(
+                Point(
+                    Setting("", *everywhere[:3], count),
+                    *rest,
+                    mean(p.accuracy for p in members),
+                    None if None in clean else mean(clean),
+                    members[0].evaluation,
+                )
+            )
     return averaged
 
 

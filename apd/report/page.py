@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import jinja2
-import yaml
 
 import apd
 from apd import config
@@ -19,7 +18,7 @@ from apd.figures.kinds import KINDS
 from apd.figures.points import setting_of, shots_of
 from apd.figures.style import rendered
 from apd.methods import rank
-from apd.results.words import described
+from apd.results.words import described, in_full
 from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
@@ -59,21 +58,24 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title or f"Results on {data[0] if len(data) == 1 else f'{len(data)} data sets'}",
-        summary=_summary(runs),
-        warnings=_warnings(runs),
-        tables=tables,
-        refused=refused,
-        figures=figures,
-        threats=_threats(runs),
-        flags=_flags(runs),
-        flagged=sum(bool(one.get("flags")) for one in evaluations),
-        evaluations=f"{len(evaluations):,}",
-        methods=_methods(runs, configs),
-        keys=_keys(configs),
-        environments=_environments(runs),
-    ) + "\n"  # fmt: skip
+    return (
+        environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+            title=title or f"Results on {data[0] if len(data) == 1 else f'{len(data)} data sets'}",
+            summary=_summary(runs),
+            warnings=_warnings(runs),
+            tables=tables,
+            refused=refused,
+            figures=figures,
+            threats=_threats(runs),
+            flags=_flags(runs),
+            flagged=sum(bool(one.get("flags")) for one in evaluations),
+            evaluations=f"{len(evaluations):,}",
+            methods=_methods(runs, configs),
+            keys=_keys(configs),
+            environments=_environments(runs),
+        )
+        + "\n"
+    )
 
 
 # -- its parts -------------------------------------------------------------------------------------
@@ -147,17 +149,7 @@ def _threats(runs: dict[Path, dict]) -> list[dict]:
                 images = evaluation.get("images", "all")
                 drawn = "" if images == "all" else f", drawn with seed {images['seed']}"
                 row = {
-                    "attack": evaluation["attack"],
-                    "norm": threat["norm"],
-                    "eps": f"{threat['eps']:g}",
-                    "alpha": "its own" if threat["alpha"] is None else f"{threat['alpha']:g}",
-                    "steps": threat["steps"],
-                    "restarts": threat["restarts"],
-                    "random start": "yes" if threat["random_start"] else "no",
-                    "loss": threat["loss"],
-                    "counts": "last iterate" if threat["last_iterate"] else "any iterate",
-                    "source": threat["source"],
-                    "precision": threat["precision"],
+                    **in_full(evaluation),
                     "data set": run["dataset"],
                     "images": f"{evaluation['total']:,} {evaluation['split']}{drawn}",
                 }
@@ -215,7 +207,7 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
 def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     """A row for each key with another value than the default: those in which the methods differ,
     one column per method and empty where it has the default; and those in which they do not."""
-    default = dict(flat(yaml.safe_load(config.default().dump())))
+    default = dict(flat(config.default()))
     differing, shared = [], []
     for key in sorted({key for found in configs.values() for key in found} - _TOLD):
         usual = [default[key]] if key in default else []

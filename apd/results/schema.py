@@ -119,7 +119,7 @@ def read_results(run_dir: str | Path) -> dict:
         raise UserError(
             f"{path} has schema {results['schema']}, this version reads {SCHEMA_VERSION}: run again"
         )
-    faults = _faults(results, _GIVEN | _FILLED_IN, _LATER)
+    faults = kind_faults(results, _GIVEN | _FILLED_IN, _LATER)
     if not faults:
         faults = [fault for record in results["evaluations"] for fault in record_faults(record)]
     if faults:
@@ -135,17 +135,23 @@ def record_faults(record) -> list[str]:
     """What is wrong with a record of an evaluation, each as in "lacks total"."""
     if not isinstance(record, dict):
         return ["has an evaluation that is none"]
-    faults = _faults(record, _EVALUATION, _EVALUATION_LATER)
+    faults = kind_faults(record, _EVALUATION, _EVALUATION_LATER)
     if not faults and record["threat_model"] is not None:
-        faults = _faults(record["threat_model"], _THREAT, _THREAT_LATER)
+        faults = kind_faults(record["threat_model"], _THREAT, _THREAT_LATER)
     if not faults and isinstance(record.get("images"), dict):
-        faults = _faults(record["images"], _SUBSET, {})
+        faults = kind_faults(record["images"], _SUBSET, {})
     if not faults and not 0 <= record["correct"] <= record["total"]:
         faults = [f"counts {record['correct']} of {record['total']} images"]
     return faults
 
 
-def _faults(found: dict, needed: dict, later: dict) -> list[str]:
+def kind_faults(found: dict, needed: dict, later: dict) -> list[str]:
+    """What is wrong with a file's fields, each as in "lacks total" or "has total many".
+
+    Args:
+        needed: fields that there must be, and the types that each may have.
+        later: fields that there may be.
+    """
     missing = ", ".join(sorted(needed.keys() - found.keys()))
     return [f"lacks {missing}"] * bool(missing) + [
         f"has {key} {one_line(found[key], 20)}"

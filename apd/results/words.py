@@ -55,6 +55,24 @@ def header(evaluation: dict) -> str:
     return ", ".join(filter(None, [attack, last, *unusual(threat), images])) + " (%)"
 
 
+def in_full(evaluation: dict) -> dict[str, str]:
+    """An attack and all its conditions but the seed, by name; radius and step in 1/255."""
+    threat = evaluation["threat_model"]
+    return {
+        "attack": attack_name(evaluation),
+        "norm": threat["norm"],
+        "eps": f"{threat['eps']:g}",
+        "alpha": "its own" if threat["alpha"] is None else f"{threat['alpha']:g}",
+        "steps": f"{threat['steps']}",
+        "restarts": f"{threat['restarts']}",
+        "random start": "yes" if threat["random_start"] else "no",
+        "loss": threat["loss"],
+        "counts": "last iterate" if threat["last_iterate"] else "any iterate",
+        "source": threat["source"],
+        "precision": threat["precision"],
+    }
+
+
 def cited(evaluation: dict) -> str:
     """An evaluation and its result, in a flag of another one."""
     threat = evaluation["threat_model"]

@@ -25,9 +25,12 @@ TOKENS = 16  # of 77 are computed for a class: our text pass stops at the longes
 
 # 10^9 operations of an image and of a class of 77 tokens, forward, as OpenCLIP's profile has them
 _GFLOP = {
-    "RN50": (12.2, 6.0), "RN101": (19.5, 6.0), "ViT-B/32": (8.8, 6.0), "ViT-B/16": (35.1, 6.0),
+    "RN50": (12.2, 6.0),
+    "RN101": (19.5, 6.0),
+    "ViT-B/32": (8.8, 6.0),
+    "ViT-B/16": (35.1, 6.0),
     "ViT-L/14": (162.0, 13.3),
-}  # fmt: skip
+}
 
 
 def gpu_seconds(cell: Cell) -> float:

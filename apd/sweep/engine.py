@@ -31,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser, what: str, jobs: str) -> None
     )
     group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
     group.add_argument(
-        "--slurm", nargs="+", default=[], metavar="KEY=VALUE",
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
         help="submitit's options: timeout_min=240 slurm_partition=gpu",
-    )  # fmt: skip
+    )
 
 
 def gpus() -> int:

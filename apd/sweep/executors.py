@@ -112,9 +112,11 @@ class Ray:
         threads = threads or max(1, _processors() // jobs)
         here = {} if address else {"num_cpus": jobs * threads}
         self.ray.init(
-            address=address or "local", include_dashboard=None if address else False,
-            log_to_driver=False, **here,
-        )  # fmt: skip
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            **here,
+        )
         if gpus is None:
             gpus = min(1, self.ray.cluster_resources().get("GPU", 0))
         # max_calls: the process ends with its cell; max_retries: the sweep itself tries again

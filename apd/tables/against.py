@@ -9,12 +9,12 @@ from statistics import mean
 from apd.errors import UserError, listed
 from apd.results.published import Figure, Paper
 from apd.results.words import header, images_said, shots_said
-from apd.tables.cells import Accuracy, Cell, Grid, Topic, average, harmonic, learns
+from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic, learns
 from apd.tables.write import Table
 
 
 def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
-    """A row a published figure that ours can be held against: theirs, ours and the difference.
+    """One row per published figure that ours can be held against: theirs, ours and the difference.
 
     Ours must be on the same backbone, data sets, classes and shots, trained on the same data set,
     on all test images, and under a threat model that agrees with the paper's in all that the
@@ -34,7 +34,7 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
                 reasons[str(reason)].append(_said(figure, kind))
                 continue
             ours.difference = mean(ours) - theirs
-            cells = {"published": Cell([Accuracy(theirs)]), "ours": ours}
+            cells = {"published": Numbers([Accuracy(theirs)]), "ours": ours}
             cells["published"].n = ours.n  # of as many seeds as it may be, which is not said
             rows.append(_labels(figure) | {"evaluation": column.removesuffix(" (%)")} | cells)
     notes = [f"not compared, {reason}: {listed(what, 4)}" for reason, what in reasons.items()]
@@ -53,7 +53,7 @@ def published(paper: Paper) -> Table:
         cells = {}
         for column, value in (("clean (%)", figure.clean), (_column(paper), figure.robust)):
             if column:
-                cells[column] = Cell([] if value is None else [Accuracy(value)])
+                cells[column] = Numbers([] if value is None else [Accuracy(value)])
         rows.append({**_labels(figure), "table": figure.table, **cells})
     table = Table("published", f"published, not ours: {paper.title}, {paper.backbone}", rows,
                   [f"published: {paper.source}"])  # fmt: skip
@@ -80,14 +80,14 @@ def add_rows(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> None:
             row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(others, "published")}
             for column in table.measured:
                 cells = [_theirs(figures, topic, kinds) for topic in table.about.get(column, ())]
-                row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Cell()])[0]
+                row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Numbers()])[0]
             if any(row[column] for column in table.measured):
                 table.rows.append({column: row[column] for column in table.rows[0]})
         if len(table.rows) > ours:
             table.notes.append(f"({paper.name}): published, not ours: {paper.source}")
 
 
-def _theirs(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Cell:
+def _theirs(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Numbers:
     """The published accuracy that a column of ours is about; empty if there is none."""
     for figure in figures:
         untrained = figure.method.startswith("ZeroshotCLIP")
@@ -99,8 +99,8 @@ def _theirs(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Cell:
             and (untrained or figure.trained_on == topic.source)
             and (untrained or figure.shots in (None, topic.shots))
         ):
-            return Cell([Accuracy(value)])
-    return Cell()
+            return Numbers([Accuracy(value)])
+    return Numbers()
 
 
 class _Incomparable(Exception):
@@ -129,7 +129,7 @@ def _said(figure: Figure, kind: str) -> str:
     return f"{' on '.join(_labels(figure).values())} ({kind})"
 
 
-def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tuple[str, Cell]:
+def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tuple[str, Numbers]:
     """The column of our evaluation, and our accuracies; an average has those of each seed."""
     if paper.backbone not in {run["backbone"] for run in runs.values()}:
         names = sorted({run["backbone"] for run in runs.values()})
@@ -163,8 +163,8 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     (column,) = columns
     grid = Grid(found, same=())
     (row,) = grid.rows
-    cells = [grid.cell(row, place, column) for place in grid.places]
-    ours = average(cells) if len(cells) > 1 else Cell(cells[0])
+    cells = [grid.accuracies(row, place, column) for place in grid.places]
+    ours = average(cells) if len(cells) > 1 else Numbers(cells[0])
     if not ours:
         raise _Incomparable("no seed that all its data sets have")
     return column, ours

@@ -37,9 +37,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "ours, theirs and the difference, of every figure that a paper has published and these "
         f"runs can be held against: {', '.join(papers())}, or a file like configs/published/*.yaml"
     ))  # fmt: skip
-    add("--published", metavar="PAPER", help=(
-        "add rows of the figures that a paper has published, and a table of all of them"
-    ))  # fmt: skip
+    add(
+        "--published",
+        metavar="PAPER",
+        help=("add rows of the figures that a paper has published, and a table of all of them"),
+    )
     add("--criterion", choices=CRITERIA, default="mean", help=(
         "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean and "
         "robust, or robust"

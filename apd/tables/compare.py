@@ -8,7 +8,7 @@ import numpy as np
 
 from apd.errors import UserError, listed
 from apd.results.runs import judged
-from apd.tables.cells import Cell, OverSets, is_accuracy
+from apd.tables.grid import Numbers, OverSets, is_accuracy
 
 RESAMPLES = 2_000
 
@@ -38,7 +38,7 @@ def compare(tables: list, baseline: str) -> None:
                     cell.over_sets = over_data_sets(cell, base[name])
 
 
-def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
+def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
     """95 % interval of the difference of two means, by the paired percentile bootstrap.
 
     Test images are drawn again, the same for both; an image counts with the mean of its verdicts
@@ -63,7 +63,7 @@ def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
     return 100 * float(low), 100 * float(high)
 
 
-def over_data_sets(cell: Cell, base: Cell) -> OverSets | None:
+def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
     """How the difference of two averages over data sets varies with the set; None: not averages.
 
     A set's difference is that of the means over seeds. The interval takes other sets to be drawn

@@ -19,8 +19,18 @@ from apd.config import KEYS, flat
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.words import shots_said
-from apd.tables.cells import Accuracy, Cell, Grid, Place, Topic, average, harmonic, learns, settings
 from apd.tables.compare import compare
+from apd.tables.grid import (
+    Accuracy,
+    Grid,
+    Numbers,
+    Place,
+    Topic,
+    average,
+    harmonic,
+    learns,
+    settings,
+)
 from apd.tables.write import Table
 
 DEFAULT = "default"  # of an ablation: its row that changes nothing
@@ -63,7 +73,7 @@ def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
     (place,) = grid.places
     main, *others = grid.headers_by_images().items()
     for images, headers in list(others):
-        if all(grid.cell(method, place, name) for method in grid.rows for name in headers):
+        if all(grid.accuracies(method, place, name) for method in grid.rows for name in headers):
             main[1].extend(headers)
             others.remove((images, headers))
     return [main, *others]
@@ -76,7 +86,7 @@ def _of_one_data_set(grid: Grid, headers: list[str], with_seconds: bool = False)
         run = grid.first(method)
         row = {"method": method, "prompts": run["modality"]}
         row["parameters"] = run["trainable_parameters"]
-        cells = {header: grid.cell(method, place, header) for header in headers}
+        cells = {header: grid.accuracies(method, place, header) for header in headers}
         if with_seconds:
             cells["seconds"] = grid.numbers(method, place, lambda run: run["seconds"])
         if any(cells.values()):
@@ -87,7 +97,7 @@ def _of_one_data_set(grid: Grid, headers: list[str], with_seconds: bool = False)
 def _over_data_sets(grid: Grid, header: str) -> list[dict]:
     rows = []
     for method in grid.rows:
-        cells = {place.dataset: grid.cell(method, place, header) for place in grid.places}
+        cells = {place.dataset: grid.accuracies(method, place, header) for place in grid.places}
         rows.append({"method": method, **cells, "average": average(list(cells.values()))})
     return rows
 
@@ -103,8 +113,8 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
         for method in grid.rows:
             row = {"method": method}
             for k in shots:
-                cells = [grid.cell(method, Place(name, subsample, k), header) for name in group]
-                row[shots_said(k)] = _mean(cells)
+                places = [Place(name, subsample, k) for name in group]
+                row[shots_said(k)] = _mean([grid.accuracies(method, p, header) for p in places])
             rows.append(row)
         table = Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
         for k in shots:
@@ -130,9 +140,10 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
         for method in grid.rows:
             row = {"method": method}
             for header in grid.headers:
+                halves = ([Place(name, half, shots) for name in group] for half in ("base", "new"))
                 base, new = (
-                    _mean([grid.cell(method, Place(name, half, shots), header) for name in group])
-                    for half in ("base", "new")
+                    _mean([grid.accuracies(method, place, header) for place in places])
+                    for places in halves
                 )
                 row |= {f"base {header}": base, f"new {header}": new}
                 row[f"H {header}"] = harmonic([base, new])
@@ -163,10 +174,10 @@ def transfer(runs: dict[Path, dict]) -> list[Table]:
         rows = []
         for method in grid.rows:
             row = {"method": method}
-            row[f"{source} (source)"] = grid.cell(method, places[source], header)
-            cells = {name: grid.cell(method, places[name], header) for name in targets}
+            row[f"{source} (source)"] = grid.accuracies(method, places[source], header)
+            cells = {name: grid.accuracies(method, places[name], header) for name in targets}
             row |= cells
-            row["average of targets"] = average(list(cells.values())) if cells else Cell()
+            row["average of targets"] = average(list(cells.values())) if cells else Numbers()
             rows.append(row)
         title = f"{header}, transfer from {source}, {_title(runs, 'shots', 'backbone')}"
         table = Table("transfer", title, rows)
@@ -202,7 +213,7 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
             rows = [
                 {"config": name}
                 | {
-                    header: _mean([grid.cell(name, place, header) for place in group])
+                    header: _mean([grid.accuracies(name, place, header) for place in group])
                     for header in grid.headers
                 }
                 for name in grid.rows
@@ -283,13 +294,13 @@ def search(
     for method, trial in sorted(set(trials.values()), key=lambda one: (one[1] != DEFAULT, one)):
         row = {"method": method, "trial": trial}
         for header in (clean, robust):
-            row[header] = _mean([
-                grid.cell(f"{method}: {trial}", place, header) for place in grid.places
-            ])  # fmt: skip
-        row[criterion] = Cell()
+            row[header] = _mean(
+                [grid.accuracies(f"{method}: {trial}", place, header) for place in grid.places]
+            )
+        row[criterion] = Numbers()
         if row[clean] and row[robust]:
             parts = row[clean], row[robust]
-            row[criterion] = Cell([Accuracy(CRITERIA[criterion](*map(mean, parts)))])
+            row[criterion] = Numbers([Accuracy(CRITERIA[criterion](*map(mean, parts)))])
             row[criterion].n = row[clean].n
         rows[method].append(row | {"chosen": ""})
     chosen: dict[str, dict | None] = dict.fromkeys(rows)
@@ -413,7 +424,7 @@ def _with_all(groups: list[list]) -> list[list]:
     return [*groups, sum(groups, [])] if len(groups) > 1 else groups
 
 
-def _mean(cells: list[Cell]) -> Cell:
+def _mean(cells: list[Numbers]) -> Numbers:
     return average(cells) if len(cells) > 1 else cells[0]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from apd.results.words import shots_said
-from apd.tables.cells import Missing
+from apd.tables.grid import Missing
 
 
 def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:
@@ -23,16 +23,18 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     place, seed = missing.place, missing.seed
     name = f"{missing.row}, {place.dataset}, {shots_said(place.shots)}, seed {seed}"
     at_place = [
-        run for run in runs.values()
+        run
+        for run in runs.values()
         if (run["dataset"], run["subsample"]) == (place.dataset, place.subsample)
-    ]  # fmt: skip
+    ]
     evaluates = any(run.get("prompts_from") for run in at_place)
     like = [
-        run for run in (runs[folder] for folder in missing.siblings)
+        run
+        for run in (runs[folder] for folder in missing.siblings)
         if run.get("argv")
         and run["subsample"] == place.subsample
         and bool(run.get("prompts_from")) == evaluates
-    ]  # fmt: skip
+    ]
     if not like:
         return [f"# {name}: no similar run of this row knows its command"]
     run = max(
@@ -53,8 +55,9 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     old_file = Path(_option(argv, "--dataset-config-file") or "")
     new_file = old_file
     if run["dataset"] != place.dataset:
-        files = [_option(_split(other.get("argv") or []), "--dataset-config-file")
-                 for other in at_place]  # fmt: skip
+        files = [
+            _option(_split(other.get("argv") or []), "--dataset-config-file") for other in at_place
+        ]
         if not any(files):
             return [f"# {name}: no run on {place.dataset} knows its command"]
         new_file = Path(next(filter(None, files)))
@@ -82,9 +85,10 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
 def _split(argv: list[str]) -> list[str]:
     """``--flag=value`` as two arguments."""
     return [
-        part for argument in argv
+        part
+        for argument in argv
         for part in (argument.split("=", 1) if argument.startswith("--") else [argument])
-    ]  # fmt: skip
+    ]
 
 
 def _option(argv: list[str], name: str) -> str | None:

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from tabulate import tabulate
 
 from apd.errors import UserError, counted
-from apd.tables.cells import Cell, Missing, Topic, is_accuracy
+from apd.tables.grid import Missing, Numbers, Topic, is_accuracy
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Table:
             "cost", "against", "published".
         title: what it shows, in a line.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
-            ``Cell``, a list of numbers, one per seed. The first label names the row.
+            ``Numbers``, a list of numbers, one per seed. The first label names the row.
         notes: what stands below it beside its footnotes.
         baseline: the row that differences are to, if there are any.
         extra: what JSON tells beside it.
@@ -137,14 +137,14 @@ def _text(table: Table, style: _Style) -> str:
     return style.lay_out(style.escape(table.title), headers, body, is_text, notes)
 
 
-def _number(cell: Cell, digits: int, style: _Style) -> str:
+def _number(cell: Numbers, digits: int, style: _Style) -> str:
     if not cell:
         return "missing" if cell.absent else "-"
     spread = f"{style.plus_minus}{stdev(cell):.{digits}f}" if len(cell) > 1 else ""
     return f"{mean(cell):.{digits}f}{spread}"
 
 
-def _difference(cell: Cell, style: _Style) -> str:
+def _difference(cell: Numbers, style: _Style) -> str:
     if cell.difference is None:
         return ""
     interval = ""
@@ -206,20 +206,22 @@ def _tabulated(tablefmt, title, headers, body, is_text, notes) -> str:
 
 def _latex(title, headers, body, is_text, notes) -> str:
     lines = [" & ".join(line) + r" \\" for line in [headers, *body]]
-    return "\n".join([
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{title}}}",
-        rf"\begin{{tabular}}{{{''.join('l' if text else 'r' for text in is_text)}}}",
-        r"\toprule",
-        lines[0],
-        r"\midrule",
-        *lines[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par\smallskip{{\footnotesize {note}}}" for note in notes),
-        r"\end{table}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{title}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if text else 'r' for text in is_text)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\smallskip{{\footnotesize {note}}}" for note in notes),
+            r"\end{table}",
+        ]
+    )
 
 
 def _html(title, headers, body, is_text, notes) -> str:
@@ -227,16 +229,18 @@ def _html(title, headers, body, is_text, notes) -> str:
         kinds = ["" if text else ' class="number"' for text in is_text]
         return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells)) + "</tr>"
 
-    return "\n".join([
-        "<table>",
-        f"<caption>{title}</caption>",
-        f"<thead>{line('th', headers)}</thead>",
-        "<tbody>",
-        *(line("td", cells) for cells in body),
-        "</tbody>",
-        "</table>",
-        *(f'<p class="note">{note}</p>' for note in notes),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "<table>",
+            f"<caption>{title}</caption>",
+            f"<thead>{line('th', headers)}</thead>",
+            "<tbody>",
+            *(line("td", cells) for cells in body),
+            "</tbody>",
+            "</table>",
+            *(f'<p class="note">{note}</p>' for note in notes),
+        ]
+    )
 
 
 _LATEX = {
@@ -324,7 +328,7 @@ def _json(tables: list[Table]) -> str:
     )
 
 
-def _plain(cell: Cell) -> dict:
+def _plain(cell: Numbers) -> dict:
     seeds = [getattr(value, "seed", None) for value in cell]
     flags: dict = {}
     for value in cell:

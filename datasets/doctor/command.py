@@ -126,8 +126,10 @@ def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding
 
 def _counts(dataset, train: list[Entry], val: list[Entry], test: list[Entry]) -> Counts:
     """With None for splits that are published as such: an ImageNet shift is all test."""
-    sizes = (len(split) if published is not None else None
-             for split, published in zip((train, val, test), dataset.counts[1:]))  # fmt: skip
+    sizes = (
+        len(split) if published is not None else None
+        for split, published in zip((train, val, test), dataset.counts[1:])
+    )
     return Counts(len({entry.label for entry in train}), *sizes)
 
 
@@ -157,8 +159,10 @@ def report(findings: list[Finding]) -> str:
     for finding in findings:
         found = finding.counts or [None] * len(Counts._fields)
         row = [finding.dataset.__name__, finding.state, finding.folder, finding.split_file]
-        row += [f"{_number(n)} of {_number(p)}" if p else "–"
-                for n, p in zip(found, finding.dataset.counts)]  # fmt: skip
+        row += [
+            f"{_number(n)} of {_number(p)}" if p else "–"
+            for n, p in zip(found, finding.dataset.counts)
+        ]
         if deep:
             row.append(_number(finding.unreadable))
         rows.append(row)
@@ -186,8 +190,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "of --zeroshot: test images of a data set, drawn with a fixed seed; 0: all"
     ))  # fmt: skip
     add("--attack", action="store_true", help="test attacks on this device; needs no data")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="of --zeroshot and --attack")  # fmt: skip
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of --zeroshot and --attack",
+    )
     args = parser.parse_args(argv)
     if not (args.root or args.attack):
         parser.error("--root DATA is missing")

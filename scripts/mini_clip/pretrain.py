@@ -118,22 +118,46 @@ def crop_context(model: CLIP, length: int) -> None:
         block.attn_mask = block.attn_mask[:length, :length]
 
 
+def optimisation(model: CLIP, steps: int, lr: float, weight_decay: float):
+    """AdamW, which decays all matrices but the token embedding, and its schedule: a warm-up over a
+    twentieth of the steps, then a cosine."""
+    spared = model.token_embedding.weight
+    decay = [p for p in model.parameters() if p.ndim > 1 and p is not spared]
+    rest = [p for p in model.parameters() if p.ndim <= 1 or p is spared]
+    groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3),
+    )
+    return optimizer, schedule
+
+
+def learn(model: CLIP, loss: torch.Tensor, optimizer, schedule) -> None:
+    """One step down the gradient, no longer than 1, with CLIP's bound on the logits' scale."""
+    if not loss.isfinite():
+        raise SystemExit(f"error: loss is {loss.item()} at step {schedule.last_epoch}; lower --lr")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    model.logit_scale.data.clamp_(max=math.log(100))
+
+
+def save_half(module: torch.nn.Module, path: Path) -> None:
+    """Write the weights in float16, atomically."""
+    state = {name: value.half() for name, value in module.state_dict().items()}
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 def train(model: CLIP, glyphs: GlyphSet, args) -> None:
     positions = model.positional_embedding.data.clone()
     crop_context(model, CONTEXT)
-    decay = [p for p in model.parameters() if p.ndim > 1 and p is not model.token_embedding.weight]
-    chosen = {id(p) for p in decay}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, weight_decay=0.1
-    )
-    warmup = max(1, args.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(
-            (step + 1) / warmup, (1 + math.cos(math.pi * step / args.steps)) / 2 + 1e-3
-        ),
-    )
+    optimizer, schedule = optimisation(model, args.steps, args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
     bar = trange(args.steps, desc="pretrain", mininterval=5)
     for step in bar:
@@ -142,14 +166,7 @@ def train(model: CLIP, glyphs: GlyphSet, args) -> None:
         loss = contrastive_loss(
             model.encode_image(normalize(images)), model.encode_text(tokens), scale
         )
-        if not loss.isfinite():
-            raise SystemExit(f"error: loss is {loss.item()} at step {step}; lower --lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        model.logit_scale.data.clamp_(max=math.log(100))
+        learn(model, loss, optimizer, schedule)
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{scale.item():.1f}")
     positions[:CONTEXT] = model.positional_embedding.data
@@ -189,15 +206,10 @@ def main() -> None:
 
     model = CLIP(**GEOMETRY)
     train(model, seen, args)
-    state = {name: value.half() for name, value in model.state_dict().items()}
-    with atomic_write(args.out) as temporary:
-        torch.save(state, temporary)
+    save_half(model, args.out)
 
     model = clip.model.build_model(torch.load(args.out, weights_only=True)).float().eval()
-    print(
-        f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, "
-        f"logit scale {model.logit_scale.exp():.1f}"
-    )
+    print(f"logit scale {model.logit_scale.exp():.1f}")
     print(f"held-out fonts, 36 characters: {held_out_accuracy(model, unseen):.1%}")
     for split in ("val", "test", "all"):
         images, labels = digits(split)

@@ -23,7 +23,7 @@ from clip.model import CLIP
 from evaluate import normalize
 from photos import PRETRAIN
 from PIL import Image
-from pretrain import CONTEXT, GEOMETRY, crop_context
+from pretrain import CONTEXT, GEOMETRY, crop_context, learn, optimisation, save_half
 from torch import Tensor, nn
 from tqdm import tqdm
 from words import templates, words
@@ -134,16 +134,8 @@ def train(model: CLIP, data: Photographs, args) -> None:
     model.token_embedding = rows
     crop_context(model, CONTEXT)
 
-    decay = [p for p in model.parameters() if p.ndim > 1 and p is not rows.weight]
-    rest = [p for p in model.parameters() if p.ndim <= 1 or p is rows.weight]
-    groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.05)
     steps = args.epochs * (len(data.epoch) // args.batch)
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3),
-    )
+    optimizer, schedule = optimisation(model, steps, args.lr, weight_decay=0.05)
     resume = args.out.with_name(args.out.name + ".resume")
     first = 0
     if resume.exists():
@@ -174,14 +166,7 @@ def train(model: CLIP, data: Photographs, args) -> None:
                 encode_image(images), text, target, data.fits[classes][:, present],
                 model.logit_scale.exp(),
             )  # fmt: skip
-            if not loss.isfinite():
-                raise SystemExit(f"error: loss is {loss.item()}; lower --lr")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            model.logit_scale.data.clamp_(max=math.log(100))
+            learn(model, loss, optimizer, schedule)
             total += loss.item()
         print(
             f"epoch {epoch + 1}: loss {total / len(batches):.3f}, "
@@ -201,14 +186,6 @@ def train(model: CLIP, data: Photographs, args) -> None:
     whole.weight.data[used] = rows.weight.data
     positions[:CONTEXT] = model.positional_embedding.data
     model.token_embedding, model.positional_embedding.data = whole, positions
-
-
-def save_half(module: nn.Module, path: Path) -> None:
-    """Write the weights in float16, atomically."""
-    state = {name: value.half() for name, value in module.state_dict().items()}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 @exit_codes

@@ -26,12 +26,11 @@ def threat(norm="linf", eps=None, **more):
 def attack(name, norm, model, images, labels, batch_size=64, seed=0, eps=None, **more):
     """Verdicts and images, by index."""
     (stage,) = find_attack(name, threat(norm, eps)).stages
-    start = seeded_start(stage.threat, seed) if stage.name == "pgd" else None
+    if stage.name == "pgd":
+        more["start"] = seeded_start(stage.threat, seed)
     rows = {"index": torch.arange(len(images)), "image": images, "label": labels}
     right, attacked = torch.zeros(len(images), dtype=torch.bool), torch.full_like(images, -1)
-    for done, _ in stage.run(
-        Supply([rows]), model, batch_size=batch_size, start=start, seed=seed, **more
-    ):
+    for done, _ in stage.run(Supply([rows]), model, batch_size=batch_size, seed=seed, **more):
         right[done["index"]], attacked[done["index"]] = done["right"], done["attacked"]
     assert attacked.min() >= 0  # every image came back
     return right, attacked

@@ -14,8 +14,8 @@ from apd.errors import UserError
 
 NAMES = ["cat", "golden retriever", "st. bernard", "yellow_lady's_slipper", "707-320", "ox"]
 LONG = "a very long winded name of some forgotten species of small brown desert beetle"
-# more than two groups' worth, of three lengths
-MANY = [f"{size}{kind}" for size in ("", "big ", "very big ") for kind in range(100, 165)][::-1]
+# of three lengths
+MANY = [f"{size}{kind}" for size in ("", "big ", "very big ") for kind in range(100, 117)][::-1]
 
 
 def random_contexts(model, n_ctx, depth, classes=0, seed=0):
@@ -120,14 +120,15 @@ def test_any_class_names(vit64, names, position, class_specific):
 @pytest.mark.parametrize(
     ("position", "class_specific"), [("end", False), ("middle", False), ("front", True)]
 )
-def test_many_classes_in_groups_of_similar_length(vit64, position, class_specific):
+def test_many_classes_in_groups_of_similar_length(vit64, position, class_specific, monkeypatch):
+    monkeypatch.setattr(apd.clip.text, "_MIN_GROUP", 16)
     contexts = random_contexts(vit64, 2, 2, len(MANY) if class_specific else 0)
-    prompts = check(vit64, MANY, contexts, position=position, chunks=(0, 50))
+    prompts = check(vit64, MANY, contexts, position=position, chunks=(0, 12))
     groups = prompts.groups()
     assert len(groups) > 2
     assert sorted(torch.cat([group for group, _ in groups]).tolist()) == list(range(len(MANY)))
     assert len({end for _, end in groups}) == len(groups)
-    assert max(len(group) for group, _ in prompts.groups(50)) == 50
+    assert max(len(group) for group, _ in prompts.groups(12)) == 12
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -1,6 +1,6 @@
 """Small data roots, each data set in the layout and annotation formats that it is published in.
 
-``build(name, root, images)`` makes one, with so many images a class; ``CLASSES`` has the class
+``build(name, root, images)`` makes one, with so many images per class; ``CLASSES`` has the class
 names that CoOp reads from them, in the order of their labels.
 """
 

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from apd.evaluate.command import main
 from apd.results import read_results
 
 
@@ -16,16 +15,6 @@ def runs(run, tmp_path_factory):
     for method in ("ZeroshotCLIP", "AdvIVLP", "APD"):
         assert run(method, root / method).code == 0
     return root
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*args):
-        code = main([*map(str, args)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def records(run):

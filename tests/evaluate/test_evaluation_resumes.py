@@ -88,10 +88,10 @@ def test_killed_again_and_again(tmp_path):
     whole = run(tmp_path / "whole", *ATTACKS)
     kills = 0
     # one save further each time, then from any moment
-    for kill_at in [(1, "before"), (1, "after"), (2, "before"), (2, "after"), (1, "after")] * 3:
+    for kill_at in [(1, "before"), (1, "after"), (2, "before"), (2, "after"), (1, "after")] * 2:
         kills += killed(tmp_path / "torn", ATTACKS, kill_at)
         assert not list((tmp_path / "torn").glob("*.json")) or kills > 5
-    assert kills > 8
+    assert kills > 6
     again = run(tmp_path / "torn", *ATTACKS)
     assert counts(again) == counts(whole)
     assert lost_to(tmp_path / "torn") == lost_to(tmp_path / "whole")

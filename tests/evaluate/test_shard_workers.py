@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from apd.evaluate.command import main
 from apd.results import read_results
 from apd.sweep import engine
 from apd.sweep.lock import Lock, owner
@@ -25,16 +24,6 @@ def finished(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert run("AdvIVLP", folder, "OPTIM.MAX_EPOCH", 1).code == 0
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*args):
-        code = main([*map(str, args)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

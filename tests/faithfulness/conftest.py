@@ -1,7 +1,5 @@
 """Trainers in float64 on tiny CLIPs, with weights and prompts so large that every term matters."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +7,6 @@ import pytest
 import torch
 from clip.model import CLIP
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "clip"))  # plain_clip
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,32 @@
 """Which toolbox is picked, and what the seam adds to it."""
 
 import importlib.util
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import apd.host
-from apd.host import HOST, HOST_VERSION, Registry, register
+from apd.errors import UserError
+from apd.host import HOST, HOST_VERSION, Registry, _choose, register
 
 REPO = Path(__file__).resolve().parents[2]
 UPSTREAM = importlib.util.find_spec("dassl") is not None
 
 
-def import_host(choice, *path):
-    """Import apd.host in a process of its own, ``path`` in front of PYTHONPATH."""
-    environment = {**os.environ, "APD_HOST": choice}
-    folders = [*map(str, path), str(REPO), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(folders)
-    code = (
-        "try:\n"
-        "    import apd.host; print('HOST', apd.host.HOST)\n"
-        "except Exception as error:\n"
-        "    print(type(error).__name__, error)"
-    )
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+@pytest.fixture
+def choose(monkeypatch):
+    """Function: the name of the host that is picked, no Dassl being imported yet."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "dassl" or name == "apd.host.upstream":
+            monkeypatch.delitem(sys.modules, name)
+
+    def choose(wanted):
+        monkeypatch.setenv("APD_HOST", wanted)
+        return _choose()[0]
+
+    return choose
 
 
 def test_every_exported_name_is_there():
@@ -37,24 +35,26 @@ def test_every_exported_name_is_there():
     assert HOST in ("dassl", "embedded") and isinstance(HOST_VERSION, str)
 
 
-def test_unknown_choice_is_a_user_error():
-    assert import_host("pytorch").stdout.startswith("UserError APD_HOST is 'pytorch'")
+def test_unknown_choice_is_a_user_error(choose):
+    with pytest.raises(UserError, match="APD_HOST is 'pytorch'"):
+        choose("pytorch")
 
 
 @pytest.mark.skipif(UPSTREAM, reason="Dassl is installed")
-def test_forcing_dassl_where_there_is_none_says_so():
-    out = import_host("dassl").stdout
-    assert out.startswith("UserError APD_HOST is dassl") and "No module named 'dassl'" in out
+def test_forcing_dassl_where_there_is_none_says_so(choose):
+    with pytest.raises(UserError, match="APD_HOST is dassl, .*No module named 'dassl'"):
+        choose("dassl")
 
 
-def test_a_dassl_that_does_not_import_is_named_and_not_used(tmp_path):
+def test_a_dassl_that_does_not_import_is_named_and_not_used(choose, tmp_path, monkeypatch):
     package = tmp_path / "dassl"
     package.mkdir()
     (package / "__init__.py").write_text("__version__ = '0'\nimport no_such_module_wilds\n")
-    forced = import_host("dassl", tmp_path)
-    assert forced.stdout.startswith("UserError") and "no_such_module_wilds" in forced.stdout
-    free = import_host("", tmp_path)
-    assert free.stdout.strip() == "HOST embedded" and "no_such_module_wilds" in free.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="no_such_module_wilds"):
+        choose("dassl")
+    with pytest.warns(UserWarning, match="no_such_module_wilds.*using the embedded host"):
+        assert choose("") == "embedded"
 
 
 def test_only_the_seam_imports_dassl():

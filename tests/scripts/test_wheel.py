@@ -1,5 +1,6 @@
 """The built wheel, unpacked where nothing of the clone is: configs and weights are inside it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,22 +44,34 @@ def test_it_has_every_config_asset_and_command(site):
             assert (site / module.replace(".", "/")).with_suffix(".py").is_file(), line
 
 
-def test_apd_train_builds_a_run_outside_the_clone(site, tmp_path):
+def test_a_whole_run_outside_the_clone_with_the_shipped_config_names(site, tmp_path):
+    """One epoch of APD on the digits, with the mini CLIP."""
     others = [path for path in sys.path if path and not Path(path).resolve().is_relative_to(ROOT)]
     packages = [path for path in sys.path if path.endswith("site-packages")]
     program = (
-        "import sys, apd; from apd.train.command import main; print(apd.__file__);"
+        "import sys, apd; from apd.train.command import main; print(apd.__file__, flush=True);"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", program, "--root", "data", "--seed", "1", "--trainer", "APD",
          "--dataset-config-file", "configs/datasets/digits.yaml",
-         "--config-file", "configs/trainers/APD/mini.yaml", "--output-dir", "out", "--no-train",
-         "DATASET.NUM_SHOTS", "1"],
+         "--config-file", "configs/trainers/APD/mini.yaml", "--output-dir", "out",
+         "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "AT.TEST.STEPS", "1"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *others, *packages])},
+        env={
+            **os.environ, "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(site), *others, *packages]),
+        },
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["method"], results["dataset"], results["backbone"]) == ("APD", "Digits", "mini")
+    clean, robust = results["evaluations"]
+    assert clean["total"] == robust["total"] == 800
+    assert clean["correct"] > robust["correct"] > 0
+    assert clean["accuracy"] > 30  # mini CLIP knows digits
+    assert (tmp_path / "data" / "digits").is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]

@@ -18,9 +18,7 @@ from apd.tables.kinds import few_shot
 from apd.tables.write import write
 
 ROOT = Path(__file__).parents[2]
-GRID = {
-    "trainer": ["ZeroshotCLIP", "CoOp", "AdvIVLP", "APD"], "shots": [1, 2], "seed": [1, 2, 3],
-}  # fmt: skip
+GRID = {"trainer": ["CoOp", "APD"], "shots": [1, 2], "seed": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +37,10 @@ def start(fork, tmp_path):
     """Function: start ``apd-sweep``. What is left of it in the end is killed."""
     processes = []
 
-    def start(spec, *more):
+    def start(spec, *more, server=False):
         log = tmp_path / f"sweep-{len(processes)}.log"
         arguments = [str(spec), "--threads", "1", *more]
-        process = fork(target=_sweep, args=(arguments, log))
+        process = fork(target=_sweep, args=(arguments, log, server))
         process.start()
         process.log = log
         processes.append(process)
@@ -54,9 +52,20 @@ def start(fork, tmp_path):
         process.join()
 
 
-def _sweep(arguments, log):
+def _sweep(arguments, log, server):
+    """The process: its cells are its own forks, unless a server is to fork them, as it is for a
+    user; that one imports everything again."""
+    from apd.sweep import executors, scheduler
     from apd.sweep.command import main
 
+    class Forked(executors.Local):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.context = multiprocessing.get_context("fork")
+
+    if not server:
+        executors.Local = Forked
+    scheduler.ELSEWHERE = 0.5
     sys.stdout = sys.stderr = open(log, "w", buffering=1, encoding="utf-8")
     sys.exit(main(arguments))
 
@@ -86,12 +95,11 @@ def done(cells):
 def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     spec = write_spec(GRID, set={"OPTIM.MAX_EPOCH": 3})
     cells = read_spec(spec)
-    assert len(cells) == 24
     moment = random.Random(7)
 
     # interrupted: its workers end with it, and give their locks back
     process = start(spec, "--jobs", "2")
-    wait_for(lambda: done(cells) >= 2 and workers(cells), process)
+    wait_for(lambda: done(cells) and workers(cells), process)
     process.terminate()
     assert end(process) == 130 and workers(cells) == []
     assert not list(Path(cells[0].output).rglob(LOCK_NAME))
@@ -99,7 +107,7 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
 
     # killed, and so are workers before it; the last one lives on
     process, killed = start(spec, "--jobs", "2"), []
-    for _ in range(4):
+    for _ in range(2):
         now = done(cells)
         wait_for(lambda: done(cells) > now and workers(cells), process)
         time.sleep(moment.uniform(0, 0.3))
@@ -112,10 +120,10 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     process.join()
     assert killed
 
-    process = start(spec, "--jobs", "2")
+    process = start(spec, "--jobs", "2", server=True)
     assert end(process) == 0
     text = process.log.read_text()
-    assert "24 cells: 24 done" in text and "(24 in this sweep)" not in text
+    assert "8 cells: 8 done" in text and "(8 in this sweep)" not in text
     assert not list(Path(cells[0].output).rglob(LOCK_NAME))
     same = serial(cells, tmp_path / "serial")
     assert [cell.folder for cell in cells if not same(cell)] == []
@@ -127,11 +135,11 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
 
 
 def test_two_sweeps_at_once_share_the_work(start, write_spec):
-    spec = write_spec({"seed": [1, 2, 3, 4]}, set={"OPTIM.MAX_EPOCH": 3})
+    spec = write_spec({"seed": [1, 2, 3]}, set={"OPTIM.MAX_EPOCH": 3})
     cells = read_spec(spec)
     first, second = start(spec), start(spec)
     assert end(first) == end(second) == 0
     for process in (first, second):
-        assert "4 cells: 4 done" in process.log.read_text()
+        assert "3 cells: 3 done" in process.log.read_text()
     # a second run in a folder would have left a log of its own
-    assert [len(list(Path(cell.folder).glob("log.txt*"))) for cell in cells] == [1] * 4
+    assert [len(list(Path(cell.folder).glob("log.txt*"))) for cell in cells] == [1] * 3

@@ -297,6 +297,14 @@ def test_resume_file_of_something_else(refused, unfinished):
     assert "resume.pth.tar" in refused("MaPLe", unfinished)
 
 
+def test_resume_file_with_fields_of_a_wrong_kind(refused, unfinished):
+    path = unfinished / "resume.pth.tar"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "epoch": "two", "history": {}}, path)
+    line = refused("MaPLe", unfinished)
+    assert "resume.pth.tar is damaged (it has epoch two, has history {})" in line
+
+
 @pytest.mark.parametrize(
     "method, options, part",
     [

@@ -111,7 +111,7 @@ def _train_ranks(lines, out):
 
 def test_every_method_trains_as_one_process_does(command, tmp_path):
     def lines(folder):
-        short = ("OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", 0, "TEST.NO_TEST", True)
+        short = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "TEST.NO_TEST", True)
         batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", 5)
         found = {
             name: command(method, tmp_path / folder / name, *short, *batch, *options)
@@ -125,7 +125,7 @@ def test_every_method_trains_as_one_process_does(command, tmp_path):
     one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     for case in CASES:
         (logged, prompts), (other_logged, other_prompts) = one[case], two[case]
-        assert len(logged) == 2 and prompts.keys() == other_prompts.keys()
+        assert len(logged) == 1 and prompts.keys() == other_prompts.keys()
         for row, other in zip(logged, other_logged):
             assert other == pytest.approx(row, abs=1e-6), case
         for name, value in prompts.items():

@@ -1,9 +1,4 @@
-"""Beside another toolbox's trainers and keys, ours give way."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Beside another toolbox's keys, ours give way; for its trainers, see test_checkout.py."""
 
 import pytest
 from yacs.config import CfgNode
@@ -11,34 +6,6 @@ from yacs.config import CfgNode
 import apd
 from apd.host import TRAINER_REGISTRY, get_cfg_default
 from apd.methods import METHODS
-
-ROOT = Path(__file__).parents[2]
-
-
-def python(code):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_names_that_the_toolbox_has_stay_its_own():
-    printed = python("""
-from apd.host import TRAINER_REGISTRY, DATASET_REGISTRY
-@TRAINER_REGISTRY.register()
-class CoOp: pass
-@DATASET_REGISTRY.register()
-class Folder: pass
-import apd
-apd.register()
-apd.register()
-print(TRAINER_REGISTRY.get("CoOp") is CoOp, DATASET_REGISTRY.get("Folder") is Folder)
-import apd.trainers.coop
-print(issubclass(TRAINER_REGISTRY.get("APT"), apd.trainers.coop.CoOp), end=" ")
-print(not issubclass(TRAINER_REGISTRY.get("APT"), CoOp))
-""")
-    assert printed.split() == ["True"] * 4
 
 
 def test_every_method_is_registered():

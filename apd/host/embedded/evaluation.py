@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 from apd.files import atomic_write
@@ -61,6 +60,8 @@ class Classification(EvaluatorBase):
         With ``TEST.COMPUTE_CMAT`` the confusion matrix, rows summing to 1, goes to
         ``OUTPUT_DIR/cmat.pt`` as a tensor (C, C).
         """
+        from sklearn.metrics import confusion_matrix, f1_score  # slow to import
+
         true, predicted = np.array(self._y_true), np.array(self._y_pred)
         correct, total = int((true == predicted).sum()), len(true)
         accuracy = 100.0 * correct / total

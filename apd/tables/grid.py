@@ -84,7 +84,7 @@ class OverSets(NamedTuple):
     p: float  # of a paired test over sets, two-sided
 
 
-class Cell(list):
+class Numbers(list):
     """Numbers, one per seed; empty: missing, or not evaluated.
 
     Attributes:
@@ -111,7 +111,7 @@ def is_accuracy(cell) -> bool:
     return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Accuracy)
 
 
-def average(cells: list[Cell]) -> Cell:
+def average(cells: list[Numbers]) -> Numbers:
     """Over data sets: seed by seed, those that every data set has."""
     seeds = [{value.seed: value for value in cell} for cell in cells]
     values = []
@@ -123,7 +123,7 @@ def average(cells: list[Cell]) -> Cell:
     return _combined(values, cells)
 
 
-def harmonic(cells: list[Cell]) -> Cell:
+def harmonic(cells: list[Numbers]) -> Numbers:
     """The harmonic mean of the cells' means: one number, of as many seeds as all of them have."""
     if not all(cells):
         return _combined([], cells)
@@ -133,9 +133,9 @@ def harmonic(cells: list[Cell]) -> Cell:
     return cell
 
 
-def _combined(values: list[Accuracy], cells: list[Cell]) -> Cell:
+def _combined(values: list[Accuracy], cells: list[Numbers]) -> Numbers:
     missing = frozenset().union(*(cell.missing for cell in cells))
-    return Cell(values, missing, any(cell.absent for cell in cells))
+    return Numbers(values, missing, any(cell.absent for cell in cells))
 
 
 class Grid:
@@ -201,11 +201,13 @@ class Grid:
     def first(self, row: str) -> dict:
         """Some run of a row."""
         return next(
-            run for (name, _), found in self._runs.items() if name == row
+            run
+            for (name, _), found in self._runs.items()
+            if name == row
             for _, run in found.values()
-        )  # fmt: skip
+        )
 
-    def cell(self, row: str, place: Place, column: str) -> Cell:
+    def accuracies(self, row: str, place: Place, column: str) -> Numbers:
         """The accuracies under one column's evaluation."""
         found = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
@@ -215,14 +217,14 @@ class Grid:
                     break
         return self._made(found, row, place)
 
-    def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Cell:
+    def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Numbers:
         """``number`` of each run that has it."""
         found = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
         return self._made([one for one in found if one is not None], row, place)
 
-    def _made(self, values: list[float], row: str, place: Place) -> Cell:
+    def _made(self, values: list[float], row: str, place: Place) -> Numbers:
         missing = self._lacks(row, place)
-        return Cell(values, missing, absent=bool(missing) and (row, place) not in self._runs)
+        return Numbers(values, missing, absent=bool(missing) and (row, place) not in self._runs)
 
     def _lacks(self, row: str, place: Place) -> frozenset[Missing]:
         siblings = tuple(self._siblings[row])

@@ -74,7 +74,7 @@ def test_few_shot_axes_and_title_say_what_they_show(sweep, runs):
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "16"]
-    assert axes.get_xlabel() == "shots (images a class)" and axes.get_ylabel() == "accuracy (%)"
+    assert axes.get_xlabel() == "shots (images per class)" and axes.get_ylabel() == "accuracy (%)"
     title = figure.get_suptitle()
     assert title == "Digits, mini, embedded\naccuracy by shots, mean ± std of 2 seeds"
     assert legend_of(figure) == ["ZeroshotCLIP", "CoOp", "APD"]

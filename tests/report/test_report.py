@@ -108,7 +108,7 @@ def test_it_has_every_figure_that_the_runs_suit(made):
 def test_threat_models_are_whole(made):
     header, (row, *_) = Page(made[1]).table("attack", "norm")
     assert dict(zip(header, row)) == {
-        "attack": "pgd-100", "norm": "linf", "eps": "2", "alpha": "0.625", "steps": "100",
+        "attack": "PGD-100", "norm": "linf", "eps": "2", "alpha": "0.625", "steps": "100",
         "restarts": "7", "random start": "yes", "loss": "ce", "counts": "any iterate",
         "source": "white-box", "precision": "fp32", "data set": "Digits", "images": "500 test",
         "seeds": "1", "runs": "6",

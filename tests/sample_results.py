@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "tables" / "golden"
 
 THREAT = {
     "norm": "linf",
@@ -69,7 +69,7 @@ def keep_verdicts(run, evaluation, lost, images="i", model="m"):
 
 
 def check_golden(name, text):
-    """Compare with the file of that name in golden/; UPDATE_GOLDEN=1 writes it."""
+    """Compare with the file of that name in tables/golden/; UPDATE_GOLDEN=1 writes it."""
     path = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
