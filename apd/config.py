@@ -63,7 +63,7 @@ _APD = {
     "BETA": 0.0,  # the student's feedback to an online teacher [O]
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
-        "LR": 1.0,  # of its prompts, as a multiple of OPTIM.LR [O]
+        "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: what docs/study.md found]
         "BACKBONE": "",  # another CLIP than the student's
         "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
         "PATH": "",  # MODE checkpoint: the folder of an IVLP run

@@ -7,12 +7,16 @@ new method a row in ``METHODS``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from textwrap import wrap
 
-FOLDER = Path(__file__).parents[1] / "configs" / "trainers"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "configs" / "trainers"
 SCHEDULE = {
     "LR_SCHEDULER": "cosine",
     "WARMUP_EPOCH": 1,
@@ -55,6 +59,7 @@ class Mini(Clip):
         lr: of the methods, where it is not ``Mini.usual_lr``.
         train: attack of training; AdvPT's has EPS and ten steps of EPS/10 * 1.25.
         clip_norm: OPTIM.CLIP_NORM.
+        special: method -> config keys that differ for it.
     """
 
     size: int = 32
@@ -68,6 +73,13 @@ class Mini(Clip):
     epochs: int = 50
     train: dict = field(default_factory=lambda: {"EPS": 4.0, "ALPHA": 2.0, "STEPS": 3})
     clip_norm: float = 0.0
+    special: dict[str, dict] = field(default_factory=dict)
+
+
+def chosen(table: str) -> dict[str, dict]:
+    """What the search of a table in JSON chose, as ``apd-sweep --chosen`` reads it."""
+    (found,) = json.loads((ROOT / table).read_text(encoding="utf-8"))["tables"]
+    return found["chosen"]
 
 
 CLIPS = {
@@ -82,15 +94,17 @@ CLIPS = {
         lr_from="OPTIM.LR is the one of 0.001, 0.0035, 0.01 and 0.03 with the highest robust "
         "accuracy on the digits' validation images",
         lr={"CoOp": 0.002, "APT": 0.01, "AdvIVLP": 0.01, "AdvMaPLe": 0.01, "APD": 0.03},
+        special={"APD": {"TRAINER.APD.TEACHER.LR": 1.0}},
     ),
     "mini_photo": Mini(
         "mini-photo",
-        about="The mini CLIP of photographs: our choice throughout [O]",
-        epochs=20,
+        about="The mini CLIP of photographs: our choice throughout [O], that of docs/study.md's "
+        "search where it has searched",
         usual_lr=0.01,
         train={"EPS": 2.0, "ALPHA": 1.0, "STEPS": 2},
         test={"EPS": 2.0, "ALPHA": 0.5, "STEPS": 100},
         clip_norm=1.0,
+        special=chosen("docs/study/search.json"),
     ),
 }
 
@@ -327,10 +341,10 @@ def _mini(name: str, method: Method, stem: str, clip: Mini) -> str:
         "train": train,
         "clip_norm": clip.clip_norm,
     }
-    return _file([f"{said}.", UNITS], replace(method, **ours), clip)
+    return _file([f"{said}.", UNITS], replace(method, **ours), clip, clip.special.get(name))
 
 
-def _file(comments: list[str], method: Method, clip: Clip) -> str:
+def _file(comments: list[str], method: Method, clip: Clip, special: dict | None = None) -> str:
     config = {
         "DATALOADER": {
             "TRAIN_X": {"BATCH_SIZE": method.batch},
@@ -355,6 +369,10 @@ def _file(comments: list[str], method: Method, clip: Clip) -> str:
         }
     attack = {"TRAIN": method.train} if method.train else {}
     config["AT"] = {**attack, "TEST": clip.test}
+    config = deepcopy(config)
+    for key, value in (special or {}).items():
+        *above, last = key.split(".")
+        reduce(lambda node, name: node.setdefault(name, {}), above, config)[last] = value
     lines = [line for text in comments for line in _comment(text)]
     for key, value in config.items():
         lines += ["", *_yaml(key, value)]

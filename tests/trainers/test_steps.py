@@ -165,23 +165,25 @@ def test_apd_online_with_every_term(one_step, attack_loss):
     assert step.losses["student"] == pytest.approx(student.item(), abs=1e-6)
     assert step.losses["teacher"] == pytest.approx(teacher.item(), abs=1e-6)
     assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
-    assert_stepped(step.trainer.teacher.prompt_learner, step.teacher.prompt_learner, teacher)
+    parts = step.trainer.teacher.prompt_learner, step.teacher.prompt_learner
+    assert_stepped(*parts, teacher, lr=0.1 * LR)
 
 
-def test_apd_defaults_are_half_ce_half_distillation_and_no_feedback(one_step):
+def test_apd_defaults_are_half_ce_half_distillation_no_feedback_and_a_slow_teacher(one_step):
     step = one_step("APD")
     student, teacher = apd_losses(step, {"CE": 0.5, "KD": 0.5}, "ce")
     assert step.losses["student"] == pytest.approx(student.item(), abs=1e-6)
     assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
-    assert_stepped(step.trainer.teacher.prompt_learner, step.teacher.prompt_learner, teacher)
+    parts = step.trainer.teacher.prompt_learner, step.teacher.prompt_learner
+    assert_stepped(*parts, teacher, lr=0.1 * LR)
 
 
 def test_an_online_teacher_has_a_learning_rate_of_its_own(one_step):
-    step = one_step("APD", "TRAINER.APD.TEACHER.LR", 0.1)
+    step = one_step("APD", "TRAINER.APD.TEACHER.LR", 0.5)
     student, teacher = apd_losses(step, {"CE": 0.5, "KD": 0.5}, "ce")
     assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
     parts = step.trainer.teacher.prompt_learner, step.teacher.prompt_learner
-    assert_stepped(*parts, teacher, lr=0.1 * LR)
+    assert_stepped(*parts, teacher, lr=0.5 * LR)
 
 
 @pytest.mark.parametrize("name", EVERY_TERM)
@@ -217,7 +219,7 @@ def test_apd_losses_reach_their_own_prompts_only(build, tmp_path):
 
 def test_long_gradients_are_clipped_the_teachers_apart(one_step):
     limit = 1e-3
-    step = one_step("APD", "OPTIM.CLIP_NORM", limit)
+    step = one_step("APD", "OPTIM.CLIP_NORM", limit, "TRAINER.APD.TEACHER.LR", 1.0)
     student, teacher = apd_losses(step, {"CE": 0.5, "KD": 0.5}, "ce")
     trained = (step.trainer.model, step.student), (step.trainer.teacher, step.teacher)
     for (new, old), loss in zip(trained, (student, teacher)):
