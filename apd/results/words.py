@@ -25,7 +25,8 @@ def images_said(evaluation: dict) -> str:
     validation = "validation " if evaluation["split"] == "val" else ""
     if images == "all":
         return f"{validation}images" if validation else ""
-    return f"{images['count']:,} {validation}images"
+    most = "at most " if images.get("at most") else ""  # of tables: not every set has so many
+    return f"{most}{images['count']:,} {validation}images"
 
 
 def unusual(threat: dict) -> list[str]:

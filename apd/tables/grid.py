@@ -174,9 +174,8 @@ class Grid:
             _check_config(found)
         self.rows = sorted(self._siblings, key=rank)
         self.places = sorted({place for _, place in self._runs}, key=_place_rank)
-        self._images = {
-            header(e): images_said(e) for run in runs.values() for e in run["evaluations"]
-        }
+        self._columns = _columns(runs)
+        self._images = {header(e): images_said(e) for e in self._columns.values()}
         self._seeds = defaultdict(set)
         for (_, place), found in self._runs.items():
             self._seeds[place].update(found)
@@ -212,7 +211,7 @@ class Grid:
         found = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
             for evaluation in run["evaluations"]:
-                if header(evaluation) == column:
+                if header(self._columns[header(evaluation)]) == column:
                     found.append(Accuracy.of(evaluation, folder, seed))
                     break
         return self._made(found, row, place)
@@ -232,6 +231,30 @@ class Grid:
         if lacking and not learns(self.first(row)):
             place = place._replace(shots=self.first(row)["shots"])  # missing once, not per shots
         return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
+
+
+def _columns(runs: dict[Path, dict]) -> dict[str, dict]:
+    """Header of each evaluation -> the evaluation that stands for its column.
+
+    Those on a part of the images share one with those on all images of data sets that have no more.
+    """
+    alike: dict = defaultdict(dict)  # but for the images -> header -> evaluation, totals by set
+    for run in runs.values():
+        for one in run["evaluations"]:
+            of_all = header({**one, "images": "all"})
+            _, totals = alike[of_all].setdefault(header(one), (one, {}))
+            totals[run["dataset"], run["subsample"]] = one["total"]
+    columns = {}
+    for of_all, found in alike.items():
+        columns |= {name: one for name, (one, _) in found.items()}
+        _, whole = found.get(of_all, (None, {}))
+        for name, (one, part) in found.items():
+            if name != of_all and whole and not whole.keys() & part.keys():
+                most = one["images"]["count"]
+                if max(whole.values()) <= most:
+                    shared = {**one, "images": {**one["images"], "at most": True}}
+                    columns |= {of_all: shared, name: shared}
+    return columns
 
 
 def learns(run: dict) -> bool:
