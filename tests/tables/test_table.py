@@ -124,6 +124,19 @@ def test_evaluations_of_a_part_that_all_methods_have_are_in_the_one_table(save, 
     assert table.title == "Digits, 16 shots, mini"
 
 
+def test_a_part_of_large_test_sets_and_all_of_small_ones_are_one_column(save, tmp_path):
+    for dataset, total in (("Digits", 500), ("Pets", 360)):
+        part = {"images": {"count": 500, "seed": 0}} if dataset == "Digits" else {}
+        found = [record("clean", 80.0, total=total, **part)]
+        save(f"{dataset}/APD", method="APD", dataset=dataset, evaluations=found)
+    (table,) = methods(load_runs([tmp_path]))
+    assert "clean, at most 500 images (%)" in table.title
+    (row,) = table.rows
+    assert row["average"] == [80.0]
+    save("Cars/APD", method="APD", dataset="Cars", evaluations=[record("clean", 80.0, total=501)])
+    assert len(methods(load_runs([tmp_path]))) == 2  # all of its images are more
+
+
 def test_one_table_never_holds_two_splits(save, tmp_path, capsys):
     """Their numbers of images may agree."""
     save("a", method="CoOp")
