@@ -53,7 +53,6 @@ setup(
             "pytest>=7",
             "pytest-xdist>=3",
             "hypothesis>=6",
-            "hypothesis>=6",
             "tensorboard>=2.10",
             "safetensors>=0.4",
             "ruff~=0.17.0",
