@@ -34,7 +34,7 @@ def copies(finished, tmp_path):
 
 def kept(run):
     """All that is stored of a run's evaluations, but for seconds; ``shards`` must be empty."""
-    assert [path for path in (run / "evaluations" / "shards").glob("*") if path.is_dir()] == []
+    assert list((run / "evaluations" / "shards").glob("*-of-*")) == []
     found = {p.stem: json.loads(p.read_text()) for p in (run / "evaluations").glob("*.json")}
     for one in found.values():
         del one["record"]["seconds"]
@@ -149,6 +149,25 @@ def test_a_killed_worker_is_started_again(copies, call, monkeypatch):
     assert call(parts, *options)[0] == 0
     assert call(whole, *options[:2])[0] == 0
     assert killed and kept(parts) == kept(whole)
+
+
+@pytest.mark.parametrize(
+    ("package", "engine"),
+    [
+        ("ray", ["ray"]),
+        ("submitit", ["slurm", "--slurm", "cluster=local", "timeout_min=5"]),
+    ],
+)
+def test_on_ray_and_in_slurm_jobs(copies, call, monkeypatch, package, engine):
+    pytest.importorskip(package)
+    whole, parts = copies
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
+    options = ("--attack", "pgd-2,fgsm")
+    code, _, err = call(parts, *options, "--shards", 2, "--threads", 1, "--executor", *engine)
+    assert code == 0, err
+    assert call(whole, *options)[0] == 0
+    assert kept(parts) == kept(whole)
 
 
 def test_train_py_evaluates_in_shards(run, finished, tmp_path, inline):
