@@ -64,6 +64,7 @@ _APD = {
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
         "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: what docs/study.md found]
+        "TAU": 1.0,  # a temperature of its own; below 1 the student learns sharper targets [O]
         "BACKBONE": "",  # another CLIP than the student's
         "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
         "PATH": "",  # MODE checkpoint: the folder of an IVLP run
@@ -230,6 +231,7 @@ _RULES: dict[str, Rule] = {
     "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
     "TRAINER.APD.TEACHER.LR": number(above=0),
+    "TRAINER.APD.TEACHER.TAU": number(above=0),
     "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
 }
 _RULES_OF_TRAINERS = {  # in every section

@@ -39,10 +39,11 @@ class APD(AdversarialTraining, IVLP):
             teacher_text = teacher.text_features()
             teacher_image = teacher.image_features(self.for_teacher(images))
             teacher_logits = teacher.logits(teacher_image, teacher_text)
+        target = teacher_logits.detach() / o.TEACHER.TAU
 
         # 1. attack the student
         text = student.text_features()
-        adversarial = self.attack(images, labels, text, reference=teacher_logits.detach())
+        adversarial = self.attack(images, labels, text, reference=target)
         image = student.image_features(adversarial)
         logits = student.logits(image, text)
 
@@ -56,11 +57,11 @@ class APD(AdversarialTraining, IVLP):
 
         # 3. the student's loss; terms of weight 0 cost nothing
         loss = o.LAMBDA_CE * F.cross_entropy(logits, labels)
-        loss = loss + o.LAMBDA_KD * kl_distillation(logits, teacher_logits, o.TAU)
+        loss = loss + o.LAMBDA_KD * kl_distillation(logits, target, o.TAU)
         if o.LAMBDA_NAT or o.LAMBDA_KD_NAT:
             clean = student.logits(student.image_features(images), text)
             loss = loss + o.LAMBDA_NAT * F.cross_entropy(clean, labels)
-            loss = loss + o.LAMBDA_KD_NAT * kl_distillation(clean, teacher_logits, o.TAU)
+            loss = loss + o.LAMBDA_KD_NAT * kl_distillation(clean, target, o.TAU)
         if o.LAMBDA_IMG:
             loss = loss + o.LAMBDA_IMG * feature_alignment(image, teacher_image)
         if o.LAMBDA_TXT:

@@ -347,6 +347,7 @@ def test_clean_training_needs_no_threat_model(run, tmp_path):
         ("AT.TRAIN.PROMPT", "perturbed"),  # without its PALPHA
         ("TRAINER.APD.ATTACK_LOSS", "mse"),
         ("TRAINER.APD.TAU", 0),
+        ("TRAINER.APD.TEACHER.TAU", 0),
     ],
 )
 def test_bad_attacks_and_losses_are_refused_before_anything_is_written(

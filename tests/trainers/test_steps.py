@@ -130,11 +130,12 @@ def test_adv_half_attacks_a_single_image(one_step):
     assert step.losses["loss"] == pytest.approx(loss.item(), abs=1e-6)
 
 
-def apd_losses(step, weights, attack_loss, tau=1.0, beta=0.0):
+def apd_losses(step, weights, attack_loss, tau=1.0, beta=0.0, teacher_tau=1.0):
     """METHOD.md's steps 1 to 3: the student's loss and the teacher's."""
     images, labels, student, teacher = step.images, step.labels, step.student, step.teacher
     z_t = logits(teacher, images)
-    up = {"ce": lambda z: ce(z, labels), "kl": lambda z: kl(z_t.detach(), z)}[attack_loss]
+    target = z_t.detach() / teacher_tau
+    up = {"ce": lambda z: ce(z, labels), "kl": lambda z: kl(target, z)}[attack_loss]
     x = attack(step, images, up)
     z_s = logits(student, x)
     cos = torch.nn.functional.cosine_similarity
@@ -142,9 +143,9 @@ def apd_losses(step, weights, attack_loss, tau=1.0, beta=0.0):
     t_s, t_t = student.text_features(), teacher.text_features().detach()
     terms = {
         "CE": ce(z_s, labels),
-        "KD": kl(z_t.detach(), z_s, tau),
+        "KD": kl(target, z_s, tau),
         "NAT": ce(logits(student, images), labels),
-        "KD_NAT": kl(z_t.detach(), logits(student, images), tau),
+        "KD_NAT": kl(target, logits(student, images), tau),
         "IMG": (1 - cos(v_s, v_t)).mean(),
         "TXT": 1 - cos(t_s, t_t).mean(),
     }
@@ -160,8 +161,8 @@ def options_of(weights, **more):
 @pytest.mark.parametrize("attack_loss", ["ce", "kl"])
 def test_apd_online_with_every_term(one_step, attack_loss):
     options = options_of(EVERY_TERM, TAU=2, BETA=0.5, ATTACK_LOSS=attack_loss)
-    step = one_step("APD", *options)
-    student, teacher = apd_losses(step, EVERY_TERM, attack_loss, tau=2.0, beta=0.5)
+    step = one_step("APD", *options, "TRAINER.APD.TEACHER.TAU", 0.5)
+    student, teacher = apd_losses(step, EVERY_TERM, attack_loss, 2.0, 0.5, teacher_tau=0.5)
     assert step.losses["student"] == pytest.approx(student.item(), abs=1e-6)
     assert step.losses["teacher"] == pytest.approx(teacher.item(), abs=1e-6)
     assert_stepped(step.trainer.model.prompt_learner, step.student.prompt_learner, student)
