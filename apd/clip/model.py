@@ -56,7 +56,7 @@ class PromptedCLIP(nn.Module):
             value = torch.tensor(values, device=weight.device, dtype=weight.dtype)
             self.register_buffer(name, value.view(3, 1, 1), persistent=False)
         self._fixed_text: Tensor | None = None
-        self.training_encoder = encode_image
+        self._compiled: Callable | None = None  # the image encoder, for training
 
     def text_features(self, prompt_learner: nn.Module | None = None) -> Tensor:
         """(C, embed_dim), unit length. Run it once per step, never inside an attack.
@@ -84,7 +84,9 @@ class PromptedCLIP(nn.Module):
     def image_embeddings(self, images: Tensor) -> Tensor:
         """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""
         images = (images - self.mean) / self.std
-        encode = self.training_encoder if self.prompt_learner.training else encode_image
+        encode = encode_image
+        if self._compiled and self.prompt_learner.training:
+            encode = self._compiled
         return encode(self.clip.visual, images, self.prompt_learner.visual_contexts())
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class PromptedCLIP(nn.Module):
         It runs in every step of an attack; the text encoder, once a step, stays as it is. So does
         evaluation, whose verdicts cannot change then.
         """
-        self.training_encoder = compiled(encode_image, "TRAINER.PROMPT.COMPILE")
+        self._compiled = compiled(encode_image, "TRAINER.PROMPT.COMPILE")
 
     def train(self, mode: bool = True) -> PromptedCLIP:
         """As ``nn.Module.train``, but CLIP stays in eval mode (its ResNets have batch norm)."""

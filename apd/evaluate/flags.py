@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from itertools import permutations
 
-from scipy.special import bdtrc  # of scipy.stats too, which is slow to import
+from scipy.stats import binomtest
 
 from apd.attacks.threat import doubts
 from apd.results.words import cited
@@ -47,7 +47,7 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     accuracy = record["accuracy"]
     if (commonest := checks.get("commonest")) is not None:
         right, total = record["correct"], record["total"]
-        guessed = bdtrc(right - 1, total, commonest / 100)  # one-sided
+        guessed = binomtest(right, total, commonest / 100, alternative="greater").pvalue
         if guessed > GUESSING:
             share = f"{commonest:.1f} %, the share of the commonest class"
             told = f"not above {share} (binomial test, p = {guessed:.2g})"

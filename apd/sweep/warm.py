@@ -2,6 +2,8 @@
 
 import contextlib
 
+import sklearn.metrics  # noqa: F401
+
 import apd.datasets
 import apd.train.command
 import apd.trainers  # noqa: F401

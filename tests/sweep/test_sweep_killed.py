@@ -28,7 +28,7 @@ def fork():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["apd.sweep.command", "apd.train.command", "apd.trainers"])
+        context.set_forkserver_preload(["apd.sweep.command", "apd.sweep.warm"])
         yield context.Process
 
 
