@@ -382,17 +382,22 @@ HARMLESS = {
 }
 
 
-def differences(config: dict, other: dict) -> list[str]:
+def differences(config: dict, other: dict, section: str | None = None) -> list[str]:
     """What in ``other`` could give another result than ``config``, as "KEY: value, was other".
 
     A key of ours that ``other`` lacks, being of an earlier version, has its default there: the
     default of a new key changes nothing.
+
+    Args:
+        section: of TRAINER, which the method reads; those of other methods count for nothing.
     """
     ours, theirs = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
+    others = KEYS["TRAINER"].keys() - {"PROMPT", section} if section else ()
+    unread = tuple(f"TRAINER.{name}." for name in others)
     return [
         f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if key not in HARMLESS and ours.get(key) != theirs.get(key)
+        if key not in HARMLESS and not key.startswith(unread) and ours.get(key) != theirs.get(key)
     ]
 
 

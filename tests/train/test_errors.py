@@ -352,6 +352,11 @@ def test_folder_with_the_results_of_another_configuration(
     assert "choose another --output-dir" in line
 
 
+def test_keys_of_other_methods_make_no_other_configuration(run, runs, copy_of):
+    result = run("MaPLe", copy_of(runs.maple), "TRAINER.APD.TAU", 2.0)
+    assert result.code == 0 and "is finished" in result.out
+
+
 def test_folder_with_the_results_of_training_is_not_evaluated_into(refused, runs, copy_of):
     folder = copy_of(runs.maple)
     line = refused("MaPLe", folder, flags=of(folder))
