@@ -71,7 +71,7 @@ _APD = {
     },
 }
 
-KEYS = {
+KEYS: dict[str, dict] = {
     "MODEL": {
         "BACKBONE": {
             "ROBUST": "",  # file with an adversarially fine-tuned image encoder (TeCoA, FARE)
