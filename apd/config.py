@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 import apd
 from apd.errors import UserError, one_line
+from apd.methods import METHODS
 from apd.ranges import (
     TEXT,
     Rule,
@@ -382,23 +383,27 @@ HARMLESS = {
 }
 
 
-def differences(config: dict, other: dict, section: str | None = None) -> list[str]:
+def differences(config: dict, other: dict) -> list[str]:
     """What in ``other`` could give another result than ``config``, as "KEY: value, was other".
 
     A key of ours that ``other`` lacks, being of an earlier version, has its default there: the
     default of a new key changes nothing.
-
-    Args:
-        section: of TRAINER, which the method reads; those of other methods count for nothing.
     """
     ours, theirs = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
-    others = KEYS["TRAINER"].keys() - {"PROMPT", section} if section else ()
-    unread = tuple(f"TRAINER.{name}." for name in others)
+    skipped = unread(ours.get("TRAINER.NAME"))
     return [
         f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if key not in HARMLESS and not key.startswith(unread) and ours.get(key) != theirs.get(key)
+        if key not in HARMLESS and not key.startswith(skipped) and ours.get(key) != theirs.get(key)
     ]
+
+
+def unread(method: str) -> tuple[str, ...]:
+    """How those keys of ours begin that a method does not read: the sections of the others."""
+    if method not in METHODS:
+        return ()
+    others = KEYS["TRAINER"].keys() - {"PROMPT", METHODS[method].section}
+    return tuple(f"TRAINER.{name}." for name in sorted(others))
 
 
 def plain(config):

@@ -19,6 +19,7 @@ class Method:
     """One row.
 
     Attributes:
+        section: of TRAINER, whose keys it reads.
         prompts: their kind: "text", "visual", "text + visual" (independent), "text-to-visual" or
             "visual-to-text" (projected); "": none is trained.
         attacks: when training attacks its images: "each step", "once" (before it) or "never".
@@ -29,6 +30,7 @@ class Method:
             filled markers, the others dashed lines and open markers.
     """
 
+    section: str
     prompts: str
     attacks: str
     image_passes: int
@@ -43,19 +45,19 @@ class Method:
 
 
 METHODS = {  # baselines first
-    "ZeroshotCLIP": Method("", "never", 0, 0, BLACK, "x"),
-    "ZeroshotCLIP2": Method("", "never", 0, 0, BLACK, "+"),
-    "CoOp": Method("text", "never", 1, 2, ORANGE, "s"),
-    "VPT": Method("visual", "never", 2, 1, SKY, "^"),
-    "IVLP": Method("text + visual", "never", 2, 2, GREEN, "D"),
-    "MaPLe": Method("text-to-visual", "never", 2, 2, BLUE, "v"),
-    "APT": Method("text", "each step", 1, 2, ORANGE, "s"),
-    "AdvPT": Method("text", "once", 1, 2, GREY, "X"),
-    "AdvVPT": Method("visual", "each step", 2, 1, SKY, "^"),
-    "AdvIVLP": Method("text + visual", "each step", 2, 2, GREEN, "D"),
-    "AdvMaPLe": Method("text-to-visual", "each step", 2, 2, BLUE, "v"),
-    "FAP": Method("visual-to-text", "each step", 5, 2, PURPLE, "P"),
-    "APD": Method("text + visual", "each step", 4, 4, RED, "o"),
+    "ZeroshotCLIP": Method("COOP", "", "never", 0, 0, BLACK, "x"),
+    "ZeroshotCLIP2": Method("COOP", "", "never", 0, 0, BLACK, "+"),
+    "CoOp": Method("COOP", "text", "never", 1, 2, ORANGE, "s"),
+    "VPT": Method("VPT", "visual", "never", 2, 1, SKY, "^"),
+    "IVLP": Method("IVLP", "text + visual", "never", 2, 2, GREEN, "D"),
+    "MaPLe": Method("MAPLE", "text-to-visual", "never", 2, 2, BLUE, "v"),
+    "APT": Method("COOP", "text", "each step", 1, 2, ORANGE, "s"),
+    "AdvPT": Method("ADV", "text", "once", 1, 2, GREY, "X"),
+    "AdvVPT": Method("AdvVPT", "visual", "each step", 2, 1, SKY, "^"),
+    "AdvIVLP": Method("AdvIVLP", "text + visual", "each step", 2, 2, GREEN, "D"),
+    "AdvMaPLe": Method("AdvMaPLe", "text-to-visual", "each step", 2, 2, BLUE, "v"),
+    "FAP": Method("FAP", "visual-to-text", "each step", 5, 2, PURPLE, "P"),
+    "APD": Method("APD", "text + visual", "each step", 4, 4, RED, "o"),
 }
 
 

@@ -181,7 +181,7 @@ class ResumableTrainer(TrainerX):
         return state["epoch"]
 
     def _resume(self, state: dict, path: Path) -> None:
-        changed = differences(self.config, state["config"], self.section)
+        changed = differences(self.config, state["config"])
         changed += [key for key, value in self.identity().items() if state[key] != value]
         if changed:
             raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
-from apd.config import HARMLESS, flat
+from apd.config import HARMLESS, flat, unread
 from apd.errors import UserError, listed
 from apd.known_data import data_rank
 from apd.methods import rank
@@ -307,7 +307,9 @@ def _changed(run: dict, other: dict) -> list[str]:
     configs = run["config"], other["config"]
     # to look into what is equal takes most of the time of a large table
     sections = [k for k in configs[0].keys() & configs[1].keys() if configs[0][k] != configs[1][k]]
-    ours, theirs = (settings({"config": {k: c[k] for k in sections}}) for c in configs)
+    ours, theirs = (
+        settings({"method": run["method"], "config": {k: c[k] for k in sections}}) for c in configs
+    )
     return [
         f"{key} {ours[key]!r} and {theirs[key]!r}"
         for key in sorted(ours.keys() & theirs.keys())  # versions may add keys
@@ -316,11 +318,13 @@ def _changed(run: dict, other: dict) -> list[str]:
 
 
 def settings(run: dict) -> dict:
-    """A run's config keys and values, but for those that its evaluations and place tell."""
+    """A run's config keys and values, but for those that its evaluations and place tell, and those
+    that its method does not read."""
+    skipped = ("AT.TEST.", "TEST.", "DATALOADER.TEST.", *unread(run["method"]))
     return {
         key: value
         for key, value in flat(run["config"])
-        if key not in _FREE and not key.startswith(("AT.TEST.", "TEST.", "DATALOADER.TEST."))
+        if key not in _FREE and not key.startswith(skipped)
     }
 
 

@@ -147,8 +147,7 @@ def finished(cfg, prompts_from: dict | None) -> bool:
     if not is_complete(cfg.OUTPUT_DIR):
         return False
     results = read_results(cfg.OUTPUT_DIR)
-    section = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "section", None)
-    changed = config.differences(cfg, results["config"], section)
+    changed = config.differences(cfg, results["config"])
     if results["prompts_from"] != prompts_from:
         changed.append(f"prompts from {prompts_from}, was {results['prompts_from']}")
     if changed:

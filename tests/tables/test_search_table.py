@@ -74,6 +74,17 @@ def test_a_run_from_before_a_key_was_there_has_its_default(trial, tmp_path):
     assert table.extra["chosen"] == {"APD": {"OPTIM.CLIP_NORM": 1.0}}
 
 
+def test_keys_that_a_method_does_not_read_make_no_trial(trial, tmp_path):
+    for rate, theirs in ((0.1, 1.0), (0.2, 0.1)):
+        trial("AdvIVLP", 60.0 + rate, 40.0, LR=rate)
+        for path in tmp_path.glob(f"AdvIVLP/{rate}/*/results.json"):
+            run = json.loads(path.read_text())
+            run["config"]["TRAINER"] = {"APD": {"TAU": theirs}}
+            path.write_text(json.dumps(run))
+    _, table = rows(load_runs([tmp_path]), "trial")
+    assert table.extra["chosen"] == {"AdvIVLP": {"OPTIM.LR": 0.2}}
+
+
 def test_the_criterion_is_declared(trial, tmp_path, capsys):
     for rate, clean, robust in ((0.1, 80.0, 30.0), (0.2, 76.0, 40.0), (0.3, 50.0, 45.0)):
         trial("APD", clean, robust, LR=rate)

@@ -8,9 +8,13 @@ from apd.host import TRAINER_REGISTRY, get_cfg_default
 from apd.methods import METHODS
 
 
-def test_every_method_is_registered():
+def test_every_method_is_registered_and_reads_its_section():
     apd.register()
     assert set(METHODS) <= set(TRAINER_REGISTRY.registered_names())
+    for name, method in METHODS.items():
+        trainer = TRAINER_REGISTRY.get(name)
+        if trainer.__module__.startswith("apd."):  # or else upstream's, where it has one
+            assert trainer.section == method.section
 
 
 def test_keys_that_are_there_keep_their_values():
