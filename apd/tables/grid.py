@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
-from apd.config import HARMLESS, flat, unread
+from apd.config import HARMLESS, KEYS, flat, unread
 from apd.errors import UserError, listed
 from apd.known_data import data_rank
 from apd.methods import rank
@@ -174,8 +175,9 @@ class Grid:
             _check_config(found)
         self.rows = sorted(self._siblings, key=rank)
         self.places = sorted({place for _, place in self._runs}, key=_place_rank)
-        self._columns = _columns(runs)
-        self._images = {header(e): images_said(e) for e in self._columns.values()}
+        stand_ins = _stand_ins(runs)
+        self._columns = {name: header(one) for name, one in stand_ins.items()}
+        self._images = {header(one): images_said(one) for one in stand_ins.values()}
         self._seeds = defaultdict(set)
         for (_, place), found in self._runs.items():
             self._seeds[place].update(found)
@@ -211,7 +213,7 @@ class Grid:
         found = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
             for evaluation in run["evaluations"]:
-                if header(self._columns[header(evaluation)]) == column:
+                if self._columns[header(evaluation)] == column:
                     found.append(Accuracy.of(evaluation, folder, seed))
                     break
         return self._made(found, row, place)
@@ -233,7 +235,7 @@ class Grid:
         return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
 
 
-def _columns(runs: dict[Path, dict]) -> dict[str, dict]:
+def _stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
     """Header of each evaluation -> the evaluation that stands for its column.
 
     Those on a part of the images share one with those on all images of data sets that have no more.
@@ -312,18 +314,28 @@ def _changed(run: dict, other: dict) -> list[str]:
     )
     return [
         f"{key} {ours[key]!r} and {theirs[key]!r}"
-        for key in sorted(ours.keys() & theirs.keys())  # versions may add keys
+        for key in sorted(ours.keys() & theirs.keys())  # hosts have keys of their own
         if ours[key] != theirs[key]
     ]
 
 
 def settings(run: dict) -> dict:
     """A run's config keys and values, but for those that its evaluations and place tell, and those
-    that its method does not read."""
-    skipped = ("AT.TEST.", "TEST.", "DATALOADER.TEST.", *unread(run["method"]))
+    that its method does not read. A key of ours that a run of an earlier version lacks has its
+    default there."""
+    return _defaults(run["method"]) | _told(run["config"], run["method"])
+
+
+@cache
+def _defaults(method: str) -> dict:
+    return _told(KEYS, method)
+
+
+def _told(config: dict, method: str) -> dict:
+    skipped = ("AT.TEST.", "TEST.", "DATALOADER.TEST.", *unread(method))
     return {
         key: value
-        for key, value in flat(run["config"])
+        for key, value in flat(config)
         if key not in _FREE and not key.startswith(skipped)
     }
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
-from apd.config import KEYS, flat
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.words import shots_said
@@ -231,10 +230,6 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
 def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], dict]:
     """Keys and values that each run of a method changes, and those that it changes them from."""
     found = {folder: settings(run) for folder, run in runs.items()}
-    # a run of a version that lacked one of our keys has its default
-    ours = dict(flat(KEYS))
-    known = {key: ours[key] for key in set().union(*found.values()) & ours.keys()}
-    found = {folder: known | setting for folder, setting in found.items()}
     # of equally common values the default's run has the shorter name
     folders = sorted(runs, key=lambda folder: len(runs[folder]["config"].get("OUTPUT_DIR", "")))
     default = {}
