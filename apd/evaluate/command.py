@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--eps",
         type=several(per_255(number(0)), split=True),
         default=[],
-        help=("with commas between, in 1/255 (default: the run's)"),
+        help="with commas between, in 1/255 (default: the run's)",
     )
     add("--norm", choices=("linf", "l2"), help="default: the run's")
     add("--source", default="white-box", help=(

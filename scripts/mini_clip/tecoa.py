@@ -18,7 +18,8 @@ import clip
 import torch
 import torch.nn.functional as F
 from evaluate import normalize
-from pretrain_photos import Photographs, augment, save_half
+from pretrain import save_half
+from pretrain_photos import Photographs, augment
 from tqdm import tqdm
 
 from apd.attacks import ThreatModel, pgd
