@@ -57,10 +57,16 @@ def joined(cuda: bool) -> Iterator[None]:
         yield
         return
     cuda = cuda and torch.cuda.is_available()
+    device = None
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    # ranks wait for the slowest one's part of an evaluation; a lost one is noticed at once
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(days=7))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        # ranks wait for the slowest one's part of an evaluation; a lost one is noticed at once
+        timeout=datetime.timedelta(days=7),
+        device_id=device,
+    )
     handler = signal.signal(signal.SIGTERM, _lost)
     try:
         yield

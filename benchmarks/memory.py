@@ -1,7 +1,7 @@
 """Memory of a training step at ImageNet's geometry, by calculation: no GPU, no download.
 
     python benchmarks/memory.py [--backbone ViT-B/32 ViT-B/16] [--classes 1000] [--batch 32]
-        [--chunks 0 100]
+        [--chunks 0 100] [--device cuda]
 
 What a graph keeps for its backward pass is counted on a few images and class names (bytes of all
 tensors that autograd saves, each once, weights apart) and multiplied: it grows with their number.
@@ -9,6 +9,9 @@ An APD step keeps, at its peak, the weights, the text graphs of student and teac
 image graph, and one image graph of the student (of an attack step, or the one that is trained on).
 With TRAINER.PROMPT.TEXT_CHUNK a text graph is one chunk's at a time. Not counted: what a layer
 needs while it runs, PyTorch's cache and CUDA's context, together about 1 GiB (our guess).
+
+With --device cuda the peaks of an APD step and of an evaluation's attack are measured beside (what
+PyTorch allocates, that is without its cache and CUDA's context).
 """
 
 from __future__ import annotations
@@ -17,12 +20,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from clip.model import CLIP
-from cost import classnames
-from gpu import GEOMETRIES
+from gpu import GEOMETRIES, Case, random_clip
 from tabulate import tabulate
-
-from apd.clip import build_prompted_clip
 
 GIB = 2**30
 FEW_IMAGES, FEW_CLASSES = 2, 64
@@ -44,17 +43,23 @@ def kept(run: Callable[[], torch.Tensor], weights: set[int]) -> int:
     return sum(found.values())
 
 
+def peak(run: Callable[[], None]) -> float:
+    """GiB that a GPU's memory is in use for at most."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        return float("inf")
+    return torch.cuda.max_memory_allocated() / GIB
+
+
 def measure(name: str, args: argparse.Namespace) -> list[dict]:
-    embed, size, layers, width, patch, text_width, heads, text_layers = GEOMETRIES[name]
-    clip = CLIP(embed, size, layers, width, patch, 77, 49408, text_width, heads, text_layers)
-    clip = clip.float().eval().requires_grad_(False)
+    clip = random_clip(name, args.device)
     weights = {p.untyped_storage().data_ptr() for p in clip.parameters()}
-    prompts = {
-        "n_ctx_text": 2, "depth_text": min(9, text_layers), "ctx_init": "a photo of a",
-        "n_ctx_visual": 2, "depth_visual": min(9, layers),
-    }  # fmt: skip
-    model = build_prompted_clip(clip, classnames(FEW_CLASSES), **prompts)
-    images = torch.rand(FEW_IMAGES, 3, size, size)
+    few = argparse.Namespace(device=args.device, batch=FEW_IMAGES, text_chunk=0)
+    case = Case(clip, FEW_CLASSES, few)
+    model, images = case.student, case.images
     image = args.batch * kept(lambda: model.image_features(images), weights) / FEW_IMAGES
     of_class = kept(model.text_features, weights) / FEW_CLASSES
     whole = sum(p.numel() * p.element_size() for p in clip.parameters())
@@ -63,13 +68,19 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         text = of_class * (min(chunk, args.classes) if chunk else args.classes)
         graphs = text if chunk else 2 * text
         parts = {"weights": whole, "text graphs": graphs, "image graph": image}
-        rows.append({
+        row = {
             "CLIP": name, "batch": args.batch, "classes": args.classes, "TEXT_CHUNK": chunk,
             **{f"{part} (GiB)": value / GIB for part, value in parts.items()},
             "APD step (GiB)": (whole + graphs + 2 * image) / GIB,
             "AdvIVLP step (GiB)": (whole + text + image) / GIB,
             "attack of an evaluation (GiB)": (whole + image) / GIB,
-        })  # fmt: skip
+        }  # fmt: skip
+        if args.device.type == "cuda":
+            args.text_chunk = chunk
+            case = Case(clip, args.classes, args)
+            row["APD step, measured (GiB)"] = peak(case.step)
+            row["attack, measured (GiB)"] = peak(case.evaluate)
+        rows.append(row)
     return rows
 
 
@@ -82,7 +93,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 100])
+    parser.add_argument("--device", type=torch.device, default="cpu")
     args = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False
     rows = [row for name in args.backbone for row in measure(name, args)]
     print(tabulate(rows, headers="keys", floatfmt=".1f"))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from apd import ranks
 from apd.attacks import ThreatModel, find_attack, pgd, seeded_start
 from apd.attacks.stream import Supply
 from apd.clip import build_prompted_clip, load_clip
@@ -129,11 +130,60 @@ def test_a_compiled_model_gives_the_same_verdicts(run, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU only")
-def test_two_gpus_train_what_one_trains(run, command, tmp_path):
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("bf16", 0.05)])
+def test_compiled_training_trains_alike(run, tmp_path, precision, tolerance):
+    """As tests/trainers/test_options.py, by the compiler's code for GPUs."""
+    torch.compiler.reset()  # what is compiled is kept for a process, and only so much of it
+    options = (
+        "TRAINER.APD.PREC", precision, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0,
+        "TRAINER.PROMPT.COMPILE",
+    )  # fmt: skip
+    eager = run("APD", tmp_path / "eager", *GPU, *options, False)
+    compiled = run("APD", tmp_path / "compiled", *GPU, *options, True)
+    assert [(result.code, result.err) for result in (eager, compiled)] == [(0, "")] * 2
+    (epoch,), (other,) = (result.trainer.history for result in (eager, compiled))
+    assert other["loss"] == pytest.approx(epoch["loss"], rel=tolerance)
+    for one, two in zip(records(tmp_path / "eager"), records(tmp_path / "compiled")):
+        assert one[0] == two[0] and abs(one[1] - two[1]) <= 1  # of 20 images
+
+
+class Several(int):
+    """A number of ranks that passes for more than one."""
+
+    def __gt__(self, other):
+        return other == 1
+
+
+def test_what_ranks_share_goes_through_nccl(run, tmp_path, monkeypatch):
+    """One rank shares with nobody, but by the same calls, on tensors of the GPU."""
+    dist, device = torch.distributed, torch.device("cuda", 0)
+    assert run("APD", tmp_path / "plain", *GPU).code == 0
+    calls, reduce = [], dist.all_reduce
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("nccl", init_method=store, rank=0, world_size=1, device_id=device)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "size", lambda: Several(1))
+            patch.setattr(dist, "all_reduce", lambda x: calls.append(x.device) or reduce(x))
+            assert run("APD", tmp_path / "nccl", *GPU).code == 0
+            own = torch.rand(3, 2, device=device, requires_grad=True)
+            gathered = ranks.gather(own, [3])
+            (gathered**2).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert calls and {place.type for place in calls} == {"cuda"}
+    assert torch.equal(gathered, own) and torch.equal(own.grad, 2 * own)
+    assert records(tmp_path / "nccl") == records(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_torchrun_trains_what_one_process_trains(run, command, tmp_path, count):
+    if torch.cuda.device_count() < count:
+        pytest.skip("there is one GPU only")
     assert run("APD", tmp_path / "one", *GPU).code == 0
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    line += ["--nproc-per-node", str(count), "train.py"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = command("APD", tmp_path / "two", *GPU)
+    arguments = command("APD", tmp_path / "ranks", *GPU)
     subprocess.run([*line, *arguments], cwd=ROOT, env=environment, check=True)
-    assert records(tmp_path / "two") == records(tmp_path / "one")
+    assert records(tmp_path / "ranks") == records(tmp_path / "one")
