@@ -73,8 +73,9 @@ class Case:
         labels = torch.from_numpy(digits.target)
         self.batch = args.batch
         names = [*DIGITS, *classnames(classes)][:classes]
-        self.model = build_prompted_clip(load_clip("mini"), names, n_ctx_text=4,
-                                         ctx_init="a photo of a")  # fmt: skip
+        self.model = build_prompted_clip(
+            load_clip("mini"), names, n_ctx_text=4, ctx_init="a photo of a"
+        )
         self.logits = self.model.classifier(self.model.text_features().detach())
         with torch.no_grad():
             right = self.logits(images).argmax(1) == labels

@@ -90,8 +90,9 @@ def listing(images: int) -> list[dict]:
             began = time.perf_counter()
             built = run()
             seconds = time.perf_counter() - began
-            rows.append({"what": f"ImageNet of {images:,} files", "variant": variant,
-                         "seconds": seconds})  # fmt: skip
+            rows.append(
+                {"what": f"ImageNet of {images:,} files", "variant": variant, "seconds": seconds}
+            )
         assert len(built.train_x) == 16 * CLASSES
         return rows
 
@@ -139,14 +140,19 @@ def reading(count: int, rounds: int) -> list[dict]:
                 items, transform = Folder(cfg).train_x, build_transform(cfg, is_train=is_train)
                 bare = Bare([item.impath for item in items], transform)
                 ours = build_data_loader(
-                    cfg, "SequentialSampler", items, batch_size=BATCH, tfm=transform,
+                    cfg,
+                    "SequentialSampler",
+                    items,
+                    batch_size=BATCH,
+                    tfm=transform,
                     is_train=is_train,
-                )  # fmt: skip
+                )
                 floor = DataLoader(bare, BATCH, num_workers=workers) if workers else None
                 seconds, cpu = best_of(
-                    rounds, ours=lambda: exhaust(ours),
+                    rounds,
+                    ours=lambda: exhaust(ours),
                     bare=lambda: exhaust(floor if floor else plain(bare)),
-                )  # fmt: skip
+                )
                 rows.append(
                     {
                         "transform": "train" if is_train else "test",
@@ -195,11 +201,18 @@ def main() -> None:
     sys.stdout.flush()
     reads = reading(jpegs, args.rounds)
     print(tabulate(reads, headers="keys", floatfmt=("", "", ".0f", ".0f", ".3f", ".3f")))
-    write_json(args.output, {
-        "host": HOST, "python": platform.python_version(), "torch": torch.__version__,
-        "torchvision": torchvision.__version__, "pillow": PIL.__version__,
-        "list": lists, "read": reads,
-    })  # fmt: skip
+    write_json(
+        args.output,
+        {
+            "host": HOST,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+            "list": lists,
+            "read": reads,
+        },
+    )
 
 
 if __name__ == "__main__":

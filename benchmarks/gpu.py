@@ -56,9 +56,13 @@ class Case:
             min(9, len(part.transformer.resblocks)) for part in (clip, clip.visual)
         )
         prompts = {
-            "n_ctx_text": 2, "depth_text": depth_text, "ctx_init": "a photo of a",
-            "n_ctx_visual": 2, "depth_visual": depth_visual, "text_chunk": args.text_chunk,
-        }  # fmt: skip
+            "n_ctx_text": 2,
+            "depth_text": depth_text,
+            "ctx_init": "a photo of a",
+            "n_ctx_visual": 2,
+            "depth_visual": depth_visual,
+            "text_chunk": args.text_chunk,
+        }
         self.student, self.teacher = (
             build_prompted_clip(clip, classnames(classes), **prompts) for _ in range(2)
         )

@@ -69,12 +69,15 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         graphs = text if chunk else 2 * text
         parts = {"weights": whole, "text graphs": graphs, "image graph": image}
         row = {
-            "CLIP": name, "batch": args.batch, "classes": args.classes, "TEXT_CHUNK": chunk,
+            "CLIP": name,
+            "batch": args.batch,
+            "classes": args.classes,
+            "TEXT_CHUNK": chunk,
             **{f"{part} (GiB)": value / GIB for part, value in parts.items()},
             "APD step (GiB)": (whole + graphs + 2 * image) / GIB,
             "AdvIVLP step (GiB)": (whole + text + image) / GIB,
             "attack of an evaluation (GiB)": (whole + image) / GIB,
-        }  # fmt: skip
+        }
         if args.device.type == "cuda":
             args.text_chunk = chunk
             case = Case(clip, args.classes, args)

@@ -31,9 +31,11 @@ def command(module: str, *arguments: object, threads: int = 1) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], check=True, env=environment,
+        [sys.executable, "-m", module, *map(str, arguments)],
+        check=True,
+        env=environment,
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     return time.perf_counter() - began
 
 
@@ -57,11 +59,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        command(
-            "apd.train", "--root", args.root, "--trainer", "ZeroshotCLIP", "--seed", 1,
-            "--config-file", "configs/trainers/ZeroshotCLIP/mini.yaml", "--dataset-config-file",
-            "configs/datasets/digits.yaml", "--output-dir", run, "AT.TEST.STEPS", 1,
-        )  # fmt: skip
+        configs = ["--config-file", "configs/trainers/ZeroshotCLIP/mini.yaml"]
+        configs += ["--dataset-config-file", "configs/datasets/digits.yaml"]
+        where = ["--root", args.root, "--output-dir", run]
+        options = "--trainer ZeroshotCLIP --seed 1 AT.TEST.STEPS 1".split()
+        command("apd.train", *where, *configs, *options)
         shards = args.shards
         variants = {
             "1 process, 1 thread": (1, []),
@@ -72,10 +74,8 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, (threads, more) in variants.items():
                 copy = shutil.copytree(run, Path(folder, "copy"))
-                seconds = command(
-                    "apd.evaluate.command", copy, "--attack", args.attack, "--eps", args.eps,
-                    "--subset", args.subset, *more, threads=threads,
-                )  # fmt: skip
+                attack = ["--attack", args.attack, "--eps", args.eps, "--subset", args.subset]
+                seconds = command("apd.evaluate.command", copy, *attack, *more, threads=threads)
                 best[name] = min(best[name], seconds)
                 found[name] = verdicts(copy, args.attack)
                 shutil.rmtree(copy)

@@ -68,14 +68,17 @@ def make_runs(root: Path, count: int) -> int:
                 **dict(lost_to=lost, labels=[0] * IMAGES),
             },
         )
-        write_results(folder, {
-            **dict(method=method, modality="text", dataset=f"Set{number}", classes=10),
-            **dict(trainable_parameters=0 if method == "ZeroshotCLIP" else 1024),
-            **dict(subsample="all", shots=shots, seed=seed, backbone="ViT-B/32"),
-            **dict(host="embedded 1", prompts_from=None, fingerprint="m", epochs=50),
-            **dict(evaluations=[clean, attacked], train_seconds=50.0, seconds=60.0),
-            **dict(peak_memory=2**30, config=cfg),
-        })  # fmt: skip
+        write_results(
+            folder,
+            {
+                **dict(method=method, modality="text", dataset=f"Set{number}", classes=10),
+                **dict(trainable_parameters=0 if method == "ZeroshotCLIP" else 1024),
+                **dict(subsample="all", shots=shots, seed=seed, backbone="ViT-B/32"),
+                **dict(host="embedded 1", prompts_from=None, fingerprint="m", epochs=50),
+                **dict(evaluations=[clean, attacked], train_seconds=50.0, seconds=60.0),
+                **dict(peak_memory=2**30, config=cfg),
+            },
+        )
     return len(grid)
 
 

@@ -31,11 +31,15 @@ class Clothing(Folder):
     def folder(self, cfg) -> Path:
         folder = data_root(cfg, must_exist=False) / "clothing"
         with zipfile.ZipFile(ARCHIVE) as archive:
-            store(cfg.DATASET.NAME, folder, {
-                folder / member.filename: partial(_write, archive, member)
-                for member in archive.infolist()
-                if not _holds(folder / member.filename, member)
-            })  # fmt: skip
+            store(
+                cfg.DATASET.NAME,
+                folder,
+                {
+                    folder / member.filename: partial(_write, archive, member)
+                    for member in archive.infolist()
+                    if not _holds(folder / member.filename, member)
+                },
+            )
         return folder
 
 

@@ -67,8 +67,12 @@ class Caltech101(_Tree):
     split_mark = "a6fbd99988c9d79a31b1958dafe2555a"
     counts = Counts(100, 4128, 1649, 2465)
     ignored = ("BACKGROUND_Google", "Faces_easy")
-    renamed = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard",
-               "Motorbikes": "motorbike"}  # fmt: skip
+    renamed = {
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+    }
 
 
 @register(DATASET_REGISTRY)
@@ -299,7 +303,7 @@ class FGVCAircraft(Published):
 
 
 def _numbered(path: Path, name) -> dict[str, int]:
-    """Class names, one a line, to their numbers from 0."""
+    """Class names, one per line, to their numbers from 0."""
     labels: dict[str, int] = {}
     for line in lines(path, name):
         if line in labels:

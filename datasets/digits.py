@@ -51,11 +51,15 @@ def stored(cfg, folder: Path, images: np.ndarray) -> list[str]:
         UserError: they cannot be written.
     """
     paths = [folder / f"{i:04d}.png" for i in range(len(images))]
-    store(cfg.DATASET.NAME, folder, {
-        path: Image.fromarray(image).save
-        for path, image in zip(paths, images)
-        if not _holds(path, image)
-    })  # fmt: skip
+    store(
+        cfg.DATASET.NAME,
+        folder,
+        {
+            path: Image.fromarray(image).save
+            for path, image in zip(paths, images)
+            if not _holds(path, image)
+        },
+    )
     return [str(path) for path in paths]
 
 

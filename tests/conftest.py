@@ -32,9 +32,11 @@ AT:
   TEST: {EPS: 1.0, ALPHA: 0.5, STEPS: 3}
 """
 CLASSES = {  # and the colour of their images
-    "circle": (200, 60, 60), "square": (60, 200, 60), "star": (180, 180, 60),
+    "circle": (200, 60, 60),
+    "square": (60, 200, 60),
+    "star": (180, 180, 60),
     "triangle": (60, 60, 200),
-}  # fmt: skip
+}
 SPLITS = {"train": 6, "val": 2, "test": 5}  # images per class
 
 
@@ -58,16 +60,23 @@ def tiny(tmp_path_factory):
     _save_clip(folder / "clip.pt", 1, **small, **vit)
     _save_clip(folder / "wide.pt", 2, **wide, **vit)
     _save_clip(
-        folder / "resnet.pt", 3, embed_dim=32, image_resolution=32, vision_layers=(1, 1, 1, 1),
-        vision_width=4, vision_patch_size=None,
-    )  # fmt: skip
+        folder / "resnet.pt",
+        3,
+        embed_dim=32,
+        image_resolution=32,
+        vision_layers=(1, 1, 1, 1),
+        vision_width=4,
+        vision_patch_size=None,
+    )
     _save_images(folder / "data" / "shapes")
     (folder / "method.yaml").write_text(CONFIG)
     return SimpleNamespace(
-        clip=str(folder / "clip.pt"), wide=str(folder / "wide.pt"),
-        resnet=str(folder / "resnet.pt"), root=str(folder / "data"),
+        clip=str(folder / "clip.pt"),
+        wide=str(folder / "wide.pt"),
+        resnet=str(folder / "resnet.pt"),
+        root=str(folder / "data"),
         config=str(folder / "method.yaml"),
-    )  # fmt: skip
+    )
 
 
 def _save_clip(path, seed, **geometry):
@@ -76,9 +85,13 @@ def _save_clip(path, seed, **geometry):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIP(
-            context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
-            transformer_layers=2, **geometry,
-        )  # fmt: skip
+            context_length=77,
+            vocab_size=49408,
+            transformer_width=64,
+            transformer_heads=1,
+            transformer_layers=2,
+            **geometry,
+        )
         with torch.no_grad():  # CLIP's own start makes all images and all names nearly alike
             for name, weight in model.named_parameters():
                 if "bias" in name or "embedding" in name:

@@ -132,9 +132,12 @@ def checkout(request, tmp_path):
         edited = edited.replace(place, place + addition)
     (tmp_path / "train.py").write_text(edited)
     environment = {
-        **os.environ, "APD_HOST": request.param, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        **os.environ,
+        "APD_HOST": request.param,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if (Path(p) / "dassl").is_dir()),
-    }  # fmt: skip
+    }
 
     def run(command, options):
         arguments = [sys.executable, *command.split()[1:], *options.split()]

@@ -43,22 +43,27 @@ drawn = settings(
 
 KEYS = sorted(key for key, _ in flat(default()) if key not in ("OUTPUT_DIR", "USE_CUDA"))
 JUNK = st.one_of(
-    st.sampled_from([
-        "", "0", "-1", "-3", "1", "2", "0.5", "4/255", "1e-3", "1e999", "nan", "True", "None",
-        "[]", "()", "[1]", "(32, 32)", "{}", "'", "abc", "a,b", "../..", "/", "~", "ε", "a\nb",
-        "\0", "\ud800", "pgd-3,fgsm", "mini", "val", "{0.__class__}", "{x}", "%s",
-    ]),
+    st.sampled_from(
+        [
+            *"0 -1 -3 1 2 0.5 4/255 1e-3 1e999 nan True None [] () [1] {} ' abc a,b".split(),
+            *"../.. / ~ ε pgd-3,fgsm mini val {0.__class__} {x} %s".split(),
+            *("", "(32, 32)", "a\nb", "\0", "\ud800"),
+        ]
+    ),
     st.integers(-5, 5).map(str),
     st.floats(-2, 2).map(str),
     st.text(max_size=6),
-)  # fmt: skip
+)
 YAML = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | JUNK,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["OPTIM", "LR", "AT", "TEST", "EPS", "grid"]) | JUNK, inner,
-                      max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["OPTIM", "LR", "AT", "TEST", "EPS", "grid"]) | JUNK, inner, max_size=3
+        )
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def told(call, *argv):
@@ -178,9 +183,16 @@ def test_data_sets(run, trees, shots):
             plant(folder / "data" / "shapes" / split, classes)
         (folder / "data").mkdir(exist_ok=True)
         result = run(
-            "CoOp", "out", "DATASET.NUM_SHOTS", shots, "OPTIM.MAX_EPOCH", 1, "AT.TEST.STEPS", 1,
+            "CoOp",
+            "out",
+            "DATASET.NUM_SHOTS",
+            shots,
+            "OPTIM.MAX_EPOCH",
+            1,
+            "AT.TEST.STEPS",
+            1,
             flags=("--root", "data"),
-        )  # fmt: skip
+        )
         check(result.code, result.err)
         if result.code == 0:  # every image that is there counts, and once
             dataset = result.trainer.dm.dataset
@@ -189,8 +201,9 @@ def test_data_sets(run, trees, shots):
             if "test" in splits:
                 assert len(dataset.test) == sum(
                     len({f for f, *_ in images if not f.endswith("txt")})
-                    for name, images in trees[2].items() if not name.startswith(".")
-                )  # fmt: skip
+                    for name, images in trees[2].items()
+                    if not name.startswith(".")
+                )
         assert doctor(["--root", "data", "--dataset", "DescribableTextures"]) in (1, 2)
 
 
@@ -224,10 +237,15 @@ def textures(tmp_path_factory):
 
 @drawn
 @given(
-    st.sampled_from(["split_zhou_DescribableTextures.json", "split_fewshot/shot_2-seed_1.json",
-                     "split_fewshot/shot_2-seed_1.pkl"]),
+    st.sampled_from(
+        [
+            "split_zhou_DescribableTextures.json",
+            "split_fewshot/shot_2-seed_1.json",
+            "split_fewshot/shot_2-seed_1.pkl",
+        ]
+    ),
     st.one_of(BYTES, YAML.map(json.dumps), YAML.map(pickle.dumps)),
-)  # fmt: skip
+)
 def test_caches_and_splits(run, textures, name, how):
     with scratch() as folder:
         shutil.copytree(textures, folder / "data")
@@ -249,11 +267,12 @@ def test_caches_and_splits(run, textures, name, how):
         told(doctor, "--root", "data", "--dataset", "DescribableTextures", "--deep")
 
 
-FIELDS = st.lists(st.sampled_from([
-    "method", "evaluations", "config", "seed", "shots", "classes", "seconds", "threat_model", "eps",
-    "total", "correct", "accuracy", "images", "flags", "split", "versions", "host", "fingerprint",
-    "AT", "INPUT", "SIZE", "key", "norm", "identity", "record", "lost_to", "labels", "checks",
-]), min_size=1, max_size=3)  # fmt: skip
+NAMES = """
+    method evaluations config seed shots classes seconds threat_model eps total correct
+    accuracy images flags split versions host fingerprint AT INPUT SIZE key norm identity
+    record lost_to labels checks
+""".split()
+FIELDS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
 
 
 def put(value, fields, junk, chance):
@@ -290,11 +309,19 @@ def evaluated(folder):
 
 
 READERS = [
-    ("results.json", shown), ("results.json", plotted), ("results.json", reported),
-    ("results.json", evaluated), ("evaluations", shown), ("evaluations", reported),
-    ("evaluations", evaluated), ("history.csv", plotted), ("model.pth.tar-1", converted),
-    ("model.pth.tar-1", "load"), ("checkpoint", "load"), ("resume.pth.tar", "resume"),
-]  # fmt: skip
+    ("results.json", shown),
+    ("results.json", plotted),
+    ("results.json", reported),
+    ("results.json", evaluated),
+    ("evaluations", shown),
+    ("evaluations", reported),
+    ("evaluations", evaluated),
+    ("history.csv", plotted),
+    ("model.pth.tar-1", converted),
+    ("model.pth.tar-1", "load"),
+    ("checkpoint", "load"),
+    ("resume.pth.tar", "resume"),
+]
 
 
 @drawn

@@ -30,10 +30,12 @@ def value_of(cfg, key):
 def test_every_number_has_a_range(cfg):
     """So that a new key is not forgotten."""
     numbers = [
-        key for key, value in flat(cfg)
-        if value is None or type(value) in (int, float)
+        key
+        for key, value in flat(cfg)
+        if value is None
+        or type(value) in (int, float)
         or (isinstance(value, list) and value and type(value[0]) in (int, float))
-    ]  # fmt: skip
+    ]
     assert len(numbers) > 80
     assert [key for key in numbers if rule_of(key) is None] == []
 
@@ -69,7 +71,7 @@ def test_every_default_is_in_its_range(cfg):
         ("TRAINER.APD.TEACHER.MODE", "onlin"),
         ("TRAINER.COOP.CSC", "1"),
     ],
-)  # fmt: skip
+)
 def test_what_a_key_does_not_take_is_refused_with_what_it_takes(cfg, key, value):
     before = yaml.safe_dump(dict(flat(cfg)))
     with pytest.raises(UserError) as error:
@@ -147,7 +149,7 @@ def test_a_config_of_another_program_is_checked_too(cfg):
         (table, ("run", "--table", "no")),
         (table, ()),
     ],
-)  # fmt: skip
+)
 def test_flags_are_checked_in_one_line(command, flags, capsys):
     assert command(list(flags)) == 2
     out, err = capsys.readouterr()

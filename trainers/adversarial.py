@@ -56,9 +56,13 @@ class AdversarialTraining:
         share = self.share and self.share.after(self.unattacked(self.share.count))
         with self.autocast(self.cfg.AT.TRAIN.PREC):
             return pgd(
-                logits_fn, images, labels, self.threat(), reference=reference,
+                logits_fn,
+                images,
+                labels,
+                self.threat(),
+                reference=reference,
                 rows=share and (share.count, share.rows),
-            )  # fmt: skip
+            )
 
     def threat(self) -> ThreatModel:
         """AT.TRAIN's; over the first EPS_WARMUP of the epochs its ball grows to its size."""

@@ -84,9 +84,14 @@ class AdvPT(CoOp):
             own = images[share.rows]
             with torch.no_grad(), self.autocast(cfg.AT.TRAIN.PREC):
                 attacked = pgd(
-                    embed, own, labels[share.rows], threat, reference=embed(own),
-                    generator=generator, rows=(share.count, share.rows),
-                )  # fmt: skip
+                    embed,
+                    own,
+                    labels[share.rows],
+                    threat,
+                    reference=embed(own),
+                    generator=generator,
+                    rows=(share.count, share.rows),
+                )
             with torch.no_grad():
                 embeddings = ranks.whole(embed(attacked), share).cpu()
                 stored += [

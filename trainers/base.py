@@ -370,9 +370,15 @@ class PromptTrainer(ResumableTrainer):
         shard = Shard(ranks.rank() + 1, ranks.size())
         if only := {kept.key for kept in merger.wanted(shard)}:
             evaluate(
-                self.image_logits(), loader, parse_batch=parse_batch, subset=subset, shard=shard,
-                only=only, desc=f"{type(self).__name__} on {asked['split']}", **asked,
-            )  # fmt: skip
+                self.image_logits(),
+                loader,
+                parse_batch=parse_batch,
+                subset=subset,
+                shard=shard,
+                only=only,
+                desc=f"{type(self).__name__} on {asked['split']}",
+                **asked,
+            )
             ranks.barrier()
             if not ranks.rank():
                 return merger.records(self.evaluator.process)

@@ -5,6 +5,14 @@ from apd.attacks.registry import NAMES, Attack, find_attack
 from apd.attacks.threat import PRECISIONS, ThreatModel, doubts
 
 __all__ = [
-    "NAMES", "PGD", "PRECISIONS", "Attack", "ThreatModel", "doubts", "find_attack", "pgd",
-    "seeded_start", "surviving",
-]  # fmt: skip
+    "NAMES",
+    "PGD",
+    "PRECISIONS",
+    "Attack",
+    "ThreatModel",
+    "doubts",
+    "find_attack",
+    "pgd",
+    "seeded_start",
+    "surviving",
+]

@@ -146,11 +146,18 @@ def _download(repository: str) -> Path:
 
 # config, then the names of weights, the first that is there
 LAYOUTS = {
-    "open_clip_config.json": ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
-                              "open_clip_pytorch_model.bin"),
-    "config.json": ("model.safetensors", "model.safetensors.index.json",
-                    "pytorch_model.bin", "pytorch_model.bin.index.json"),
-}  # fmt: skip
+    "open_clip_config.json": (
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ),
+    "config.json": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
+}
 
 
 def _needed(names: Iterable[str]) -> list[str]:
@@ -204,14 +211,19 @@ def _json(path: Path) -> dict:
 # What an OpenCLIP config may say of a model that is OpenAI's architecture. Other keys are fine
 # where they are off, and so are these with other values where they change nothing in evaluation.
 _PLAIN = {
-    "mlp_ratio": 4.0, "vocab_size": 49408, "pos_embed_type": "learnable", "proj_type": "linear",
-    "block_type": "default", "custom_text": False,
-}  # fmt: skip
-_READ = ("layers", "width", "heads", "head_width", "patch_size", "image_size", "context_length",
-         "patch_dropout", "output_tokens", "pad_id", "eos_id", "attn_pooler_queries",
-         "attn_pooler_heads", "embed_dim", "quick_gelu", "init_logit_scale", "vision_cfg",
-         "text_cfg", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "timm_pool",
-         "timm_proj", "timm_model_pretrained")  # fmt: skip
+    "mlp_ratio": 4.0,
+    "vocab_size": 49408,
+    "pos_embed_type": "learnable",
+    "proj_type": "linear",
+    "block_type": "default",
+    "custom_text": False,
+}
+_READ = """
+    layers width heads head_width patch_size image_size context_length patch_dropout
+    output_tokens pad_id eos_id attn_pooler_queries attn_pooler_heads embed_dim quick_gelu
+    init_logit_scale vision_cfg text_cfg hf_model_pretrained hf_proj_type hf_pooler_type
+    timm_pool timm_proj timm_model_pretrained
+""".split()
 _TOKENIZER = "openai/clip-vit-"  # the hub's copies of OpenAI's tokenizer
 
 

@@ -245,8 +245,16 @@ def _no_clip(name: str | os.PathLike, error: Exception) -> UserError:
 def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
     try:
         model = _build(weights)
-    except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError,
-            ValueError, ZeroDivisionError) as error:  # fmt: skip
+    except (
+        AttributeError,
+        AssertionError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
         raise _no_clip(name, error) from error
     model.mean, model.std = design.mean, design.std
     for encoder, tower in ((model, design.text), (model.visual, design.image)):

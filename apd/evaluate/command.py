@@ -55,10 +55,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="with commas between, in 1/255 (default: the run's)",
     )
     add("--norm", choices=("linf", "l2"), help="default: the run's")
-    add("--source", default="white-box", help=(
-        "where attacks are made, with commas between: white-box, transfer:zeroshot, "
-        "transfer:RUN, adaptive (also through APD's teacher)"
-    ))  # fmt: skip
+    add(
+        "--source",
+        default="white-box",
+        help=(
+            "where attacks are made, with commas between: white-box, transfer:zeroshot, "
+            "transfer:RUN, adaptive (also through APD's teacher)"
+        ),
+    )
     add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
     add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
     add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
@@ -74,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--shards", type=whole(1), metavar="N", help="split the images over N workers")
     how.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
     how.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
-    engine.add_arguments(parser, "shard", "all, or one a GPU")
+    engine.add_arguments(parser, "shard", "all, or one per GPU")
     return parser.parse_args(argv)
 
 

@@ -296,9 +296,15 @@ def _look(
         raise UserError("there are no images to evaluate on")
     nothing = torch.zeros(0, dtype=torch.long)
     return Clean(
-        torch.cat(predicted), torch.cat(label), torch.cat([nothing, *tested]),
-        torch.cat([nothing.bool(), *stood]), random_logits, seconds, batch_size, str(digest),
-    )  # fmt: skip
+        torch.cat(predicted),
+        torch.cat(label),
+        torch.cat([nothing, *tested]),
+        torch.cat([nothing.bool(), *stood]),
+        random_logits,
+        seconds,
+        batch_size,
+        str(digest),
+    )
 
 
 def _unbounded(

@@ -100,10 +100,17 @@ class Plan:
 
     @classmethod
     def of(
-        cls, threat: ThreatModel | None, attacks: Sequence[str | Attack], last_iterate: bool,
-        source: Source | None, precision: str, seed: int, fingerprint: str, store: Path | None,
+        cls,
+        threat: ThreatModel | None,
+        attacks: Sequence[str | Attack],
+        last_iterate: bool,
+        source: Source | None,
+        precision: str,
+        seed: int,
+        fingerprint: str,
+        store: Path | None,
         save_adv: Path | None,
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         if precision not in PRECISIONS:
             raise UserError(f"attack precision is {precision}: use {', '.join(PRECISIONS)}")
         wanted = list(attacks) or ([threat.name] if threat else [])

@@ -166,9 +166,15 @@ class Run:
         desc = f"{self.name} {source}" + (f", shard {shard}" if shard else "")
         with torch.no_grad():
             return evaluate(
-                self.logits, loader, parse_batch=parse_batch, subset=subset, desc=desc,
-                shard=shard, only=only, **asked,
-            )  # fmt: skip
+                self.logits,
+                loader,
+                parse_batch=parse_batch,
+                subset=subset,
+                desc=desc,
+                shard=shard,
+                only=only,
+                **asked,
+            )
 
     def stored(self) -> list[Verdicts]:
         """All finished evaluations of these prompts."""

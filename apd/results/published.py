@@ -67,8 +67,14 @@ def read_paper(name: str) -> Paper:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         figures = tuple(map(_figure, content["figures"]))
-        found = Paper(path.stem, content["paper"], content["source"], content["backbone"],
-                      content.get("threat_model") or {}, figures)  # fmt: skip
+        found = Paper(
+            path.stem,
+            content["paper"],
+            content["source"],
+            content["backbone"],
+            content.get("threat_model") or {},
+            figures,
+        )
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"{path} does not hold published figures ({type(error).__name__}: {one_line(error)})"

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
     )
 
-    engine.add_arguments(parser, "cell", "one, or one a GPU")
+    engine.add_arguments(parser, "cell", "one, or one per GPU")
     return parser.parse_args(argv)
 
 

@@ -170,9 +170,13 @@ class Slurm:
     pause = 2.0
 
     def __init__(
-        self, jobs: int, threads: int | None = None, gpus: float | None = None,
-        options: dict | None = None, logs: str = "output/slurm",
-    ) -> None:  # fmt: skip
+        self,
+        jobs: int,
+        threads: int | None = None,
+        gpus: float | None = None,
+        options: dict | None = None,
+        logs: str = "output/slurm",
+    ) -> None:
         submitit = _extra("submitit", "slurm")
         options = dict(options or {})
         self.threads = threads
@@ -242,9 +246,14 @@ def _gpus() -> list[str]:
 
 
 def make_executor(
-    name: str, output: str, jobs: int, threads: int | None = None, gpus: float | None = None,
-    address: str = "", slurm: dict | None = None,
-) -> Local | Ray | Slurm:  # fmt: skip
+    name: str,
+    output: str,
+    jobs: int,
+    threads: int | None = None,
+    gpus: float | None = None,
+    address: str = "",
+    slurm: dict | None = None,
+) -> Local | Ray | Slurm:
     """The executor of that name, which is local, ray or slurm."""
     if name == "ray":
         return Ray(jobs, threads, gpus, address)

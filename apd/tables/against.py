@@ -55,8 +55,12 @@ def published(paper: Paper) -> Table:
             if column:
                 cells[column] = Numbers([] if value is None else [Accuracy(value)])
         rows.append({**_labels(figure), "table": figure.table, **cells})
-    table = Table("published", f"published, not ours: {paper.title}, {paper.backbone}", rows,
-                  [f"published: {paper.source}"])  # fmt: skip
+    table = Table(
+        "published",
+        f"published, not ours: {paper.title}, {paper.backbone}",
+        rows,
+        [f"published: {paper.source}"],
+    )
     table.ranked = False
     return table
 

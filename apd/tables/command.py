@@ -33,22 +33,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
-    add("--against", metavar="PAPER", help=(
-        "ours, theirs and the difference, of every figure that a paper has published and these "
-        f"runs can be held against: {', '.join(papers())}, or a file like configs/published/*.yaml"
-    ))  # fmt: skip
+    add(
+        "--against",
+        metavar="PAPER",
+        help=(
+            "ours, theirs and the difference, of every figure that a paper has published and "
+            f"these runs can be held against: {', '.join(papers())}, or a file like "
+            "configs/published/*.yaml"
+        ),
+    )
     add(
         "--published",
         metavar="PAPER",
         help=("add rows of the figures that a paper has published, and a table of all of them"),
     )
-    add("--criterion", choices=CRITERIA, default="mean", help=(
-        "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean and "
-        "robust, or robust"
-    ))  # fmt: skip
-    add("--within", type=float, metavar="POINTS", help=(
-        "of a search: choose among trials at most so far below the method's best clean accuracy"
-    ))  # fmt: skip
+    add(
+        "--criterion",
+        choices=CRITERIA,
+        default="mean",
+        help=(
+            "of a search: the accuracy that is to be highest: the mean or harmonic mean of clean "
+            "and robust, or robust"
+        ),
+    )
+    add(
+        "--within",
+        type=float,
+        metavar="POINTS",
+        help=(
+            "of a search: choose among trials at most so far below the method's best clean accuracy"
+        ),
+    )
     add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     add("--latex", metavar="FILE", help="write the tables as LaTeX (booktabs)")

@@ -84,11 +84,19 @@ def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
     apart, sets = ours - theirs, len(ours)
     half = float(t.ppf(0.975, sets - 1) * apart.std(ddof=1) / sets**0.5)
     test = permutation_test(
-        (apart,), np.mean, permutation_type="samples", n_resamples=2**16, vectorized=True,
+        (apart,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=2**16,
+        vectorized=True,
         random_state=0,
-    )  # fmt: skip
+    )
     middle = float(apart.mean())
     return OverSets(
-        sets, int((apart > 0).sum()), int((apart < 0).sum()), middle - half, middle + half,
+        sets,
+        int((apart > 0).sum()),
+        int((apart < 0).sum()),
+        middle - half,
+        middle + half,
         float(test.pvalue),
-    )  # fmt: skip
+    )

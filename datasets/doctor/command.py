@@ -186,9 +186,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--make-split", action="store_true", help="write the split file of --dataset")
     add("--seed", type=whole(0), default=1, help="of --make-split")
     add("--zeroshot", metavar="BACKBONE", help="evaluate zero-shot CLIP, as MODEL.BACKBONE.NAME")
-    add("--subset", type=whole(0), default=2000, metavar="N", help=(
-        "of --zeroshot: test images of a data set, drawn with a fixed seed; 0: all"
-    ))  # fmt: skip
+    add(
+        "--subset",
+        type=whole(0),
+        default=2000,
+        metavar="N",
+        help="of --zeroshot: test images of a data set, drawn with a fixed seed; 0: all",
+    )
     add("--attack", action="store_true", help="test attacks on this device; needs no data")
     add(
         "--device",

@@ -163,9 +163,12 @@ def train(model: CLIP, data: Photographs, args) -> None:
             images = normalize(augment(data.images[batch], data.mirrored[classes]))
             text = model.encode_text(torch.searchsorted(used, captions)[:, :CONTEXT])
             loss = contrastive_loss(
-                encode_image(images), text, target, data.fits[classes][:, present],
+                encode_image(images),
+                text,
+                target,
+                data.fits[classes][:, present],
                 model.logit_scale.exp(),
-            )  # fmt: skip
+            )
             learn(model, loss, optimizer, schedule)
             total += loss.item()
         print(

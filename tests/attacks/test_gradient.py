@@ -146,8 +146,11 @@ def test_a_model_that_half_precision_changes_is_judged_as_it_is(half_errs):
     rows = {"index": torch.arange(2), "image": images, "label": torch.zeros(2).long()}
     stage, right = PGD(linf(1, 0.5, 3)), torch.zeros(2, dtype=torch.bool)
     for done, _ in stage.run(
-        Supply([rows]), model, batch_size=2, start=seeded_start(stage.threat, 0),
+        Supply([rows]),
+        model,
+        batch_size=2,
+        start=seeded_start(stage.threat, 0),
         precision=torch.bfloat16,
-    ):  # fmt: skip
+    ):
         right[done["index"]] = done["right"]
     assert right.tolist() == [True, False]

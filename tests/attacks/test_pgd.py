@@ -385,9 +385,11 @@ def test_restarts_only_lose_images_and_go_to_survivors():
 
 @settings(max_examples=20, deadline=None)
 @given(
-    norm=st.sampled_from(["linf", "l2"]), loss=st.sampled_from(["ce", "kl", "margin"]),
-    steps=st.lists(st.integers(0, 8), min_size=2, max_size=3), seed=st.integers(0, 99),
-)  # fmt: skip
+    norm=st.sampled_from(["linf", "l2"]),
+    loss=st.sampled_from(["ce", "kl", "margin"]),
+    steps=st.lists(st.integers(0, 8), min_size=2, max_size=3),
+    seed=st.integers(0, 99),
+)
 def test_more_steps_lose_more_images_only(norm, loss, steps, seed):
     """Every iterate counts, and the first ones are the same."""
     model, (images, _) = Net(seed), batch(20, seed=seed)
@@ -395,11 +397,14 @@ def test_more_steps_lose_more_images_only(norm, loss, steps, seed):
     eps = {"linf": 3, "l2": 30}[norm]
     verdicts = [
         surviving(
-            model, images, labels, ThreatModel(norm, eps, eps / 3, k, loss=loss),
+            model,
+            images,
+            labels,
+            ThreatModel(norm, eps, eps / 3, k, loss=loss),
             generator=torch.Generator().manual_seed(seed),
         )
         for k in sorted(steps)
-    ]  # fmt: skip
+    ]
     assert all((more <= fewer).all() for fewer, more in zip(verdicts, verdicts[1:]))
 
 

@@ -58,9 +58,12 @@ def test_verdicts_are_those_of_the_images_returned_within_ball_and_box(name, nor
 
 @settings(max_examples=25, deadline=None)
 @given(
-    which=st.sampled_from(EVERY), eps=st.floats(0, 300), n=st.integers(1, 4),
-    seed=st.integers(0, 99), precision=st.sampled_from([None, None, torch.bfloat16]),
-)  # fmt: skip
+    which=st.sampled_from(EVERY),
+    eps=st.floats(0, 300),
+    n=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    precision=st.sampled_from([None, None, torch.bfloat16]),
+)
 def test_ball_and_box_hold_for_every_attack(which, eps, n, seed, precision):
     name, norm = which
     images, labels = batch(n + 2, seed=seed)
@@ -256,11 +259,14 @@ def test_names_set_steps_and_conditions_say_them():
 @pytest.mark.parametrize(
     ("name", "norm", "told"),
     [
-        ("pgd", "linf", "unknown attack"), ("bim-10", "linf", "pgd-<steps>"),
-        ("", "linf", "unknown attack"), ("difgsm", "l2", "difgsm is an linf attack"),
-        ("cw-l2", "linf", "cw-l2 is an l2 attack"), ("square-0", "linf", "1 step or more"),
+        ("pgd", "linf", "unknown attack"),
+        ("bim-10", "linf", "pgd-<steps>"),
+        ("", "linf", "unknown attack"),
+        ("difgsm", "l2", "difgsm is an linf attack"),
+        ("cw-l2", "linf", "cw-l2 is an l2 attack"),
+        ("square-0", "linf", "1 step or more"),
     ],
-)  # fmt: skip
+)
 def test_what_there_is_not_is_told(name, norm, told):
     with pytest.raises(UserError, match=told):
         find_attack(name, threat(norm))

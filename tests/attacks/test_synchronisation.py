@@ -62,8 +62,10 @@ def test_an_evaluation_waits_once_a_step(model, monkeypatch, eps):
     (stage,) = find_attack("pgd-5", threat).stages
     rows = {"index": torch.arange(6), "image": images, "label": labels}
     decided = stage.run(
-        Supply([rows]), lambda x: forward.append(len(x)) or model(x), batch_size=6,
+        Supply([rows]),
+        lambda x: forward.append(len(x)) or model(x),
+        batch_size=6,
         start=seeded_start(threat, 0),
-    )  # fmt: skip
+    )
     assert sum(len(done["index"]) for done, _ in decided) == 6
     assert brought == forward  # one for each iterate of the pool

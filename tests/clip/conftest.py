@@ -11,9 +11,14 @@ from torch import nn
 def _random_clip(seed, **vision):
     torch.manual_seed(seed)
     model = CLIP(
-        embed_dim=32, context_length=77, vocab_size=49408, transformer_width=64,
-        transformer_heads=2, transformer_layers=3, **vision,
-    )  # fmt: skip
+        embed_dim=32,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=2,
+        transformer_layers=3,
+        **vision,
+    )
     # CLIP starts with biases at 0, norms at 1 and positions near 0, which would hide what drops
     # or swaps them
     with torch.no_grad():

@@ -64,9 +64,14 @@ def test_learning_the_context_leaves_the_word_embeddings_alone(vit):
 def test_random_context_has_standard_deviation_0_02(vit):
     torch.manual_seed(0)
     model = build_prompted_clip(
-        vit, NAMES, n_ctx_text=16, depth_text=3, n_ctx_visual=16, depth_visual=3,
+        vit,
+        NAMES,
+        n_ctx_text=16,
+        depth_text=3,
+        n_ctx_visual=16,
+        depth_visual=3,
         class_specific=True,
-    )  # fmt: skip
+    )
     shapes = [tuple(weight.shape) for weight in model.prompt_learner.parameters()]
     assert shapes == [(3, 16, 64), (16, 64), (16, 64)] + [(16, 128)] * 3
     for weight in model.prompt_learner.parameters():

@@ -46,12 +46,24 @@ def same_weights(model, want):
 CONFIG = {
     "model_type": "clip",
     "projection_dim": 32,
-    "text_config": {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2,
-                    "num_hidden_layers": 3, "vocab_size": 49408, "hidden_act": "gelu"},
-    "vision_config": {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4,
-                      "num_hidden_layers": 3, "image_size": 32, "patch_size": 8,
-                      "layer_norm_eps": 1e-6},
-}  # fmt: skip
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "vocab_size": 49408,
+        "hidden_act": "gelu",
+    },
+    "vision_config": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "image_size": 32,
+        "patch_size": 8,
+        "layer_norm_eps": 1e-6,
+    },
+}
 PIXELS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
 
 
@@ -77,9 +89,11 @@ def huggingface(weights):
         for i in range(3):
             theirs, ours = f"{model}.encoder.layers.{i}", f"{prefix}transformer.resblocks.{i}"
             norms |= {f"{theirs}.layer_norm{n}": f"{ours}.ln_{n}" for n in (1, 2)}
-            norms |= {f"{theirs}.mlp.fc1": f"{ours}.mlp.c_fc",
-                      f"{theirs}.mlp.fc2": f"{ours}.mlp.c_proj",
-                      f"{theirs}.self_attn.out_proj": f"{ours}.attn.out_proj"}  # fmt: skip
+            norms |= {
+                f"{theirs}.mlp.fc1": f"{ours}.mlp.c_fc",
+                f"{theirs}.mlp.fc2": f"{ours}.mlp.c_proj",
+                f"{theirs}.self_attn.out_proj": f"{ours}.attn.out_proj",
+            }
             for kind in ("weight", "bias"):
                 parts = weights[f"{ours}.attn.in_proj_{kind}"].chunk(3)
                 for letter, part in zip("qkv", parts):
@@ -142,13 +156,25 @@ def test_a_transformers_folder_in_shards(vit, tmp_path, stem, suffix):
 OPENCLIP = {
     "model_cfg": {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8,
-                       "head_width": 32, "patch_dropout": 0.5},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2,
-                     "layers": 3, "hf_tokenizer_name": "openai/clip-vit-base-patch32"},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 3,
+            "width": 128,
+            "patch_size": 8,
+            "head_width": 32,
+            "patch_dropout": 0.5,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 3,
+            "hf_tokenizer_name": "openai/clip-vit-base-patch32",
+        },
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("file", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
@@ -233,8 +259,12 @@ def hub(folder, online=True):
         downloads.append(file)
         return str(folder / file)
 
-    return SimpleNamespace(list_repo_files=list_repo_files, hf_hub_download=hf_hub_download,
-                           snapshot_download=snapshot_download, downloads=downloads)  # fmt: skip
+    return SimpleNamespace(
+        list_repo_files=list_repo_files,
+        hf_hub_download=hf_hub_download,
+        snapshot_download=snapshot_download,
+        downloads=downloads,
+    )
 
 
 @pytest.mark.parametrize("online", [True, False], ids=["online", "cached"])
@@ -400,10 +430,17 @@ def test_features_equal_openclips(tmp_path, tokens, kind, quick, resolution):
         "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8},
     }[kind]
     config = {
-        "embed_dim": 32, "quick_gelu": quick, "vision_cfg": vision,
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2,
-                     "layers": 2},
-    }  # fmt: skip
+        "embed_dim": 32,
+        "quick_gelu": quick,
+        "vision_cfg": vision,
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 2,
+        },
+    }
     theirs = randomised(open_clip.model.CLIP(**config))
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -437,9 +474,12 @@ def test_openclips_own_configs_are_taken(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16", "convnext_base", "MobileCLIP-B",
-             "ViT-L-14-CLIPA", "roberta-ViT-B-32", "PE-Core-B-16", "ViT-bigG-14"],
-)  # fmt: skip
+    "name",
+    """
+        ViT-B-16-SigLIP coca_ViT-B-32 EVA02-B-16 convnext_base MobileCLIP-B
+        ViT-L-14-CLIPA roberta-ViT-B-32 PE-Core-B-16 ViT-bigG-14
+    """.split(),
+)
 def test_other_models_of_openclip_are_refused(name):
     open_clip = pytest.importorskip("open_clip")
     from apd.clip.foreign import openclip_model

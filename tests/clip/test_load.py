@@ -203,16 +203,21 @@ def fine_tuned(backbone):
 LAYOUTS = {
     # what finetuning.py of TeCoA saves
     "tecoa": lambda visual: {
-        "epoch": 10, "state_dict": {}, "add_prompter": {}, "vision_encoder_state_dict": visual,
-        "best_acc1": torch.tensor(40.0), "optimizer": {"state": {}, "param_groups": []},
+        "epoch": 10,
+        "state_dict": {},
+        "add_prompter": {},
+        "vision_encoder_state_dict": visual,
+        "best_acc1": torch.tensor(40.0),
+        "optimizer": {"state": {}, "param_groups": []},
     },
     "fare": dict,
     "parallel": lambda visual: {f"module.{name}": value for name, value in visual.items()},
     "open_clip": lambda visual: {
-        "logit_scale": torch.tensor(4.6), "positional_embedding": torch.zeros(77, 64),
+        "logit_scale": torch.tensor(4.6),
+        "positional_embedding": torch.zeros(77, 64),
         **{f"visual.{name}": value for name, value in visual.items()},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -109,9 +109,14 @@ def test_modality_names_what_is_prompted(vit):
         for name, options in {**METHODS, "none": {}}.items()
     }
     assert modality == {
-        "text": "text", "text-chunked": "text", "class-specific": "text", "visual": "visual",
-        "both": "text + visual", "coupled": "text + visual", "none": "none",
-    }  # fmt: skip
+        "text": "text",
+        "text-chunked": "text",
+        "class-specific": "text",
+        "visual": "visual",
+        "both": "text + visual",
+        "coupled": "text + visual",
+        "none": "none",
+    }
 
 
 # -- only prompts are trained -----------------------------------------------------------------

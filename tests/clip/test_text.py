@@ -41,8 +41,17 @@ def features_and_gradients(encode, contexts):
     return [features.detach(), *gradients]
 
 
-def check(model, names, contexts, *, words=None, position="end", chunks=(0,), reference=None,
-          tolerance=1e-10):  # fmt: skip
+def check(
+    model,
+    names,
+    contexts,
+    *,
+    words=None,
+    position="end",
+    chunks=(0,),
+    reference=None,
+    tolerance=1e-10,
+):
     """``encode_text`` on ``model`` against all 77 positions on ``reference``, in float64."""
     n_ctx = contexts[0].shape[-2]
     words = words or " ".join(["X"] * n_ctx)
@@ -52,9 +61,13 @@ def check(model, names, contexts, *, words=None, position="end", chunks=(0,), re
         [context.double() for context in contexts],
     )
     prompts = ClassPrompts(
-        model, names, n_ctx=n_ctx, words=words, position=position,
+        model,
+        names,
+        n_ctx=n_ctx,
+        words=words,
+        position=position,
         class_specific=contexts[0].dim() == 3,
-    )  # fmt: skip
+    )
     for chunk in chunks:
         got = features_and_gradients(
             lambda contexts, chunk=chunk: encode_text(model, prompts, contexts, chunk=chunk),
@@ -111,7 +124,7 @@ def test_words_beyond_the_learned_ones_stay_fixed(vit64, n_ctx):
         ["St. Bernard No.", "cat (!)", "dog (.."],  # punctuation that joins the full stop
     ],
     ids=["one", "same-length", "equal", "long", "placeholder", "front", "inside", "punctuation"],
-)  # fmt: skip
+)
 def test_any_class_names(vit64, names, position, class_specific):
     contexts = random_contexts(vit64, 3, 2, len(names) if class_specific else 0)
     check(vit64, names, contexts, position=position, chunks=(0, 1))

@@ -18,11 +18,11 @@ from dassl.utils import set_random_seed  # noqa: E402
 
 draws = []
 with contextlib.redirect_stdout(sys.stderr):
-    for module in (
-        "caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet", "imagenet_a",
-        "imagenet_r", "imagenet_sketch", "imagenetv2", "oxford_flowers", "oxford_pets",
-        "stanford_cars", "sun397", "ucf101",
-    ):  # fmt: skip
+    for module in """
+        caltech101 dtd eurosat fgvc_aircraft food101 imagenet imagenet_a imagenet_r
+        imagenet_sketch imagenetv2 oxford_flowers oxford_pets stanford_cars sun397
+        ucf101
+    """.split():
         __import__(f"datasets.{module}")
     for name, shots, seed, subsample in json.load(sys.stdin):
         options = SimpleNamespace(ROOT=root, NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample)

@@ -138,16 +138,23 @@ def test_coops_draw_goes_first(load, pets, dassl):
 def test_coops_draw_of_windows_is_read(load, pets, dassl):
     """Its paths have a drive, and backslashes before the file of the split, slashes in it."""
     drawn = load(seed=2)
-    pickled(pets, dassl, drawn, "shot_4-seed_1.pkl", path=lambda item: (
-        "C:\\Users\\me\\oxford_pets\\images\\" + item.impath.rpartition("/")[2]
-    ))  # fmt: skip
+    pickled(
+        pets,
+        dassl,
+        drawn,
+        "shot_4-seed_1.pkl",
+        path=lambda item: "C:\\Users\\me\\oxford_pets\\images\\" + item.impath.rpartition("/")[2],
+    )
     assert images(load().train_x) == images(drawn.train_x)
 
 
-@pytest.mark.parametrize("shots, told", [
-    (2, "class 'abyssinian' has 2 train images in it, where a draw of that name gives 4"),
-    (8, "class 'abyssinian' has 8 train images in it, where a draw of that name gives 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shots, told",
+    [
+        (2, "class 'abyssinian' has 2 train images in it, where a draw of that name gives 4"),
+        (8, "class 'abyssinian' has 8 train images in it, where a draw of that name gives 4"),
+    ],
+)
 def test_coops_draw_must_be_as_large_as_its_name_says(load, pets, dassl, shots, told):
     path = pickled(pets, dassl, load(shots=shots, seed=2), "shot_4-seed_1.pkl") and (
         pets / "split_fewshot" / "shot_4-seed_1.pkl"
@@ -179,12 +186,15 @@ def test_a_draw_under_another_name_is_drawn_again(load, pets):
     assert len(load(shots=4).train_x) == 12
 
 
-@pytest.mark.parametrize("damage", [
-    lambda kept: kept.update(value={"train": kept["value"]["train"][:4], "val": []}),
-    lambda kept: kept["value"]["train"][0].reverse(),
-    lambda kept: kept.update(value={}),
-    lambda kept: kept.update(value=None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: kept.update(value={"train": kept["value"]["train"][:4], "val": []}),
+        lambda kept: kept["value"]["train"][0].reverse(),
+        lambda kept: kept.update(value={}),
+        lambda kept: kept.update(value=None),
+    ],
+)
 def test_a_damaged_draw_is_told_and_drawn_again(load, pets, capsys, damage):
     expected = images(load().train_x)
     path = pets / "split_fewshot" / "shot_4-seed_1.json"
@@ -212,10 +222,12 @@ def pickled(folder, datum, dataset, name, path=lambda item: item.impath, **split
 def test_coops_paths_of_another_machine_are_read_below_this_root(load, pets, dassl, elsewhere):
     here = load()
     content = {
-        split: [dassl(item.impath.replace(str(pets.parent), elsewhere), item.label,
-                      item.classname) for item in items]
+        split: [
+            dassl(item.impath.replace(str(pets.parent), elsewhere), item.label, item.classname)
+            for item in items
+        ]
         for split, items in (("train", here.train_x), ("val", here.val))
-    }  # fmt: skip
+    }
     dump(pets / "split_fewshot" / "shot_4-seed_1.pkl", content)
     assert images(load().train_x) == images(here.train_x)
     assert images(load().val) == images(here.val)
@@ -364,10 +376,12 @@ def test_coops_list_of_imagenet_is_used_below_this_root(load, net, dassl, monkey
     drawn = load("ImageNet")
     whole = load("ImageNet", shots=-1)
     content = {
-        split: [dassl(i.impath.replace(str(net.parent), "/elsewhere"), i.label, i.classname)
-                for i in items]
+        split: [
+            dassl(i.impath.replace(str(net.parent), "/elsewhere"), i.label, i.classname)
+            for i in items
+        ]
         for split, items in (("train", whole.train_x[::-1]), ("test", whole.test))
-    }  # fmt: skip
+    }
     content["train"].sort(key=lambda item: item._label)
     dump(net / "preprocessed.pkl", content)
     monkeypatch.setattr(os, "listdir", lambda _: pytest.fail("listed"))

@@ -15,8 +15,10 @@ def test_its_images_come_with_the_package(make_cfg, tmp_path):
     assert dataset.classnames[0] == "dress" and len(dataset.classnames) == 10
     assert all(np.asarray(Image.open(item.impath)).shape == (32, 32, 3) for item in dataset.test)
     assert {path.name for path in (tmp_path / "data" / "clothing").iterdir()} == {
-        "train", "val", "test",
-    }  # fmt: skip
+        "train",
+        "val",
+        "test",
+    }
 
 
 def test_a_later_run_writes_only_what_is_amiss(make_cfg, monkeypatch):

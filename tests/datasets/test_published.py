@@ -112,8 +112,10 @@ def test_draw_is_dassls_after_coops_seeding(load, root, name, shots, seed):
 @pytest.mark.parametrize("name", ["OxfordPets", "FGVCAircraft", "ImageNet"])
 def test_base_and_new_share_the_draw(load, root, name):
     build(name, root)
-    half = [load(name, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", part)
-            for part in ("base", "new")]  # fmt: skip
+    half = [
+        load(name, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", part)
+        for part in ("base", "new")
+    ]
     assert half[0].classnames == trees.CLASSES[name][:2]
     assert half[1].classnames == trees.CLASSES[name][2:]
     assert {item.label for item in half[1].test} == {0}

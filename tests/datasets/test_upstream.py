@@ -18,12 +18,16 @@ pytestmark = pytest.mark.skipif(
     not COOP or not find_spec("dassl"), reason="needs Dassl and COOP_ROOT"
 )
 CASES = [
-    *((name, shots, seed, "all") for name in trees.FEWSHOT for shots in (1, 2, 4, 8, 16)
-      for seed in (1, 2, 3)),
+    *(
+        (name, shots, seed, "all")
+        for name in trees.FEWSHOT
+        for shots in (1, 2, 4, 8, 16)
+        for seed in (1, 2, 3)
+    ),
     *((name, 4, 1, half) for name in trees.FEWSHOT for half in ("base", "new")),
     *((name, -1, 1, "all") for name in trees.CLASSES),
     *((name, 16, 1, "all") for name in trees.SHIFTS),
-]  # fmt: skip
+]
 
 
 def coops(root, cases):

@@ -22,16 +22,23 @@ CLASSES = {
     "SUN397": ["abbey", "outdoor apartment_building", "indoor church"],
     "DescribableTextures": ["banded", "cobwebbed", "zigzagged"],
     "EuroSAT": [
-        "Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road",
-        "Industrial Buildings", "Pasture Land", "Permanent Crop Land", "Residential Buildings",
-        "River", "Sea or Lake",
+        "Annual Crop Land",
+        "Forest",
+        "Herbaceous Vegetation Land",
+        "Highway or Road",
+        "Industrial Buildings",
+        "Pasture Land",
+        "Permanent Crop Land",
+        "Residential Buildings",
+        "River",
+        "Sea or Lake",
     ],
     "UCF101": ["Apply_Eye_Makeup", "Handstand_Pushups", "Yo_Yo"],
     "ImageNetV2": ["tench", "goldfish", "great white shark"],
     "ImageNetSketch": ["tench", "goldfish", "great white shark"],
     "ImageNetA": ["goldfish", "great white shark"],
     "ImageNetR": ["goldfish", "great white shark"],
-}  # fmt: skip
+}
 SHIFTS = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 FEWSHOT = tuple(name for name in CLASSES if name not in SHIFTS)
 SPLIT_FILES = tuple(name for name in FEWSHOT if name not in ("ImageNet", "FGVCAircraft"))
@@ -71,8 +78,15 @@ def _tree(folder, classes, images):
 
 def _caltech101(root, n):
     folder = root / "caltech-101"
-    names = ["BACKGROUND_Google", "Faces", "Faces_easy", "Leopards", "Motorbikes", "accordion",
-             "airplanes"]  # fmt: skip
+    names = [
+        "BACKGROUND_Google",
+        "Faces",
+        "Faces_easy",
+        "Leopards",
+        "Motorbikes",
+        "accordion",
+        "airplanes",
+    ]
     _tree(folder / "101_ObjectCategories", names, n)
     return folder
 
@@ -84,8 +98,10 @@ def _describabletextures(root, n):
 
 
 def _eurosat(root, n):
-    names = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture",
-             "PermanentCrop", "Residential", "River", "SeaLake"]  # fmt: skip
+    names = """
+        AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop
+        Residential River SeaLake
+    """.split()
     _tree(root / "eurosat" / "2750", names, n)
     return root / "eurosat"
 
@@ -129,8 +145,9 @@ def _stanfordcars(root, n):
 
 
 def save_car_labels(path, labels):
-    annotations = np.zeros((1, len(labels)), dtype=[(key, object) for key in
-                                                    ("bbox_x1", "class", "fname")])  # fmt: skip
+    annotations = np.zeros(
+        (1, len(labels)), dtype=[(key, object) for key in ("bbox_x1", "class", "fname")]
+    )
     for i, label in enumerate(labels):
         annotations[0, i] = (np.uint16(1), np.uint8(label), f"{i + 1:05d}.jpg")
     savemat(path, {"annotations": annotations})
@@ -161,8 +178,11 @@ def _sun397(root, n):
 
 def _ucf101(root, n):
     folder = root / "ucf101"
-    actions = {"ApplyEyeMakeup": "Apply_Eye_Makeup", "HandstandPushups": "Handstand_Pushups",
-               "YoYo": "Yo_Yo"}  # fmt: skip
+    actions = {
+        "ApplyEyeMakeup": "Apply_Eye_Makeup",
+        "HandstandPushups": "Handstand_Pushups",
+        "YoYo": "Yo_Yo",
+    }
     lists = folder / "ucfTrainTestlist"
     text(lists / "classInd.txt", *(f"{i} {action}" for i, action in enumerate(actions, start=1)))
     for split, groups in (("train", range(8, 8 + n)), ("test", range(1, 6))):
@@ -191,8 +211,10 @@ def _fgvcaircraft(root, n):
 
 
 def _classnames(folder):
-    text(folder / "classnames.txt",
-         *(f"{wnid} {name}" for wnid, name in zip(WNIDS, CLASSES["ImageNet"])))  # fmt: skip
+    text(
+        folder / "classnames.txt",
+        *(f"{wnid} {name}" for wnid, name in zip(WNIDS, CLASSES["ImageNet"])),
+    )
     return folder
 
 

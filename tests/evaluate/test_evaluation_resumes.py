@@ -110,9 +110,14 @@ def test_what_is_behind_is_not_done_again(tmp_path):
             return model(images)
 
         evaluate(
-            counted, data(), THREAT, parse_batch=tuple, store=store, checks=False,
+            counted,
+            data(),
+            THREAT,
+            parse_batch=tuple,
+            store=store,
+            checks=False,
             fingerprint=fingerprint(model),
-        )  # fmt: skip
+        )
     assert N < passes["rest"] < 0.8 * passes["all"]
 
 
@@ -124,9 +129,14 @@ def test_a_finished_evaluation_costs_the_clean_pass(tmp_path):
         return net()(images)
 
     second = evaluate(
-        counted, data(), THREAT, parse_batch=tuple, store=tmp_path, checks=False,
+        counted,
+        data(),
+        THREAT,
+        parse_batch=tuple,
+        store=tmp_path,
+        checks=False,
         fingerprint=fingerprint(net()),
-    )  # fmt: skip
+    )
     assert counts(first) == counts(second)
     assert sum(sizes) == N
 
@@ -134,14 +144,20 @@ def test_a_finished_evaluation_costs_the_clean_pass(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": net(1)}, {"loader": data(seed=2)}, {"loader": data(n=40)}, {"seed": 7},
-        {"threat": ThreatModel("linf", 2, 0.75, 6, 2)}, {"precision": "bf16"},
+        {"model": net(1)},
+        {"loader": data(seed=2)},
+        {"loader": data(n=40)},
+        {"seed": 7},
+        {"threat": ThreatModel("linf", 2, 0.75, 6, 2)},
+        {"precision": "bf16"},
         {"threat": ThreatModel("linf", 3, 0.75, 6, 2, loss="margin")},
-        {"threat": ThreatModel("linf", 3, 0.75, 6, 3)}, {"last_iterate": True}, {"subset": 30},
+        {"threat": ThreatModel("linf", 3, 0.75, 6, 3)},
+        {"last_iterate": True},
+        {"subset": 30},
         {"source": Source("transfer:x", (net(2),), "x")},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_a_stale_file_is_never_used(tmp_path, change):
     run(tmp_path / "used")
     killed(tmp_path / "used", ("pgd-6",), (2, "after"))

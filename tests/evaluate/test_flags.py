@@ -242,9 +242,13 @@ def test_broken_gradients_come_with_their_share():
 def record(attack="pgd-10", accuracy=50.0, images="all", **threat):
     fields = {"eps": 8, "norm": "linf", "steps": 10, "source": "white-box", "seed": 1, **threat}
     return {
-        "attack": attack, "accuracy": accuracy, "total": 200, "split": "test", "images": images,
+        "attack": attack,
+        "accuracy": accuracy,
+        "total": 200,
+        "split": "test",
+        "images": images,
         "threat_model": None if attack == "clean" else fields,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,13 @@ def options(store, *attacks, threat=THREAT, model=NET, **more):
 
 def run(store, *attacks, shard=None, model=NET, logits=None, loader=None, subset=0, **more):
     return evaluate(
-        logits or model, loader or data(), **options(store, *attacks, model=model, **more),
-        parse_batch=tuple, shard=shard, subset=subset,
-    )  # fmt: skip
+        logits or model,
+        loader or data(),
+        **options(store, *attacks, model=model, **more),
+        parse_batch=tuple,
+        shard=shard,
+        subset=subset,
+    )
 
 
 def merger(store, *attacks, count=3, loader=None, subset=0, **more):
@@ -102,12 +106,15 @@ def test_the_same_verdicts_flags_and_files(tmp_path, attacks):
 @pytest.mark.parametrize(
     "more",
     [
-        {"last_iterate": True}, {"precision": "bf16"}, {"seed": 5}, {"subset": 20},
+        {"last_iterate": True},
+        {"precision": "bf16"},
+        {"seed": 5},
+        {"subset": 20},
         {"source": Source("transfer:x", (Net(2),), "x")},
         {"threat": ThreatModel("linf", 3, 1, 4, loss="kl")},
     ],
     ids=lambda more: next(iter(more)),
-)  # fmt: skip
+)
 def test_the_same_under_other_conditions(tmp_path, more):
     assert told(in_shards(tmp_path / "parts", **more)) == told(run(tmp_path / "whole", **more))
     assert kept(tmp_path / "parts") == kept(tmp_path / "whole")
@@ -169,9 +176,13 @@ def test_only_what_is_missing_is_wanted(tmp_path):
     only = {file.key for shard in Shard.all(3) for file in both.wanted(shard)}
     for shard in Shard.all(3):
         evaluate(
-            lambda x: passes.append(x.requires_grad) or NET(x), data(), parse_batch=tuple,
-            shard=shard, only=only, **options(tmp_path, "fgsm", "pgd-6"),
-        )  # fmt: skip
+            lambda x: passes.append(x.requires_grad) or NET(x),
+            data(),
+            parse_batch=tuple,
+            shard=shard,
+            only=only,
+            **options(tmp_path, "fgsm", "pgd-6"),
+        )
     assert told(both.records()) == told(run(tmp_path / "whole", "fgsm", "pgd-6"))
     assert any(passes)
 
@@ -179,12 +190,17 @@ def test_only_what_is_missing_is_wanted(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": Net(1)}, {"loader": data(seed=2)}, {"seed": 7}, {"subset": 30}, {"count": 2},
-        {"threat": ThreatModel("linf", 2, 0.75, 6, 2)}, {"last_iterate": True},
+        {"model": Net(1)},
+        {"loader": data(seed=2)},
+        {"seed": 7},
+        {"subset": 30},
+        {"count": 2},
+        {"threat": ThreatModel("linf", 2, 0.75, 6, 2)},
+        {"last_iterate": True},
         {"source": Source("transfer:x", (Net(2),), "x")},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_two_evaluations_never_merge(tmp_path, change):
     for shard in Shard.all(3):
         run(tmp_path, shard=shard)

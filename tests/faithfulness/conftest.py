@@ -23,10 +23,17 @@ def _random_clip(path, seed, embed_dim):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIP(
-            embed_dim=embed_dim, image_resolution=32, vision_layers=3, vision_width=128,
-            vision_patch_size=8, context_length=77, vocab_size=49408, transformer_width=64,
-            transformer_heads=1, transformer_layers=4,
-        )  # fmt: skip
+            embed_dim=embed_dim,
+            image_resolution=32,
+            vision_layers=3,
+            vision_width=128,
+            vision_patch_size=8,
+            context_length=77,
+            vocab_size=49408,
+            transformer_width=64,
+            transformer_heads=1,
+            transformer_layers=4,
+        )
         with torch.no_grad():  # CLIP's own start would hide what drops or swaps weights
             for name, weight in model.named_parameters():
                 if "ln_" in name and name.endswith("weight"):
@@ -88,9 +95,18 @@ def trainer64(build, backbones, root, monkeypatch, tmp_path):
             trainer64("IVLP").save_model(0, tmp_path / "IVLP")
             options += ["TRAINER.APD.TEACHER.PATH", tmp_path / "IVLP"]
         trainer = build(
-            method, tmp_path / method, "DATASET.ROOT", root, "DATASET.FOLDER.DIR", "things",
-            "DATASET.NUM_SHOTS", 1, "MODEL.BACKBONE.NAME", backbones["own"].path, *options,
-        )  # fmt: skip
+            method,
+            tmp_path / method,
+            "DATASET.ROOT",
+            root,
+            "DATASET.FOLDER.DIR",
+            "things",
+            "DATASET.NUM_SHOTS",
+            1,
+            "MODEL.BACKBONE.NAME",
+            backbones["own"].path,
+            *options,
+        )
         draw(trainer.model, seed=4)
         if hasattr(trainer, "teacher"):
             draw(trainer.teacher, seed=5)

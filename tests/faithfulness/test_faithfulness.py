@@ -20,9 +20,15 @@ DEPTHS = {"one": (1, 1), "middle": (2, 2), "full": (4, 3)}  # of 4 text and 3 vi
 PHOTO = ["a photo of a {}."]
 OTHERS = ["{} texture.", "a {}"]
 ENSEMBLE = [  # CoOp's
-    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
-    "a {} in a video game.", "art of the {}.", "a photo of the small {}.", *PHOTO,
-]  # fmt: skip
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    *PHOTO,
+]
 WORDS = {"n_ctx": 2, "words": "a photo of a"}  # "of a" is not learned
 TEMPLATE = {"n_ctx": 2, "words": "a photo of a {}."}  # FAP's published code leaves the "{}" in
 
@@ -154,9 +160,11 @@ def test_logits_loss_and_gradients(trainer64, backbones, names, batch, case):
     models, prompts = [student], {"prompt_learner": student.prompts}
     if case.teacher:
         teacher = plain.Plain(
-            backbones[case.teacher["backbone"]].clip, names, case.teacher["text"],
+            backbones[case.teacher["backbone"]].clip,
+            names,
+            case.teacher["text"],
             prompts_of(trainer.teacher),
-        )  # fmt: skip
+        )
         models.append(teacher)
         prompts["teacher"] = teacher.prompts
 

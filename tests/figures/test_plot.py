@@ -30,11 +30,14 @@ def sweep(save):
                 for seed in (1, 2):
                     save(
                         f"{dataset}/{method}/{shots}/{seed}",
-                        method=method, dataset=dataset, shots=shots, seed=seed,
+                        method=method,
+                        dataset=dataset,
+                        shots=shots,
+                        seed=seed,
                         clean=60 + gain + shots + 2 * seed - lower,
                         robust=20 + gain + shots - lower,
                         threat={"seed": seed},
-                    )  # fmt: skip
+                    )
         save(f"{dataset}/zero", method="ZeroshotCLIP", dataset=dataset, clean=50, robust=5, **ZERO)
 
     return sweep

@@ -135,9 +135,14 @@ def test_compiled_training_trains_alike(run, tmp_path, precision, tolerance):
     """As tests/trainers/test_options.py, by the compiler's code for GPUs."""
     torch.compiler.reset()  # what is compiled is kept for a process, and only so much of it
     options = (
-        "TRAINER.APD.PREC", precision, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0,
+        "TRAINER.APD.PREC",
+        precision,
+        "OPTIM.MAX_EPOCH",
+        1,
+        "OPTIM.WARMUP_EPOCH",
+        0,
         "TRAINER.PROMPT.COMPILE",
-    )  # fmt: skip
+    )
     eager = run("APD", tmp_path / "eager", *GPU, *options, False)
     compiled = run("APD", tmp_path / "compiled", *GPU, *options, True)
     assert [(result.code, result.err) for result in (eager, compiled)] == [(0, "")] * 2

@@ -134,9 +134,9 @@ def mended(monkeypatch):
 @pytest.mark.parametrize("after", [0, 1, 2, 5])
 def test_mended_warmup_is_saved_as_plain_data_and_goes_on_where_it_was(after, mended, tmp_path):
     cfg = embedded.get_cfg_default().OPTIM
-    cfg.merge_from_list([
-        "LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 2, "WARMUP_TYPE", "linear", "MAX_EPOCH", 8,
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        ["LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 2, "WARMUP_TYPE", "linear", "MAX_EPOCH", 8]
+    )
 
     def begin():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -168,10 +168,22 @@ def test_mended_warmup_is_saved_as_plain_data_and_goes_on_where_it_was(after, me
 def test_same_learning_rates(scheduler, warmup, kind, recount, mended):
     """Upstream's own schedulers, without the argument ``verbose`` that torch took away."""
     cfg = embedded.get_cfg_default().OPTIM
-    cfg.merge_from_list([
-        "LR_SCHEDULER", scheduler, "STEPSIZE", (2, 5), "WARMUP_EPOCH", warmup,
-        "WARMUP_TYPE", kind, "WARMUP_RECOUNT", recount, "MAX_EPOCH", 12,
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        [
+            "LR_SCHEDULER",
+            scheduler,
+            "STEPSIZE",
+            (2, 5),
+            "WARMUP_EPOCH",
+            warmup,
+            "WARMUP_TYPE",
+            kind,
+            "WARMUP_RECOUNT",
+            recount,
+            "MAX_EPOCH",
+            12,
+        ]
+    )
     sequences = []
     for build in (build_lr_scheduler, importlib.import_module("dassl.optim").build_lr_scheduler):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.002)

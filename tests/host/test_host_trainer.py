@@ -11,13 +11,13 @@ from apd.host import HOST, TRAINER_REGISTRY, SimpleTrainer, TrainerBase, build_t
 
 ToyTrainer = TRAINER_REGISTRY.get("ToyTrainer")
 
-HOOKS = (
-    "check_cfg", "build_data_loader", "build_model", "register_model", "train", "before_train",
-    "resume_model_if_exist", "init_writer", "before_epoch", "run_epoch", "set_model_mode",
-    "forward_backward", "parse_batch_train", "model_backward_and_update", "model_zero_grad",
-    "model_backward", "detect_anomaly", "model_update", "update_lr", "after_epoch", "save_model",
-    "load_model", "after_train", "test", "parse_batch_test", "model_inference", "close_writer",
-)  # fmt: skip
+HOOKS = """
+    check_cfg build_data_loader build_model register_model train before_train
+    resume_model_if_exist init_writer before_epoch run_epoch set_model_mode forward_backward
+    parse_batch_train model_backward_and_update model_zero_grad model_backward
+    detect_anomaly model_update update_lr after_epoch save_model load_model after_train test
+    parse_batch_test model_inference close_writer
+""".split()
 
 
 def recording(hooks=HOOKS):
@@ -34,9 +34,14 @@ def recording(hooks=HOOKS):
 
 
 BATCH = [
-    "forward_backward", "parse_batch_train", "model_backward_and_update", "model_zero_grad",
-    "model_backward", "detect_anomaly", "model_update",
-]  # fmt: skip
+    "forward_backward",
+    "parse_batch_train",
+    "model_backward_and_update",
+    "model_zero_grad",
+    "model_backward",
+    "detect_anomaly",
+    "model_update",
+]
 EPOCH = ["before_epoch", "run_epoch", "set_model_mode", *BATCH, *BATCH, "update_lr", "after_epoch"]
 TEST_ON_TWO_BATCHES = ["test", "set_model_mode", *["parse_batch_test", "model_inference"] * 2]
 VALIDATE = ["test", "set_model_mode", "parse_batch_test", "model_inference"]
@@ -64,8 +69,15 @@ def test_order_of_hooks_with_the_best_validated_model(make_cfg):
     trainer.train()
     end = ["after_train", "load_model", *TEST_ON_TWO_BATCHES, "close_writer"]
     assert trainer.calls == [
-        *BEGIN, *EPOCH, *VALIDATE, "save_model", *EPOCH, *VALIDATE, "save_model", *end
-    ]  # fmt: skip
+        *BEGIN,
+        *EPOCH,
+        *VALIDATE,
+        "save_model",
+        *EPOCH,
+        *VALIDATE,
+        "save_model",
+        *end,
+    ]
     assert trainer.best_result == 50
     folder = Path(trainer.output_dir) / "linear"
     best = torch.load(folder / "model-best.pth.tar", weights_only=True)
@@ -194,9 +206,13 @@ def run(cfg, stop_after=None):
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_resumed_run_is_the_uninterrupted_one(make_cfg, tmp_path, stop_after):
     options = [
-        "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1,
-        "DATALOADER.TRAIN_X.SAMPLER", "SequentialSampler",
-    ]  # fmt: skip
+        "OPTIM.MAX_EPOCH",
+        4,
+        "TRAIN.CHECKPOINT_FREQ",
+        1,
+        "DATALOADER.TRAIN_X.SAMPLER",
+        "SequentialSampler",
+    ]
     whole = run(make_cfg(*options, "OUTPUT_DIR", str(tmp_path / "whole")))
     first = run(make_cfg(*options), stop_after)
     second = run(make_cfg(*options, "SEED", 2))

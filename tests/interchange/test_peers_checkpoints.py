@@ -58,10 +58,20 @@ CASES = {
     "CoOp": ("CoOp", peers.coop, text_only),
     "CoOp, middle": ("CoOp", peers.coop, text_only, POSITION, "middle"),
     "CoOp, front": ("CoOp", peers.coop, text_only, POSITION, "front"),
-    "CoOp, CSC": ("CoOp", lambda w: peers.coop(w, classes=(4,)), text_only,
-                  "TRAINER.COOP.CSC", True),
-    "AdvCoOp": ("CoOp", lambda w: peers.coop(w, "a photo of a"), text_only,
-                "TRAINER.COOP.CTX_INIT", "a photo of a"),
+    "CoOp, CSC": (
+        "CoOp",
+        lambda w: peers.coop(w, classes=(4,)),
+        text_only,
+        "TRAINER.COOP.CSC",
+        True,
+    ),
+    "AdvCoOp": (
+        "CoOp",
+        lambda w: peers.coop(w, "a photo of a"),
+        text_only,
+        "TRAINER.COOP.CTX_INIT",
+        "a photo of a",
+    ),
     "APT": ("APT", peers.coop, text_only),
     "AdvPT": ("AdvPT", peers.coop, text_only),
     "VPT": ("VPT", peers.vpt, visual_only),
@@ -71,10 +81,17 @@ CASES = {
     "AdvIVLP, as APD's": ("APD", peers.ivlp, bimodal, "TRAINER.APD.TEACHER.MODE", "frozen"),
     "MaPLe": ("MaPLe", peers.maple, coupled),
     "AdvMaPLe": ("AdvMaPLe", peers.maple, coupled),
-    "AdvMaPLe, as APD's": ("APD", peers.maple, coupled, "TRAINER.APD.TEACHER.MODE", "frozen",
-                           "TRAINER.APD.COUPLED", True),
+    "AdvMaPLe, as APD's": (
+        "APD",
+        peers.maple,
+        coupled,
+        "TRAINER.APD.TEACHER.MODE",
+        "frozen",
+        "TRAINER.APD.COUPLED",
+        True,
+    ),
     "FAP": ("FAP", peers.fap, coupled),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -138,8 +155,9 @@ def test_other_fixed_words_are_told(evaluate, weights, tmp_path):
 def test_teacher_of_a_peer(build, weights, tmp_path):
     folder, state = peers.ivlp(weights)
     peers.save(tmp_path, folder, state)
-    teacher = build("APD", None, "TRAINER.APD.TEACHER.MODE", "checkpoint",
-                    "TRAINER.APD.TEACHER.PATH", tmp_path).teacher  # fmt: skip
+    teacher = build(
+        "APD", None, "TRAINER.APD.TEACHER.MODE", "checkpoint", "TRAINER.APD.TEACHER.PATH", tmp_path
+    ).teacher
     for parameter, values in bimodal(teacher.prompt_learner, state):
         assert torch.equal(parameter, values.half().float())
 
@@ -165,32 +183,63 @@ def refused(evaluate, weights, tmp_path):
 @pytest.mark.parametrize(
     "method, layout, options, told",
     [
-        ("AdvIVLP", peers.ivlp, ("TRAINER.AdvIVLP.N_CTX_TEXT", 4),
-         "it has 2 text vectors of width 64 in 2 layers, 2 visual vectors of width 128 in 2 layers;"
-         " the configuration has 4 text vectors of width 64 in 2 layers, 2 visual vectors of width "
-         "128 in 2 layers: set TRAINER.AdvIVLP.N_CTX_TEXT 2"),
-        ("AdvIVLP", peers.ivlp, ("TRAINER.AdvIVLP.PROMPT_DEPTH_TEXT", 1,
-                                 "TRAINER.AdvIVLP.N_CTX_VISION", 3),
-         ": set TRAINER.AdvIVLP.PROMPT_DEPTH_TEXT 2 TRAINER.AdvIVLP.N_CTX_VISION 2"),
-        ("VPT", peers.vpt, ("TRAINER.VPT.PROMPT_DEPTH_VISION", 1),
-         ": set TRAINER.VPT.PROMPT_DEPTH_VISION 2"),
-        ("MaPLe", peers.maple, ("TRAINER.MAPLE.PROMPT_DEPTH", 1),
-         "it has 2 text vectors of width 64 in 2 layers, projected to visual ones of width 128; the"
-         " configuration has 2 text vectors of width 64 in 1 layer, projected to visual ones of "
-         "width 128: set TRAINER.MAPLE.PROMPT_DEPTH 2"),
-        ("FAP", peers.fap, ("TRAINER.FAP.PROMPT_DEPTH", 1),
-         "it has 2 visual vectors of width 128 in 2 layers, projected to text; the configuration "
-         "has 2 text vectors of width 64 in 1 layer, projected to visual ones of width 128: set "
-         "TRAINER.FAP.PROMPT_DEPTH 2"),
+        (
+            "AdvIVLP",
+            peers.ivlp,
+            ("TRAINER.AdvIVLP.N_CTX_TEXT", 4),
+            "it has 2 text vectors of width 64 in 2 layers, 2 visual vectors of width 128 in 2 "
+            "layers; the configuration has 4 text vectors of width 64 in 2 layers, 2 visual "
+            "vectors of width 128 in 2 layers: set TRAINER.AdvIVLP.N_CTX_TEXT 2",
+        ),
+        (
+            "AdvIVLP",
+            peers.ivlp,
+            ("TRAINER.AdvIVLP.PROMPT_DEPTH_TEXT", 1, "TRAINER.AdvIVLP.N_CTX_VISION", 3),
+            ": set TRAINER.AdvIVLP.PROMPT_DEPTH_TEXT 2 TRAINER.AdvIVLP.N_CTX_VISION 2",
+        ),
+        (
+            "VPT",
+            peers.vpt,
+            ("TRAINER.VPT.PROMPT_DEPTH_VISION", 1),
+            ": set TRAINER.VPT.PROMPT_DEPTH_VISION 2",
+        ),
+        (
+            "MaPLe",
+            peers.maple,
+            ("TRAINER.MAPLE.PROMPT_DEPTH", 1),
+            "it has 2 text vectors of width 64 in 2 layers, projected to visual ones of width 128; "
+            "the configuration has 2 text vectors of width 64 in 1 layer, projected to visual ones "
+            "of width 128: set TRAINER.MAPLE.PROMPT_DEPTH 2",
+        ),
+        (
+            "FAP",
+            peers.fap,
+            ("TRAINER.FAP.PROMPT_DEPTH", 1),
+            "it has 2 visual vectors of width 128 in 2 layers, projected to text; the "
+            "configuration has 2 text vectors of width 64 in 1 layer, projected to visual ones of "
+            "width 128: set TRAINER.FAP.PROMPT_DEPTH 2",
+        ),
         ("APT", peers.coop, ("TRAINER.COOP.N_CTX", 16), ": set TRAINER.COOP.N_CTX 4"),
-        ("CoOp", peers.coop, ("TRAINER.COOP.CTX_INIT", "a photo"),
-         ": set TRAINER.COOP.CTX_INIT to the words it was trained with"),
+        (
+            "CoOp",
+            peers.coop,
+            ("TRAINER.COOP.CTX_INIT", "a photo"),
+            ": set TRAINER.COOP.CTX_INIT to the words it was trained with",
+        ),
         ("CoOp", peers.coop, ("TRAINER.COOP.CSC", True), ": set TRAINER.COOP.CSC False"),
-        ("CoOp", lambda w: peers.coop(w, classes=(4,)), (),
-         "it has 4 text vectors of width 64 for each of 4 classes in 1 layer; the configuration "
-         "has 4 text vectors of width 64 in 1 layer: set TRAINER.COOP.CSC True"),
-        ("CoOp", lambda w: peers.coop(w, classes=(3,)), ("TRAINER.COOP.CSC", True),
-         ": class-specific prompts need the classes they were trained on"),
+        (
+            "CoOp",
+            lambda w: peers.coop(w, classes=(4,)),
+            (),
+            "it has 4 text vectors of width 64 for each of 4 classes in 1 layer; the configuration "
+            "has 4 text vectors of width 64 in 1 layer: set TRAINER.COOP.CSC True",
+        ),
+        (
+            "CoOp",
+            lambda w: peers.coop(w, classes=(3,)),
+            ("TRAINER.COOP.CSC", True),
+            ": class-specific prompts need the classes they were trained on",
+        ),
         ("IVLP", peers.maple, (), ": use --trainer MaPLe, AdvMaPLe or APD with "),
         ("MaPLe", peers.fap, (), ": use --trainer FAP"),
         ("FAP", peers.maple, (), ": use --trainer MaPLe, "),
@@ -198,7 +247,7 @@ def refused(evaluate, weights, tmp_path):
         ("AdvIVLP", peers.coop, (), ": use --trainer CoOp, APT or AdvPT"),
         ("AdvIVLP", peers.vpt, (), ": use --trainer VPT or AdvVPT"),
     ],
-)  # fmt: skip
+)
 def test_other_shapes_and_kinds(refused, method, layout, options, told):
     line = refused(method, layout, *options)
     assert line.startswith("does not fit this configuration's prompts: it has ")
@@ -223,9 +272,11 @@ def test_prompts_of_a_wider_clip(refused, method, layout, wider):
 
 
 def test_text_prompts_in_several_layers_without_visual_ones(refused):
-    line = refused("IVLP", peers.ivlp, change=lambda state: {
-        k: v for k, v in state.items() if "VPT" not in k or "text" in k
-    })  # fmt: skip
+    line = refused(
+        "IVLP",
+        peers.ivlp,
+        change=lambda state: {k: v for k, v in state.items() if "VPT" not in k or "text" in k},
+    )
     assert line.endswith("no trainer here has such prompts")
 
 
@@ -295,9 +346,9 @@ def test_a_clip_without_prompts(refused):
     ],
 )
 def test_layers_that_are_missing(refused, layout, name, lacks):
-    line = refused("CoOp", layout, change=lambda state: {
-        k: v for k, v in state.items() if k != name
-    })  # fmt: skip
+    line = refused(
+        "CoOp", layout, change=lambda state: {k: v for k, v in state.items() if k != name}
+    )
     assert line == f"is not complete: it lacks {lacks}"
 
 

@@ -28,9 +28,12 @@ def made(tmp_path_factory):
             if method == "APD" and shots == 4:
                 attacked["flags"] = FLAGS
             values = results(
-                method=method, shots=shots, config=config, argv=["--root", EVIL, "--seed", "1"],
+                method=method,
+                shots=shots,
+                config=config,
+                argv=["--root", EVIL, "--seed", "1"],
                 evaluations=[record("clean", 80.0), attacked],
-            )  # fmt: skip
+            )
             folder = root / f"{lr}" / str(shots)
             write_results(folder, values)
             (folder / "history.csv").write_text("epoch,lr,seconds,loss\n1,0.1,2,3\n2,0.1,2,1\n")
@@ -108,11 +111,22 @@ def test_it_has_every_figure_that_the_runs_suit(made):
 def test_threat_models_are_whole(made):
     header, (row, *_) = Page(made[1]).table("attack", "norm")
     assert dict(zip(header, row)) == {
-        "attack": "PGD-100", "norm": "linf", "eps": "2", "alpha": "0.625", "steps": "100",
-        "restarts": "7", "random start": "yes", "loss": "ce", "counts": "any iterate",
-        "source": "white-box", "precision": "fp32", "data set": "Digits", "images": "500 test",
-        "seeds": "1", "runs": "6",
-    }  # fmt: skip
+        "attack": "PGD-100",
+        "norm": "linf",
+        "eps": "2",
+        "alpha": "0.625",
+        "steps": "100",
+        "restarts": "7",
+        "random start": "yes",
+        "loss": "ce",
+        "counts": "any iterate",
+        "source": "white-box",
+        "precision": "fp32",
+        "data set": "Digits",
+        "images": "500 test",
+        "seeds": "1",
+        "runs": "6",
+    }
 
 
 def test_flags_are_told_with_their_sentences(made):
@@ -120,10 +134,15 @@ def test_flags_are_told_with_their_sentences(made):
     assert "1 of 12 evaluations raised a flag" in found.text
     header, (row, *_) = found.table("method", "data set", "shots", "seed", "attack")
     assert dict(zip(header, row)) == {
-        "method": "APD", "data set": "Digits", "shots": "4", "seed": "1",
-        "attack": "PGD-100, linf eps 2/255", "accuracy (%)": "42.0",
-        "flag": "unbounded", "sign": FLAGS["unbounded"],
-    }  # fmt: skip
+        "method": "APD",
+        "data set": "Digits",
+        "shots": "4",
+        "seed": "1",
+        "attack": "PGD-100, linf eps 2/255",
+        "accuracy (%)": "42.0",
+        "flag": "unbounded",
+        "sign": FLAGS["unbounded"],
+    }
 
 
 def test_configurations_show_what_differs_first(made):

@@ -38,9 +38,11 @@ def calls(tmp_path):
 
     def calls(script, *args, fails="", code=0, **environment):
         environment |= {
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"),
-            "FAILS": str(tmp_path / "bin" / fails), "CODE": str(code),
-        }  # fmt: skip
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(tmp_path / "calls"),
+            "FAILS": str(tmp_path / "bin" / fails),
+            "CODE": str(code),
+        }
         (tmp_path / "calls").write_text("")
         result = bash(shlex.join(["bash", f"scripts/{script}.sh", *args]), **environment)
         made = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
@@ -69,9 +71,17 @@ def test_with_a_root_the_papers_data_sets(calls, script):
 
 def test_arguments_and_environment_replace_what_the_sweep_says(calls):
     (sweep, *_), _ = calls(
-        "fewshot", "/data", "dtd eurosat", "1 2", "1 3", METHODS="CoOp APD", CFG="vit_b16",
-        OPTIONS="OPTIM.LR 0.1 AT.TEST.EPS 2", FLAGS="--jobs 4", TARGETS="letters",
-    )  # fmt: skip
+        "fewshot",
+        "/data",
+        "dtd eurosat",
+        "1 2",
+        "1 3",
+        METHODS="CoOp APD",
+        CFG="vit_b16",
+        OPTIONS="OPTIM.LR 0.1 AT.TEST.EPS 2",
+        FLAGS="--jobs 4",
+        TARGETS="letters",
+    )
     assert " ".join(sweep[6:]) == (
         "--dataset dtd eurosat --shots 1 2 --seed 1 3 --trainer CoOp APD --config vit_b16 "
         "--targets letters --set OPTIM.LR 0.1 AT.TEST.EPS 2 --jobs 4"
@@ -102,9 +112,11 @@ def test_failed_cells_are_told_after_the_tables_of_the_others(calls):
 
 def test_from_the_first_line_to_the_report(tmp_path):
     result = bash(
-        f"bash scripts/base2new.sh {tmp_path}/data digits 2 1", METHODS="CoOp", OPTIONS=SHORT,
+        f"bash scripts/base2new.sh {tmp_path}/data digits 2 1",
+        METHODS="CoOp",
+        OPTIONS=SHORT,
         OUTPUT=str(tmp_path),
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     run = "digits/shots_2/CoOp/mini/seed1/results.json"
     for part in ("train_base", "test_new"):

@@ -20,11 +20,8 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     clone = folder / "clone"  # building leaves folders beside setup.py
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "--wheel-dir", str(folder), str(clone)],
-        check=True,
-    )  # fmt: skip
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(clone)], check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(folder / "site")
@@ -52,19 +49,19 @@ def test_a_whole_run_outside_the_clone_with_the_shipped_config_names(site, tmp_p
         "import sys, apd; from apd.train.command import main; print(apd.__file__, flush=True);"
         "sys.exit(main(sys.argv[1:]))"
     )
+    arguments = """
+        --root data --seed 1 --trainer APD --dataset-config-file configs/datasets/digits.yaml
+        --config-file configs/trainers/APD/mini.yaml --output-dir out
+        DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1 AT.TEST.STEPS 1
+    """
+    path = os.pathsep.join([str(site), *others, *packages])
     done = subprocess.run(
-        [sys.executable, "-S", "-c", program, "--root", "data", "--seed", "1", "--trainer", "APD",
-         "--dataset-config-file", "configs/datasets/digits.yaml",
-         "--config-file", "configs/trainers/APD/mini.yaml", "--output-dir", "out",
-         "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "AT.TEST.STEPS", "1"],
+        [sys.executable, "-S", "-c", program, *arguments.split()],
         cwd=tmp_path,
-        env={
-            **os.environ, "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(site), *others, *packages]),
-        },
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -23,11 +23,15 @@ def write_spec(tiny, tmp_path):
             "output": str(tmp_path / "output"),
             "root": tiny.root,
             "grid": {
-                "trainer": "CoOp", "config": tiny.config, "dataset": str(dataset), "shots": 1,
-                "seed": 1, **dict(grid),
+                "trainer": "CoOp",
+                "config": tiny.config,
+                "dataset": str(dataset),
+                "shots": 1,
+                "seed": 1,
+                **dict(grid),
             },
             "set": {"MODEL.BACKBONE.NAME": tiny.clip, **SHORT},
-        }  # fmt: skip
+        }
         for key, value in more.items():
             spec[key] = {**spec[key], **value} if key == "set" else value
         path = tmp_path / f"{name}.yaml"

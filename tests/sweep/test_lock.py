@@ -107,9 +107,11 @@ def test_a_process_that_has_lost_its_lock_stops(cell):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(cell), str(cell.parent)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     assert process.stdout.readline() == "mine\n"
     leave(cell, host="elsewhere")
     assert "gone or another's" in process.communicate(timeout=20)[1]

@@ -46,8 +46,10 @@ def test_the_grid_is_multiplied_out_into_the_folders_of_the_scripts(cells):
     found = cells({"trainer": ["CoOp", "APD"], "shots": [1, 2], "seed": [1, 3]})
     assert folders(found) == [
         f"output/digits/{trainer}/mini_{shots}shots/seed{seed}"
-        for trainer in ("CoOp", "APD") for shots in (1, 2) for seed in (1, 3)
-    ]  # fmt: skip
+        for trainer in ("CoOp", "APD")
+        for shots in (1, 2)
+        for seed in (1, 3)
+    ]
     cfg = config(found[1])
     assert (cfg.TRAINER.NAME, cfg.DATASET.NUM_SHOTS, cfg.SEED) == ("CoOp", 1, 3)
     assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("Digits", "data")
@@ -104,8 +106,11 @@ def test_variants_come_one_after_another(cells):
     )
     assert [config(c).TRAINER.APD.BETA for c in found] == [0, 0.1, 1, 0]
     assert [(config(c).TRAINER.APD.COUPLED, config(c).SEED) for c in found] == [
-        (False, 1), (False, 1), (False, 1), (True, 2),
-    ]  # fmt: skip
+        (False, 1),
+        (False, 1),
+        (False, 1),
+        (True, 2),
+    ]
 
 
 def test_what_is_set_stays_out_of_the_folder_and_the_command_line_wins(cells):
@@ -257,7 +262,7 @@ def test_a_search_gives_every_trainer_its_trials_on_validation_images(cells):
             *(("AdvIVLP", f"OPTIM.LR=0.0{rate}") for rate in (1, 2, 3)),
             *(("APD", f"APD.TAU={rest}") for rest in ("1.0", "2.0", "1.0+OPTIM.LR=0.5")),
         )
-    ]  # fmt: skip
+    ]
     for cell in found:
         cfg = config(cell)
         assert (cfg.TEST.SPLIT, cfg.DATASET.VAL_SHOTS) == ("val", 0)

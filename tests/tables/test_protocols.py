@@ -25,8 +25,15 @@ def save_shots(save, methods=("CoOp", "APD"), data_sets=("Digits", "UCF101", "Ca
             for shots in (1, 16, -1):
                 for seed in (1, 2):
                     clean = 50 + 10 * i + 5 * j + abs(shots) + seed
-                    save(f"{method}/{dataset}/{shots}/{seed}", method=method, dataset=dataset,
-                         shots=shots, seed=seed, clean=clean, robust=clean / 2)  # fmt: skip
+                    save(
+                        f"{method}/{dataset}/{shots}/{seed}",
+                        method=method,
+                        dataset=dataset,
+                        shots=shots,
+                        seed=seed,
+                        clean=clean,
+                        robust=clean / 2,
+                    )
 
 
 def test_few_shot_has_a_table_for_each_data_set_and_their_average(save, tmp_path):
@@ -34,9 +41,11 @@ def test_few_shot_has_a_table_for_each_data_set_and_their_average(save, tmp_path
     tables = few_shot(load_runs([tmp_path]))
     assert [table.title for table in tables[:4]] == [
         # as the papers order them, and then by name
-        "clean (%), Caltech101, mini", "clean (%), UCF101, mini", "clean (%), Digits, mini",
+        "clean (%), Caltech101, mini",
+        "clean (%), UCF101, mini",
+        "clean (%), Digits, mini",
         "clean (%), average of 3 data sets, mini",
-    ]  # fmt: skip
+    ]
     assert all(table.title.startswith(ROBUST) for table in tables[4:]) and len(tables) == 8
     coop, apd = tables[3].rows
     assert list(apd) == ["method", "1 shot", "16 shots", "all images"]
@@ -92,10 +101,25 @@ def test_golden_few_shot(save, tmp_path):
 
 def save_halves(save, method, seed, base, new, **fields):
     folder = f"{method}/{fields.get('dataset', '')}/{seed}"
-    save(f"{folder}/base", method=method, seed=seed, subsample="base", clean=base[0],
-         robust=base[1], **fields)  # fmt: skip
-    save(f"{folder}/new", method=method, seed=seed, subsample="new", clean=new[0],
-         robust=new[1], **FROM, **fields)  # fmt: skip
+    save(
+        f"{folder}/base",
+        method=method,
+        seed=seed,
+        subsample="base",
+        clean=base[0],
+        robust=base[1],
+        **fields,
+    )
+    save(
+        f"{folder}/new",
+        method=method,
+        seed=seed,
+        subsample="new",
+        clean=new[0],
+        robust=new[1],
+        **FROM,
+        **fields,
+    )
 
 
 def test_harmonic_means_have_no_interval_but_a_difference(save, tmp_path):
@@ -141,8 +165,14 @@ def test_a_half_that_nobody_has_leaves_no_harmonic_mean(save, tmp_path, capsys):
     assert row["new clean (%)"] == [] and row["H clean (%)"] == []
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == [
-        "APD", "85.0", "-", "-", "42.0", "-", "-",
-    ]  # fmt: skip
+        "APD",
+        "85.0",
+        "-",
+        "-",
+        "42.0",
+        "-",
+        "-",
+    ]
 
 
 def test_flags_reach_the_harmonic_mean(save, tmp_path):
@@ -170,13 +200,21 @@ def test_golden_base_to_new(save, tmp_path):
 def save_transfer(save, method, source, targets, seed=1, **fields):
     save(f"{method}/{seed}/source", method=method, seed=seed, clean=source, **fields)
     for dataset, clean in targets.items():
-        save(f"{method}/{seed}/{dataset}", method=method, seed=seed, dataset=dataset, clean=clean,
-             **FROM, **fields)  # fmt: skip
+        save(
+            f"{method}/{seed}/{dataset}",
+            method=method,
+            seed=seed,
+            dataset=dataset,
+            clean=clean,
+            **FROM,
+            **fields,
+        )
 
 
 def test_transfer_has_the_source_the_targets_and_their_average(save, tmp_path):
-    save_transfer(save, "ZeroshotCLIP", 50.0, {"Letters": 30.0, "DTD": 10.0},
-                  trainable_parameters=0, shots=0)  # fmt: skip
+    save_transfer(
+        save, "ZeroshotCLIP", 50.0, {"Letters": 30.0, "DTD": 10.0}, trainable_parameters=0, shots=0
+    )
     save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
     save_transfer(save, "APD", 82.0, {"Letters": 50.0, "DTD": 20.0}, seed=2)
     clean, robust = transfer(load_runs([tmp_path]))
@@ -209,9 +247,11 @@ def test_golden_transfer(save, tmp_path):
 def save_config(save, name, clean, seed=1, dataset="Digits", **changed):
     values = {"TAU": 1.0, "BETA": 0.0, **changed}
     config = {
-        "OUTPUT_DIR": f"output/{name}", "SEED": seed, "DATASET": {"NAME": dataset},
+        "OUTPUT_DIR": f"output/{name}",
+        "SEED": seed,
+        "DATASET": {"NAME": dataset},
         "TRAINER": {"APD": values},
-    }  # fmt: skip
+    }
     save(f"{dataset}/{name}/{seed}", clean=clean, seed=seed, dataset=dataset, config=config)
 
 
@@ -223,8 +263,11 @@ def test_an_ablations_rows_are_what_differs_from_the_usual_config(save, tmp_path
     save("CoOp", method="CoOp")  # has one config
     (table,) = ablation(load_runs([tmp_path]))
     assert [(row["config"], row["clean (%)"].difference) for row in table.rows] == [
-        ("default", None), ("APD.BETA=1.0", -10), ("APD.TAU=2.0", 2), ("APD.TAU=4.0", 4),
-    ]  # fmt: skip
+        ("default", None),
+        ("APD.BETA=1.0", -10),
+        ("APD.TAU=2.0", 2),
+        ("APD.TAU=4.0", 4),
+    ]
     assert table.notes == ["default: APD.BETA=0.0, APD.TAU=1.0"]
     assert table.title == "APD, Digits, 16 shots, mini"
 
@@ -242,8 +285,10 @@ def test_an_ablation_without_its_default_has_no_differences(save, tmp_path):
         save_config(save, key, 80.0, **changed)
     (table,) = ablation(load_runs([tmp_path]))
     assert [row["config"] for row in table.rows] == [
-        "APD.BETA=3.0", "APD.LAMBDA=3.0", "APD.TAU=3.0",
-    ]  # fmt: skip
+        "APD.BETA=3.0",
+        "APD.LAMBDA=3.0",
+        "APD.TAU=3.0",
+    ]
     assert table.baseline is None
 
 
@@ -270,8 +315,15 @@ def test_golden_ablation(save, tmp_path):
 def save_costs(save):
     for shots in (1, 2):
         for seed in (1, 2):
-            save(f"{shots}/{seed}", shots=shots, seed=seed, epochs=50, peak_memory=2**30 * shots,
-                 train_seconds=20.0 * shots + seed, seconds=30.0 * shots)  # fmt: skip
+            save(
+                f"{shots}/{seed}",
+                shots=shots,
+                seed=seed,
+                epochs=50,
+                peak_memory=2**30 * shots,
+                train_seconds=20.0 * shots + seed,
+                seconds=30.0 * shots,
+            )
     save("old", method="CoOp", shots=1, config={"OPTIM": {"MAX_EPOCH": 10}})
     save("zero", train_seconds=0, seconds=9.0, epochs=0, **ZERO_SHOT)
 
@@ -281,8 +333,10 @@ def test_cost_is_told_by_method_and_shots(save, tmp_path):
     (table,) = cost(load_runs([tmp_path]))
     zero_shot, coop, _, apd, apd_2 = table.rows
     assert (zero_shot["method"], zero_shot["shots"], zero_shot["parameters"]) == (
-        "ZeroshotCLIP", "-", 0,
-    )  # fmt: skip
+        "ZeroshotCLIP",
+        "-",
+        0,
+    )
     assert zero_shot["training (s)"] == [] and zero_shot["evaluation (s)"] == [9]
     assert coop["seconds per epoch"] == [2]  # of results that do not tell their epochs
     assert coop["peak memory (MiB)"] == []
@@ -371,9 +425,14 @@ def test_what_is_evaluated_comes_after_what_is_trained(save, tmp_path, capsys):
                 run = f"digits/shots_16/{method}/mini/seed{seed}"
                 argv = ["--seed", str(seed), "--output-dir", f"output/{folder}/{run}"]
                 evaluation = ["--eval-only", "--model-dir", f"output/train_base/{run}"]
-                save(f"{method}/{seed}/{half}", method=method, seed=seed, subsample=half,
-                     argv=argv + (evaluation if half == "new" else []),
-                     **(FROM if half == "new" else {}))  # fmt: skip
+                save(
+                    f"{method}/{seed}/{half}",
+                    method=method,
+                    seed=seed,
+                    subsample=half,
+                    argv=argv + (evaluation if half == "new" else []),
+                    **(FROM if half == "new" else {}),
+                )
     for half in ("base", "new"):
         (tmp_path / f"CoOp/2/{half}/results.json").unlink()
     assert main([str(tmp_path), "--commands"]) == 0
@@ -395,8 +454,14 @@ def test_a_targets_command_comes_from_another_target(save, tmp_path, capsys):
                 argv = ["--dataset-config-file", f"configs/datasets/{name}.yaml"]
                 argv += ["--seed", str(seed), "--output-dir", source if learned else target]
                 argv += [] if learned else ["--eval-only", "--model-dir", source]
-                save(f"{method}/{name}/{seed}", method=method, dataset=dataset, seed=seed,
-                     argv=argv, **({} if learned else FROM))  # fmt: skip
+                save(
+                    f"{method}/{name}/{seed}",
+                    method=method,
+                    dataset=dataset,
+                    seed=seed,
+                    argv=argv,
+                    **({} if learned else FROM),
+                )
     (tmp_path / "CoOp/dtd/1/results.json").unlink()
     assert main([str(tmp_path), "--commands"]) == 0
     trained, *evaluated = capsys.readouterr().out.splitlines()

@@ -20,13 +20,24 @@ PAPER = {
     "threat_model": {"attack": "pgd-100", "norm": "linf", "eps": 1, "alpha": 1},
     "figures": [
         {"table": 2, "method": "FAP", "dataset": "ImageNet", "clean": 50.0, "robust": 20.0},
-        {"table": 2, "method": "FAP", "dataset": ["EuroSAT", "UCF101"], "trained_on": "ImageNet",
-         "clean": 40.0},
-        {"table": 3, "method": "FAP", "dataset": "ImageNet", "subsample": "base", "shots": 16,
-         "robust": 30.0},
+        {
+            "table": 2,
+            "method": "FAP",
+            "dataset": ["EuroSAT", "UCF101"],
+            "trained_on": "ImageNet",
+            "clean": 40.0,
+        },
+        {
+            "table": 3,
+            "method": "FAP",
+            "dataset": "ImageNet",
+            "subsample": "base",
+            "shots": 16,
+            "robust": 30.0,
+        },
         {"table": 3, "method": "Other", "dataset": "ImageNet", "clean": 70.0},
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture

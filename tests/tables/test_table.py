@@ -345,9 +345,12 @@ def save_verdicts(save, method, lost, seed=1, images="i", dataset="Digits", dige
     clean = 100 * sum(one != -1 for one in lost) / len(lost)
     attacked = record("pgd-100", share[0], {**THREAT, "seed": seed}, total=len(lost), key=digest)
     run = save(
-        f"{method}/{dataset}/{seed}", method=method, seed=seed, dataset=dataset,
+        f"{method}/{dataset}/{seed}",
+        method=method,
+        seed=seed,
+        dataset=dataset,
         evaluations=[record("clean", clean, total=len(lost)), attacked],
-    )  # fmt: skip
+    )
     keep_verdicts(run, attacked, lost, images)
     return run
 
@@ -465,8 +468,10 @@ def test_commands_say_where_schedules_may_differ(save, tmp_path, capsys):
 
 def test_a_run_of_the_same_shots_is_copied_before_one_of_the_same_data(save, tmp_path, capsys):
     for dataset, name, shots in (
-        ("DTD", "dtd", 4), ("Digits", "digits", 1), ("Digits", "digits", 4)
-    ):  # fmt: skip
+        ("DTD", "dtd", 4),
+        ("Digits", "digits", 1),
+        ("Digits", "digits", 4),
+    ):
         save_run(save, "APD", dataset, shots, name=name)
     save_run(save, "CoOp", "DTD", 4, name="dtd")
     save_run(save, "CoOp", "Digits", 1)

@@ -366,8 +366,9 @@ def test_folder_with_the_results_of_training_is_not_evaluated_into(refused, runs
 def test_folder_with_an_evaluation_of_other_prompts(run, refused, runs, tmp_path):
     out = tmp_path / OUT
     assert run("APD", out, "TRAIN.CHECKPOINT_FREQ", 1, flags=of(runs.apd)).code == 0
-    line = refused("APD", out, "TRAIN.CHECKPOINT_FREQ", 1,
-                   flags=(*of(runs.apd), "--load-epoch", "1"))  # fmt: skip
+    line = refused(
+        "APD", out, "TRAIN.CHECKPOINT_FREQ", 1, flags=(*of(runs.apd), "--load-epoch", "1")
+    )
     assert "prompts from" in line
 
 
@@ -395,8 +396,9 @@ def test_a_damaged_image_is_named(run, tmp_path, tiny, workers):
     shutil.copytree(Path(tiny.root) / "shapes", tmp_path / "shapes")
     for path in (tmp_path / "shapes" / "train" / "star").iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    result = run("CoOp", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers,
-                 flags=("--root", str(tmp_path)))  # fmt: skip
+    result = run(
+        "CoOp", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers, flags=("--root", str(tmp_path))
+    )
     assert result.code == 2 and result.err.count("\n") == 1
     assert result.err.startswith(
         f"error: cannot read image {tmp_path / 'shapes' / 'train' / 'star'}"
@@ -443,8 +445,10 @@ def test_other_writers_tell_a_place_that_cannot_be_written(runs, tmp_path, capsy
 
     run, out = str(runs.maple), str(tmp_path / "file" / "a")
     for command, flags in (
-        (table, [run, "--csv", out]), (report, [run, "-o", out]), (plot, [run, "-o", out]),
-    ):  # fmt: skip
+        (table, [run, "--csv", out]),
+        (report, [run, "-o", out]),
+        (plot, [run, "-o", out]),
+    ):
         assert command(flags) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and err.startswith("error: ") and "file" in err

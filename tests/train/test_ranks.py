@@ -29,7 +29,12 @@ CASES = {
     "MaPLe": ("MaPLe",),
     "APT": ("APT", "AT.TRAIN.NORM", "l2"),
     "APT-perturbed": (
-        "APT", "AT.TRAIN.PROMPT", "perturbed", "AT.TRAIN.PALPHA", 1.0, "AT.TRAIN.AT_LOSS_TYPE",
+        "APT",
+        "AT.TRAIN.PROMPT",
+        "perturbed",
+        "AT.TRAIN.PALPHA",
+        1.0,
+        "AT.TRAIN.AT_LOSS_TYPE",
         "adv_half",
     ),
     "AdvPT": ("AdvPT",),
@@ -42,7 +47,7 @@ CASES = {
     "APD-frozen": ("APD", "TRAINER.APD.TEACHER.MODE", "frozen"),
     "APD-checkpoint": ("APD", "TRAINER.APD.TEACHER.MODE", "checkpoint"),
     "few-images": ("AdvIVLP", "DATALOADER.TRAIN_X.BATCH_SIZE", 3),
-}  # fmt: skip
+}
 
 
 def train64(lines, out):
@@ -194,9 +199,11 @@ def test_torchrun_on_upstream_dassl_trains_the_digits_as_one_process_does(tmp_pa
     root = Path(__file__).parents[2]
     paths = [p for p in sys.path if (Path(p) / "dassl").is_dir()]
     environment = {
-        **os.environ, "APD_HOST": "dassl", "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "APD_HOST": "dassl",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
-    }  # fmt: skip
+    }
     options = (
         "--dataset-config-file configs/datasets/digits.yaml --trainer APD --seed 1 "
         "--config-file configs/trainers/APD/mini.yaml --output-dir {} DATASET.NUM_SHOTS 2 "

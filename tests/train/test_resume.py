@@ -93,9 +93,10 @@ def test_the_best_epoch_before_the_interruption_stays_the_best(
     figures = {0: 3.0, 1: 1.0, 2: 2.0}
     test = PromptTrainer.test
     monkeypatch.setattr(
-        PromptTrainer, "test",
+        PromptTrainer,
+        "test",
         lambda self, split=None: figures[self.epoch] if split == "val" else test(self, split),
-    )  # fmt: skip
+    )
     options = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
     interrupted([4], "IVLP", tmp_path, *options)
     best, first = (
@@ -109,8 +110,16 @@ def test_the_best_epoch_before_the_interruption_stays_the_best(
 @pytest.mark.parametrize("schedule", ["cosine", "multi_step"])
 def test_the_learning_rate_goes_on_where_it_was(interrupted, run, tmp_path, schedule):
     """Upstream Dassl freezes it when a run with warm-up is resumed."""
-    options = ("OPTIM.MAX_EPOCH", 5, "OPTIM.LR_SCHEDULER", schedule, "OPTIM.STEPSIZE", "(2, 3)",
-               "TEST.NO_TEST", True)  # fmt: skip
+    options = (
+        "OPTIM.MAX_EPOCH",
+        5,
+        "OPTIM.LR_SCHEDULER",
+        schedule,
+        "OPTIM.STEPSIZE",
+        "(2, 3)",
+        "TEST.NO_TEST",
+        True,
+    )
     rates, step = [], PromptTrainer.forward_backward
 
     def recorded(self, batch):
@@ -154,6 +163,5 @@ def test_resume_flag_continues_a_run_in_another_folder(run, interrupted, tmp_pat
 def test_resume_flag_leaves_the_offline_teacher_its_own_folder(run, tmp_path):
     options = ("TRAINER.APD.TEACHER.MODE", "offline")
     assert run("APD", tmp_path / "first", *options).code == 0
-    result = run("APD", tmp_path / "second", *options,
-                 flags=("--resume", str(tmp_path / "first")))  # fmt: skip
+    result = run("APD", tmp_path / "second", *options, flags=("--resume", str(tmp_path / "first")))
     assert (result.code, result.err) == (0, "")

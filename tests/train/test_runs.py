@@ -92,12 +92,15 @@ def test_another_seed_gives_another_run(run, runs, tmp_path):
 # -- evaluation only -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, method, options", [
-    ("maple", "MaPLe", ()),
-    ("coop", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base")),
-    ("csc", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.COOP.CSC", True)),
-    ("apd", "APD", ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, method, options",
+    [
+        ("maple", "MaPLe", ()),
+        ("coop", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base")),
+        ("csc", "CoOp", ("DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.COOP.CSC", True)),
+        ("apd", "APD", ()),
+    ],
+)
 def test_eval_only_reproduces_the_run(run, runs, tmp_path, name, method, options):
     folder = getattr(runs, name)
     result = run(method, tmp_path, *options, flags=of(folder))

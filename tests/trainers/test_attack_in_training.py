@@ -46,9 +46,19 @@ def test_apts_constant_prompt_does_not(attacked):
 
 def test_warm_up_lets_the_ball_grow_over_a_part_of_the_epochs(build, tmp_path, monkeypatch):
     trainer = build(
-        "AdvIVLP", tmp_path / "out", "OPTIM.MAX_EPOCH", 5, "TEST.NO_TEST", True,
-        "AT.TRAIN.EPS", 4.0, "AT.TRAIN.ALPHA", 2.0, "AT.TRAIN.EPS_WARMUP", 0.8,
-    )  # fmt: skip
+        "AdvIVLP",
+        tmp_path / "out",
+        "OPTIM.MAX_EPOCH",
+        5,
+        "TEST.NO_TEST",
+        True,
+        "AT.TRAIN.EPS",
+        4.0,
+        "AT.TRAIN.ALPHA",
+        2.0,
+        "AT.TRAIN.EPS_WARMUP",
+        0.8,
+    )
     seen, pgd = [], adversarial.pgd
 
     def watched(logits_fn, images, labels, threat, **more):

@@ -23,15 +23,20 @@ OPENAI = {
     "RN101": (512, (3, 4, 23, 3), 64, None, 512, 8),
 }
 WIDTHS = {  # of text and image tokens; ResNets have none
-    "mini": (64, 128), "vit_b32": (512, 768), "vit_b16": (512, 768), "vit_l14": (768, 1024),
-    "rn50": (512, None), "rn101": (512, None),
-}  # fmt: skip
+    "mini": (64, 128),
+    "vit_b32": (512, 768),
+    "vit_b16": (512, 768),
+    "vit_l14": (768, 1024),
+    "rn50": (512, None),
+    "rn101": (512, None),
+}
 # configs of a method differ in their CLIP alone (scripts/make_configs.py): two of them will do
 FILES = [
     *((method, stem) for method in MADE["METHODS"] for stem in ("mini", "vit_b32")),
     *(("APD", stem) for stem in ("vit_b16", "vit_l14")),
-    *(("CoOp", stem) for stem in ("rn50", "rn101")), ("AdvPT", "rn50"),
-]  # fmt: skip
+    *(("CoOp", stem) for stem in ("rn50", "rn101")),
+    ("AdvPT", "rn50"),
+]
 PROMPTS = {  # (vectors, layers) of text and of image prompts: published, and the mini CLIP's
     "ZeroshotCLIP": [((0, 0), (0, 0)), ((0, 0), (0, 0))],
     "ZeroshotCLIP2": [((0, 0), (0, 0)), ((0, 0), (0, 0))],
@@ -79,11 +84,10 @@ def clip_without_weights(name, robust, resolution):
 def test_config_builds_its_trainer(method, file, tiny, monkeypatch):
     apd.register()
     path = str(FOLDER / method / f"{file}.yaml")
-    cfg = setup_cfg(parse_args([
-        "--root", tiny.root, "--seed", "1", "--trainer", method, "--config-file", path,
-        "DATASET.NAME", "Folder", "DATASET.FOLDER.DIR", "shapes", "DATASET.NUM_SHOTS", "2",
-        "DATALOADER.NUM_WORKERS", "0", "USE_CUDA", "False", "VERBOSE", "False",
-    ]))  # fmt: skip
+    args = ["--root", tiny.root, "--seed", "1", "--trainer", method, "--config-file", path]
+    args += "DATASET.NAME Folder DATASET.FOLDER.DIR shapes DATASET.NUM_SHOTS 2".split()
+    args += "DATALOADER.NUM_WORKERS 0 USE_CUDA False VERBOSE False".split()
+    cfg = setup_cfg(parse_args(args))
     if file != "mini":
         monkeypatch.setattr(apd.trainers.base, "load_clip", clip_without_weights)
     trainer = build_trainer(cfg)  # also compares INPUT.SIZE with the backbone's

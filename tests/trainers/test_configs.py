@@ -19,21 +19,37 @@ MADE = runpy.run_path(str(ROOT / "scripts" / "make_configs.py"))
 FILES = sorted(MADE["FOLDER"].glob("*/*.yaml"))
 TEXT_ONLY = ("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "APT", "AdvPT")  # fit a ResNet too
 SECTIONS = {
-    "ZeroshotCLIP": None, "ZeroshotCLIP2": None, "CoOp": "COOP", "APT": "COOP", "AdvPT": "ADV",
+    "ZeroshotCLIP": None,
+    "ZeroshotCLIP2": None,
+    "CoOp": "COOP",
+    "APT": "COOP",
+    "AdvPT": "ADV",
     "MaPLe": "MAPLE",
-}  # fmt: skip
+}
 
 MAPT = {
-    "OPTIM.NAME": "sgd", "OPTIM.LR": 0.0035, "OPTIM.LR_SCHEDULER": "cosine",
-    "OPTIM.WARMUP_EPOCH": 1, "OPTIM.WARMUP_TYPE": "constant", "OPTIM.WARMUP_CONS_LR": 1e-5,
-    "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "OPTIM.MAX_EPOCH": 100,
-    "AT.TRAIN.EPS": 1, "AT.TRAIN.ALPHA": 1, "AT.TRAIN.STEPS": 2,
-    "AT.TEST.EPS": 1, "AT.TEST.ALPHA": 1, "AT.TEST.STEPS": 100,
-}  # fmt: skip
+    "OPTIM.NAME": "sgd",
+    "OPTIM.LR": 0.0035,
+    "OPTIM.LR_SCHEDULER": "cosine",
+    "OPTIM.WARMUP_EPOCH": 1,
+    "OPTIM.WARMUP_TYPE": "constant",
+    "OPTIM.WARMUP_CONS_LR": 1e-5,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 32,
+    "OPTIM.MAX_EPOCH": 100,
+    "AT.TRAIN.EPS": 1,
+    "AT.TRAIN.ALPHA": 1,
+    "AT.TRAIN.STEPS": 2,
+    "AT.TEST.EPS": 1,
+    "AT.TEST.ALPHA": 1,
+    "AT.TEST.STEPS": 100,
+}
 COOP = {
-    "OPTIM.NAME": "sgd", "OPTIM.LR": 0.002, "DATALOADER.TRAIN_X.BATCH_SIZE": 32,
-    "TRAINER.COOP.N_CTX": 16, "OPTIM.MAX_EPOCH": 200,
-}  # fmt: skip
+    "OPTIM.NAME": "sgd",
+    "OPTIM.LR": 0.002,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 32,
+    "TRAINER.COOP.N_CTX": 16,
+    "OPTIM.MAX_EPOCH": 200,
+}
 PUBLISHED = {  # METHOD.md, "Published settings"
     "CoOp": COOP,
     "APT": COOP | {
@@ -85,19 +101,20 @@ ORIGINAL = {  # what has a published file; all else is carried over from one of 
     *(("CoOp", file) for file in ("vit_b32", "vit_b16", "rn50", "rn101")),
     *((method, "vit_b16") for method in ("VPT", "IVLP", "MaPLe")),
     *((method, f) for method in ("AdvVPT", "AdvIVLP", "AdvMaPLe") for f in ("vit_b32", "vit_b16")),
-    ("APT", "vit_b32"), ("APT", "rn50"), ("FAP", "vit_b32"),
+    ("APT", "vit_b32"),
+    ("APT", "rn50"),
+    ("FAP", "vit_b32"),
     *(("AdvPT", file) for file in ("vit_b16", "vit_l14", "rn50")),
-}  # fmt: skip
+}
 VITS = ("vit_b32", "vit_b16", "vit_l14")
 RESNETS = ("rn50", "rn101")
 
 
 def load(path, *options, dataset="digits"):
     apd.register()
-    return setup_cfg(parse_args([
-        "--root", "data", "--trainer", path.parent.name, "--config-file", str(path),
-        "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml"), *options,
-    ]))  # fmt: skip
+    args = ["--root", "data", "--trainer", path.parent.name, "--config-file", str(path)]
+    args += ["--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml"), *options]
+    return setup_cfg(parse_args(args))
 
 
 def test_the_files_are_as_the_script_makes_them():

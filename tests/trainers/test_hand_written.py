@@ -7,9 +7,14 @@ from torch.nn.functional import normalize
 
 NAMES = ("circle", "square", "star", "triangle")
 COOPS = (
-    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
-    "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
-)  # fmt: skip
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 
 def ensemble(trainer, templates):

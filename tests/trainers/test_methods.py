@@ -38,10 +38,19 @@ METHODS = {  # modality of the prompts, how many numbers are learned
 }
 TRAINED = [name for name in METHODS if "Zeroshot" not in name]
 THREAT = {
-    "norm": "linf", "eps": 1.0, "alpha": 0.5, "steps": 3, "restarts": 1, "random_start": True,
-    "loss": "ce", "units": "1/255", "source": "white-box", "precision": "fp32", "seed": 1,
+    "norm": "linf",
+    "eps": 1.0,
+    "alpha": 0.5,
+    "steps": 3,
+    "restarts": 1,
+    "random_start": True,
+    "loss": "ce",
+    "units": "1/255",
+    "source": "white-box",
+    "precision": "fp32",
+    "seed": 1,
     "last_iterate": False,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +95,18 @@ def test_results_say_what_was_run(finished, method):
     results = read_results(finished(method).folder)
     modality, parameters = METHODS[method]
     wanted = {
-        "complete": True, "method": method, "modality": modality,
-        "trainable_parameters": parameters, "dataset": "shapes", "classes": 4,
-        "subsample": "all", "shots": 2, "seed": 1, "host": f"{HOST} {HOST_VERSION}",
+        "complete": True,
+        "method": method,
+        "modality": modality,
+        "trainable_parameters": parameters,
+        "dataset": "shapes",
+        "classes": 4,
+        "subsample": "all",
+        "shots": 2,
+        "seed": 1,
+        "host": f"{HOST} {HOST_VERSION}",
         "prompts_from": None,
-    }  # fmt: skip
+    }
     assert {key: results[key] for key in wanted} == wanted
     assert results["backbone"].endswith("clip.pt")
     config = results["config"]
@@ -186,8 +202,15 @@ def test_the_folder_has_dassls_layout(finished, method):
 
 def test_the_log_begins_with_the_config_and_ends_with_the_result(finished):
     log = finished("APT").log
-    lines = ["Setting fixed seed: 1", "AT_LOSS_TYPE: adv_full", f"host: {HOST} {HOST_VERSION}",
-             "epoch [1/2]", "epoch [2/2]", "* accuracy:", "* robust accuracy:"]  # fmt: skip
+    lines = [
+        "Setting fixed seed: 1",
+        "AT_LOSS_TYPE: adv_full",
+        f"host: {HOST} {HOST_VERSION}",
+        "epoch [1/2]",
+        "epoch [2/2]",
+        "* accuracy:",
+        "* robust accuracy:",
+    ]
     places = [log.find(line) for line in lines]
     assert -1 not in places and places == sorted(places)
 

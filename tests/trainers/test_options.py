@@ -31,8 +31,15 @@ SECTIONS = {"CoOp": "COOP", "MaPLe": "MAPLE", "APT": "COOP", "AdvPT": "ADV"}
 @pytest.mark.parametrize("method", ["CoOp", "AdvPT", "AdvVPT", "MaPLe", "FAP", "APD"])
 def test_half_precision_makes_nearly_the_same_step(build, run, tmp_path, monkeypatch, method):
     key = f"TRAINER.{SECTIONS.get(method, method)}.PREC"
-    one = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8,
-           *UNTESTED)  # fmt: skip
+    one = (
+        "OPTIM.MAX_EPOCH",
+        1,
+        "OPTIM.WARMUP_EPOCH",
+        0,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        8,
+        *UNTESTED,
+    )
     # a scale at which the first step is not skipped
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
     trainer = build(method, tmp_path / "start", *one)
@@ -61,9 +68,15 @@ def test_a_compiled_image_encoder_trains_alike(run, tmp_path, monkeypatch, metho
 
     monkeypatch.setattr(torch, "compile", traced)
     options = (
-        f"TRAINER.{method}.PREC", precision, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True,
-        "OPTIM.WARMUP_EPOCH", 0,
-    )  # fmt: skip
+        f"TRAINER.{method}.PREC",
+        precision,
+        "OPTIM.MAX_EPOCH",
+        1,
+        "TEST.NO_TEST",
+        True,
+        "OPTIM.WARMUP_EPOCH",
+        0,
+    )
     results = [
         run(method, tmp_path / name, *options, "TRAINER.PROMPT.COMPILE", name == "compiled")
         for name in ("eager", "compiled")
@@ -114,9 +127,10 @@ def test_attacks_have_a_precision_of_their_own(build, tmp_path, monkeypatch, tra
     trainer = build("AdvIVLP", tmp_path, "TRAINER.AdvIVLP.PREC", training, "AT.TRAIN.PREC", attack)
     seen, pgd, embeddings = [], adversarial.pgd, trainer.model.image_embeddings
     monkeypatch.setattr(
-        trainer.model, "image_embeddings",
+        trainer.model,
+        "image_embeddings",
         lambda images: seen.append(embeddings(images)) or seen[-1],
-    )  # fmt: skip
+    )
     inside = []
 
     def watched(*args, **more):
@@ -146,9 +160,9 @@ def overflowing(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, key", [("AdvIVLP", "TRAINER.AdvIVLP.PREC"), ("APD", "TRAINER.APD.PREC"),
-                    ("FAP", "AT.TRAIN.PREC")]
-)  # fmt: skip
+    "method, key",
+    [("AdvIVLP", "TRAINER.AdvIVLP.PREC"), ("APD", "TRAINER.APD.PREC"), ("FAP", "AT.TRAIN.PREC")],
+)
 def test_an_attention_that_overflows_float16_is_told(run, tmp_path, overflowing, method, key):
     result = run(method, tmp_path / "out", key, "amp", flags=overflowing)
     assert result.code == 1 and result.err.count("\n") == 1
@@ -167,9 +181,10 @@ def test_gradients_that_overflow_float16_at_every_scale_are_told(run, tmp_path, 
 
     losses = PromptTrainer.losses
     monkeypatch.setattr(
-        PromptTrainer, "losses",
+        PromptTrainer,
+        "losses",
         lambda self, *batch: {k: 1e12 * v for k, v in losses(self, *batch).items()},
-    )  # fmt: skip
+    )
     result = run("IVLP", tmp_path / "out", "TRAINER.IVLP.PREC", "amp", "OPTIM.MAX_EPOCH", 20)
     assert result.code == 1 and result.err.count("\n") == 1
     assert "the gradient is" in result.err and "TRAINER.IVLP.PREC: use fp32" in result.err
@@ -208,11 +223,20 @@ def test_best_val_deploys_the_best_epoch(run, tmp_path, monkeypatch, method):
     figures = iter([1.0, 3.0, 2.0])
     test = PromptTrainer.test
     monkeypatch.setattr(
-        PromptTrainer, "test",
+        PromptTrainer,
+        "test",
         lambda self, split=None: next(figures) if split == "val" else test(self, split),
-    )  # fmt: skip
-    result = run(method, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3,
-                 "TRAIN.CHECKPOINT_FREQ", 1)  # fmt: skip
+    )
+    result = run(
+        method,
+        tmp_path,
+        "TEST.FINAL_MODEL",
+        "best_val",
+        "OPTIM.MAX_EPOCH",
+        3,
+        "TRAIN.CHECKPOINT_FREQ",
+        1,
+    )
     assert (result.code, result.err) == (0, "")
     for name, model in result.trainer._models.items():
         best = state(tmp_path, name, "model-best.pth.tar")
@@ -259,8 +283,9 @@ def test_split_val_evaluates_validation_images_and_says_so(run, tmp_path):
     assert (result.code, result.err) == (0, "")
     found = read_results(tmp_path)["evaluations"]
     assert [(r["attack"], r["split"], r["total"]) for r in found] == [
-        ("clean", "val", 8), ("pgd-3", "val", 8),
-    ]  # fmt: skip
+        ("clean", "val", 8),
+        ("pgd-3", "val", 8),
+    ]
     model, right = result.trainer.model, 0
     for batch in result.trainer.dm.val_loader:
         right += int((model(batch["img"]).argmax(1) == batch["label"]).sum())
@@ -366,8 +391,20 @@ def test_the_papers_count_is_recorded(run, tmp_path):
 
 
 def test_the_whole_threat_model_is_configurable(run, tmp_path):
-    result = run("CoOp", tmp_path, "AT.TEST.NORM", "l2", "AT.TEST.EPS", 128, "AT.TEST.ALPHA", 30,
-                 "AT.TEST.STEPS", 2, "AT.TEST.RESTARTS", 2)  # fmt: skip
+    result = run(
+        "CoOp",
+        tmp_path,
+        "AT.TEST.NORM",
+        "l2",
+        "AT.TEST.EPS",
+        128,
+        "AT.TEST.ALPHA",
+        30,
+        "AT.TEST.STEPS",
+        2,
+        "AT.TEST.RESTARTS",
+        2,
+    )
     assert (result.code, result.err) == (0, "")
     threat = read_results(tmp_path)["evaluations"][1]["threat_model"]
     keys = ("norm", "eps", "alpha", "steps", "restarts")

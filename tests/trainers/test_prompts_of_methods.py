@@ -17,8 +17,9 @@ def text_of(trainer, *texts):
 
 
 def test_coop_initial_words_decide_the_length(build, tmp_path):
-    trainer = build("CoOp", tmp_path, "TRAINER.COOP.CTX_INIT", "a_photo_of_a",
-                    "TRAINER.COOP.N_CTX", 16)  # fmt: skip
+    trainer = build(
+        "CoOp", tmp_path, "TRAINER.COOP.CTX_INIT", "a_photo_of_a", "TRAINER.COOP.N_CTX", 16
+    )
     (context,) = trainer.model.prompt_learner.text_contexts()
     words = clip.tokenize("a photo of a")[0, 1:5]
     assert torch.equal(context, trainer.clip_model.token_embedding.weight[words])
@@ -52,9 +53,8 @@ def test_class_token_position(run, build, tmp_path, position, method):
     trainer = build(method, tmp_path, key, position, *words)
     form = {"middle": "this is {} one large.", "front": "{} this is one large."}[position]
     torch.testing.assert_close(
-        trainer.model.text_features(), text_of(trainer, *map(form.format, NAMES)),
-        rtol=0, atol=1e-6,
-    )  # fmt: skip
+        trainer.model.text_features(), text_of(trainer, *map(form.format, NAMES)), rtol=0, atol=1e-6
+    )
     result = run(method, tmp_path, key, position, *words)
     assert (result.code, result.err) == (0, "")
     (trained,) = result.trainer.model.prompt_learner.text_contexts()
@@ -71,8 +71,7 @@ def test_vpt_puts_its_words_before_the_class_name(build, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["VPT", "ZeroshotCLIP"])
 def test_without_words_the_data_set_has_a_template(build, tmp_path, method):
-    trainer = build(method, tmp_path, "DATASET.NAME", "Digits",
-                    "TRAINER.VPT.CTX_INIT", "")  # fmt: skip
+    trainer = build(method, tmp_path, "DATASET.NAME", "Digits", "TRAINER.VPT.CTX_INIT", "")
     words = "zero one two three four five six seven eight nine".split()
     want = text_of(trainer, *(f"a photo of the digit {name}." for name in words))
     torch.testing.assert_close(trainer.model.text_features(), want, rtol=0, atol=1e-6)

@@ -53,5 +53,11 @@ def test_configs_are_independent():
 def test_mapts_keys_are_known(section):
     cfg = get_cfg_default()
     apd.extend_cfg(cfg)
-    assert {"N_CTX_VISION", "N_CTX_TEXT", "CTX_INIT", "PREC", "PROMPT_DEPTH_VISION",
-            "PROMPT_DEPTH_TEXT"} <= set(cfg.TRAINER[section])  # fmt: skip
+    assert {
+        "N_CTX_VISION",
+        "N_CTX_TEXT",
+        "CTX_INIT",
+        "PREC",
+        "PROMPT_DEPTH_VISION",
+        "PROMPT_DEPTH_TEXT",
+    } <= set(cfg.TRAINER[section])

@@ -46,8 +46,10 @@ def test_apds_teacher_is_not_robust_unless_asked(run, tmp_path, robust, tiny, mo
     clean = run("APD", tmp_path / "clean", *student).trainer
     assert equal(encoder_of(clean.model), weights)
     own = torch.load(tiny.clip, weights_only=True)
-    assert equal({f"visual.{k}": v for k, v in encoder_of(clean.teacher).items()},
-                 {k: v for k, v in own.items() if k.startswith("visual.")})  # fmt: skip
+    assert equal(
+        {f"visual.{k}": v for k, v in encoder_of(clean.teacher).items()},
+        {k: v for k, v in own.items() if k.startswith("visual.")},
+    )
     both = run("APD", tmp_path / "both", *student, "TRAINER.APD.TEACHER.ROBUST", path).trainer
     assert equal(encoder_of(both.teacher), weights)
     assert both.teacher.clip is both.model.clip  # one CLIP in memory, not two

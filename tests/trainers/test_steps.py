@@ -23,17 +23,29 @@ def one_step(build, tmp_path):
 
     def one_step(method, *options, batch=8):
         trainer = build(
-            method, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0,
-            "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "TEST.NO_TEST", True, *options,
-        )  # fmt: skip
+            method,
+            tmp_path / "out",
+            "OPTIM.MAX_EPOCH",
+            1,
+            "OPTIM.WARMUP_EPOCH",
+            0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            batch,
+            "TEST.NO_TEST",
+            True,
+            *options,
+        )
         step, seen = trainer.forward_backward, []
 
         def recorded(batch):
             before = SimpleNamespace(
-                trainer=trainer, images=batch["img"], labels=batch["label"],
-                random=torch.get_rng_state(), student=copy.deepcopy(trainer.model),
+                trainer=trainer,
+                images=batch["img"],
+                labels=batch["label"],
+                random=torch.get_rng_state(),
+                student=copy.deepcopy(trainer.model),
                 teacher=copy.deepcopy(getattr(trainer, "teacher", None)),
-            )  # fmt: skip
+            )
             before.losses = step(batch)
             seen.append(before)
             return before.losses

@@ -97,13 +97,16 @@ def test_advpts_embeddings_are_those_of_attacked_images_in_the_ball(build, tmp_p
 
 def test_advpts_images_are_not_augmented(build, tmp_path):
     one, two = (
-        torch.stack([
-            item["img"]
-            for item in build("AdvPT", tmp_path / name, flags=("--transforms", *augmentations))
-            .adversarial_embeddings()
-        ])
+        torch.stack(
+            [
+                item["img"]
+                for item in build(
+                    "AdvPT", tmp_path / name, flags=("--transforms", *augmentations)
+                ).adversarial_embeddings()
+            ]
+        )
         for name, augmentations in (("a", ["random_flip"]), ("b", ["random_resized_crop"]))
-    )  # fmt: skip
+    )
     assert torch.equal(one, two)
 
 

@@ -151,9 +151,15 @@ def test_teacher_of_another_backbone_sees_resized_images(run, tmp_path, tiny, mo
 
     monkeypatch.setattr(PromptedCLIP, "image_features", recorded)
     result = run(
-        "APD", tmp_path, f"{TEACHER}.BACKBONE", tiny.wide, f"{TEACHER}.MODE", mode,
-        "TRAINER.APD.BETA", 0.5,
-    )  # fmt: skip
+        "APD",
+        tmp_path,
+        f"{TEACHER}.BACKBONE",
+        tiny.wide,
+        f"{TEACHER}.MODE",
+        mode,
+        "TRAINER.APD.BETA",
+        0.5,
+    )
     assert (result.code, result.err) == (0, "")
     assert sizes == {32: {32}, 64: {64}}
     assert result.trainer.teacher.clip is not result.trainer.model.clip

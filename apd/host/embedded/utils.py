@@ -61,7 +61,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def collect_env_info() -> str:
-    """Versions and device, one a line."""
+    """Versions and device, one per line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return "\n".join(
         f"{name}: {value}"
