@@ -157,14 +157,17 @@ def main() -> None:
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU: --device cpu --backbone mini runs all of it, slowly")
     torch.backends.cudnn.allow_tf32 = False
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu"
+    about = {k: v for k, v in vars(args).items() if k not in ("device", "output")}
+    about |= {"device": device, "torch": torch.__version__}
     rows = []
     for name in args.backbone:
         clip = random_clip(name, args.device)
-        rows += [measure(name, clip, classes, args) for classes in args.classes]
+        for classes in args.classes:
+            rows.append(measure(name, clip, classes, args))
+            write_json(args.output, {**about, "rows": rows})  # what is measured, stays
+            print(*(f"{key}: {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu"
-    options = {k: v for k, v in vars(args).items() if k != "device"}
-    write_json(args.output, {**options, "device": device, "torch": torch.__version__, "rows": rows})
 
 
 if __name__ == "__main__":
