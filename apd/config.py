@@ -50,6 +50,15 @@ _FAP = {
     "LAMBDA": 1.5,  # weight of the consistency of clean and adversarial images [P]
 }
 
+_CBAFAPT = {
+    **_MAPLE,  # "a photo of a" of its figure 2 [P]
+    # whose gradient its maps have: the logit of its figure 2 [O], or the cosine of its equation 1
+    "SCORE": "logit",
+    "LAMBDA_ADV": 5.0,  # cross-entropy on adversarial images, its alpha [P]
+    "LAMBDA_VAA": 0.05,  # maps of the image, its beta [P]
+    "LAMBDA_TAA": 0.03,  # maps of the text, its gamma [P]
+}
+
 _APD = {
     **_IVLP,  # prompts as MAPT's, the authors' later work [O]
     "COUPLED": False,  # True: MaPLe's text-to-vision projection [O: independent]
@@ -135,6 +144,7 @@ KEYS: dict[str, dict] = {
         "AdvIVLP": _IVLP,
         "AdvMaPLe": _MAPLE,
         "FAP": _FAP,
+        "CBAFAPT": _CBAFAPT,
         "APD": _APD,
     },
 }
@@ -235,16 +245,18 @@ _RULES: dict[str, Rule] = {
     "TRAINER.APD.TEACHER.TAU": number(above=0),
     "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
 }
+_WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
 _RULES_OF_TRAINERS = {  # in every section
     **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
     "CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
     "PREC": _PRECISION,
     "LAMBDA": _LEAST_0,
-    **{f"LAMBDA_{what}": _LEAST_0 for what in ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT")},
+    **{f"LAMBDA_{what}": _LEAST_0 for what in _WEIGHTS},
     "TAU": number(above=0),
     "BETA": _LEAST_0,
     "ATTACK_LOSS": one_of("ce", "kl"),
+    "SCORE": one_of("logit", "cosine"),
 }
 
 

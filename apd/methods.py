@@ -57,6 +57,7 @@ METHODS = {  # baselines first
     "AdvIVLP": Method("AdvIVLP", "text + visual", "each step", 2, 2, GREEN, "D"),
     "AdvMaPLe": Method("AdvMaPLe", "text-to-visual", "each step", 2, 2, BLUE, "v"),
     "FAP": Method("FAP", "visual-to-text", "each step", 5, 2, PURPLE, "P"),
+    "CBAFAPT": Method("CBAFAPT", "visual-to-text", "each step", 4, 2, BLACK, "*"),
     "APD": Method("APD", "text + visual", "each step", 4, 4, RED, "o"),
 }
 

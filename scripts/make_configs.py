@@ -93,7 +93,14 @@ CLIPS = {
         about="The mini CLIP that comes with the package: our choice throughout [O]",
         lr_from="OPTIM.LR is the one of 0.001, 0.0035, 0.01 and 0.03 with the highest robust "
         "accuracy on the digits' validation images",
-        lr={"CoOp": 0.002, "APT": 0.01, "AdvIVLP": 0.01, "AdvMaPLe": 0.01, "APD": 0.03},
+        lr={
+            "CoOp": 0.002,
+            "APT": 0.01,
+            "AdvIVLP": 0.01,
+            "AdvMaPLe": 0.01,
+            "CBAFAPT": 0.001,
+            "APD": 0.03,
+        },
         special={"APD": {"TRAINER.APD.TEACHER.LR": 1.0}},
     ),
     "mini_photo": Mini(
@@ -277,6 +284,20 @@ METHODS = {
         "cross-dataset. TRAINER.FAP.LAMBDA is its LAMBDA_1.",
         section="FAP",
         prompts={"N_CTX": 2, "PROMPT_DEPTH": 9, "LAMBDA": 1.5},
+        mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
+        lr=0.0035,
+        epochs=10,
+        batch=4,
+        transforms="[]",
+        train=ONE_STEP,
+        carried={"vit_b16": "vit_b32", "vit_l14": "vit_b32"},
+    ),
+    "CBAFAPT": Method(
+        "CBA-FAPT's published setting [P] (AAAI 2026, implementation details); 5 epochs for "
+        "cross-dataset. It does not give batch and transforms: FAP's, whose setting it says to "
+        "follow [O].",
+        section="CBAFAPT",
+        prompts={"N_CTX": 2, "PROMPT_DEPTH": 9},
         mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
         lr=0.0035,
         epochs=10,

@@ -44,10 +44,11 @@ def layout(name, n_ctx, words="", ending=".", position="end"):
     return [start, *middle, end]
 
 
-def text_features(model, layouts, contexts):
+def text_features(model, layouts, contexts, seen=None):
     """Unnormalised text features (C, d) over all 77 positions.
 
-    contexts[i] is (M, D) or (C, M, D); it takes the slots before block i.
+    contexts[i] is (M, D) or (C, M, D); it takes the slots before block i. ``seen`` is a dict that
+    gets the last block's attention.
     """
     length = model.context_length
     dtype = model.positional_embedding.dtype
@@ -71,14 +72,14 @@ def text_features(model, layouts, contexts):
             x = free * x + where @ contexts[i]
         if i == 0:
             x = x + model.positional_embedding
-        x = _block(block, x, causal)
+        x = _block(block, x, causal, seen)
     x = _layer_norm(model.ln_final, x)
     ends = [len(sequence) - 1 for sequence in layouts]
     return torch.stack([x[c, end] for c, end in enumerate(ends)]) @ model.text_projection
 
 
-def image_features(visual, images, contexts):
-    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D)."""
+def image_features(visual, images, contexts, seen=None):
+    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D), ``seen`` as above."""
     patch = visual.conv1.kernel_size[0]
     patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
     patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
@@ -91,7 +92,7 @@ def image_features(visual, images, contexts):
             x = torch.cat([x[:, :real], contexts[i].repeat(len(x), 1, 1)], 1)
         if i == 0:
             x = _layer_norm(visual.ln_pre, x)
-        x = _block(block, x, torch.zeros((), dtype=x.dtype))
+        x = _block(block, x, torch.zeros((), dtype=x.dtype), seen)
     return _layer_norm(visual.ln_post, x)[:, 0] @ visual.proj
 
 
@@ -101,7 +102,7 @@ def _layer_norm(norm, x):
     return centred / (variance + norm.eps).sqrt() * norm.weight + norm.bias
 
 
-def _block(block, x, mask):
+def _block(block, x, mask, seen):
     heads, width = block.attn.num_heads, x.shape[-1]
     size = width // heads
     h = _layer_norm(block.ln_1, x) @ block.attn.in_proj_weight.t() + block.attn.in_proj_bias
@@ -111,8 +112,10 @@ def _block(block, x, mask):
         part = slice(head * size, (head + 1) * size)
         scores = queries[..., part] @ keys[..., part].transpose(1, 2) / size**0.5 + mask
         outputs.append(scores.softmax(-1) @ values[..., part])
-    out = block.attn.out_proj
-    x = x + torch.cat(outputs, -1) @ out.weight.t() + out.bias
+    output, out = torch.cat(outputs, -1), block.attn.out_proj
+    if seen is not None:  # what a later block sees takes its place
+        seen.update(queries=queries, keys=keys, values=values, output=output)
+    x = x + output @ out.weight.t() + out.bias
     up, down = block.mlp.c_fc, block.mlp.c_proj
     h = _layer_norm(block.ln_2, x) @ up.weight.t() + up.bias
     return x + (h * torch.sigmoid(1.702 * h)) @ down.weight.t() + down.bias

@@ -7,6 +7,7 @@ nobody reads, and casts its layer norms to float32. This function can, on the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,36 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)
 
 
-def residual_block(
+class Attended(NamedTuple):
+    """The attention of one block of width D with H heads, on N sequences.
+
+    Attributes:
+        tokens: (N, Q, D), those that are updated, as they came in.
+        output: (N, Q, D), what attention gives them, before the output projection.
+        queries: (N, H, Q, D / H).
+        keys, values: (N, H, P + L, D / H), with those of the P past tokens.
+        own: keys and values of the L tokens alone.
+    """
+
+    tokens: Tensor
+    output: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    own: KeysValues
+
+
+def residual_block(block: nn.Module, x: Tensor, **how) -> tuple[Tensor, KeysValues]:
+    """Run one block on tokens ``x``: ``attend`` with the same arguments, then ``update``.
+
+    Returns:
+        The updated tokens, (N, L, D) or (N, Q, D), and the keys and values of x, for ``past``.
+    """
+    attended = attend(block, x, **how)
+    return update(block, attended.tokens, attended.output), attended.own
+
+
+def attend(
     block: nn.Module,
     x: Tensor,
     *,
@@ -29,8 +59,8 @@ def residual_block(
     mask: Tensor | None = None,
     causal: bool = False,
     select: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, KeysValues]:
-    """Run one block on tokens ``x``, after ``past`` tokens whose keys and values are known.
+) -> Attended:
+    """The attention of a block on tokens ``x``, after ``past`` tokens with known keys and values.
 
     Args:
         block: a ``clip.model.ResidualAttentionBlock`` of width D with H heads.
@@ -40,9 +70,6 @@ def residual_block(
         causal: token i sees tokens up to i; instead of ``mask``, for x without ``past``.
         select: picks the tokens to update, (N, L, D) -> (N, Q, D), when the others will not be
             read again (the last block of an encoder); their keys and values still count.
-
-    Returns:
-        The updated tokens, (N, L, D) or (N, Q, D), and the keys and values of x, for ``past``.
     """
     attention = block.attn
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
@@ -62,5 +89,10 @@ def residual_block(
             for before, now in zip(past, own)
         )
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    x = x + attention.out_proj(y.transpose(1, 2).flatten(2))
-    return x + block.mlp(layer_norm(block.ln_2, x)), own
+    return Attended(x, y.transpose(1, 2).flatten(2), q, k, v, own)
+
+
+def update(block: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+    """The tokens (N, Q, D) after a block whose attention gave ``output`` (N, Q, D) for them."""
+    x = tokens + block.attn.out_proj(output)
+    return x + block.mlp(layer_norm(block.ln_2, x))

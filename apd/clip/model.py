@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apd.clip.attribution import LastAttention, image_attention, text_attention
 from apd.clip.contexts import (
     CoupledPrompts,
     IndependentPrompts,
@@ -76,10 +77,10 @@ class PromptedCLIP(nn.Module):
 
     def _encode_text(self, contexts: Sequence[Tensor]) -> Tensor:
         features = [
-            self._unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
+            self.unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
             for prompts in self.class_prompts
         ]
-        return features[0] if len(features) == 1 else self._unit(sum(features))
+        return features[0] if len(features) == 1 else self.unit(sum(features))
 
     def image_embeddings(self, images: Tensor) -> Tensor:
         """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""
@@ -91,10 +92,20 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, embed_dim), unit length, of images (B, 3, R, R) in [0, 1]."""
-        return self._unit(self.image_embeddings(images))
+        return self.unit(self.image_embeddings(images))
 
-    def _unit(self, features: Tensor) -> Tensor:
-        """Of unit length; in the precision of the weights, whatever computed the features."""
+    def image_attention(self, images: Tensor) -> LastAttention:
+        """Where the image encoder looks last, for maps of images (B, 3, R, R) in [0, 1]."""
+        images = (images - self.mean) / self.std
+        return image_attention(self.clip.visual, images, self.prompt_learner.visual_contexts())
+
+    def text_attention(self, classes: Tensor) -> LastAttention:
+        """Where the text encoder looks last, for maps of the prompts of ``classes`` (B,)."""
+        (prompts,) = self.class_prompts
+        return text_attention(self.clip, prompts, classes, self.prompt_learner.text_contexts())
+
+    def unit(self, features: Tensor) -> Tensor:
+        """To unit length; in the precision of the weights, whatever computed the features."""
         return F.normalize(features.to(self.mean.dtype), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apd import ranks
-from apd.clip.blocks import KeysValues, layer_norm, residual_block
+from apd.clip.blocks import Attended, KeysValues, attend, layer_norm, residual_block, update
 from apd.errors import UserError
 
 # Groups smaller than this cost more in overhead than their padding would.
@@ -163,20 +163,7 @@ def encode_text(
     Returns:
         (C, embed_dim).
     """
-    blocks = clip_model.transformer.resblocks
-    positions = clip_model.positional_embedding
-    front = prompts.prefix_slots
-
-    x = prompts.embedding[:1, : prompts.prefix]
-    past: list[KeysValues] = []
-    for i, block in enumerate(blocks):
-        if i < len(contexts) and front:
-            x = fill(x, contexts[i][:front], prompts.slots[:1, :front])
-        if i == 0:
-            x = x + positions[: prompts.prefix].to(x.dtype)
-        x, keys_values = residual_block(block, x, causal=True)
-        past.append(keys_values)
-
+    past = front(clip_model, prompts, contexts)
     shares = [(0, 1)]
     if ranks.shares_text(len(prompts.eot)):
         shares = [(rank, ranks.size()) for rank in range(ranks.size())]
@@ -192,21 +179,47 @@ def encode_text(
     return features[torch.cat(order).argsort()]
 
 
-def _encode_rest(
+def front(
+    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Tensor] = ()
+) -> list[KeysValues]:
+    """Keys and values of the classes' common front in each block; arguments as ``encode_text``."""
+    slots = prompts.prefix_slots
+    x = prompts.embedding[:1, : prompts.prefix]
+    past: list[KeysValues] = []
+    for i, block in enumerate(clip_model.transformer.resblocks):
+        if i < len(contexts) and slots:
+            x = fill(x, contexts[i][:slots], prompts.slots[:1, :slots])
+        if i == 0:
+            x = x + clip_model.positional_embedding[: prompts.prefix].to(x.dtype)
+        x, keys_values = residual_block(block, x, causal=True)
+        past.append(keys_values)
+    return past
+
+
+def _encode_rest(clip_model: nn.Module, *which) -> Tensor:
+    """(len(group), embed_dim) of the classes of a group; arguments as ``to_last``."""
+    attended = to_last(clip_model, *which)
+    return embed(clip_model, attended.tokens, attended.output)
+
+
+def to_last(
     clip_model: nn.Module,
     prompts: ClassPrompts,
     contexts: Sequence[Tensor],
     past: Sequence[KeysValues],
     group: Tensor,
     end: int,
-) -> Tensor:
-    """What follows the common front up to ``end``, for the classes of ``group``:
-    (len(group), embed_dim)."""
+) -> Attended:
+    """The end-of-text tokens' attention in the last block, for the classes of ``group``.
+
+    ``past`` is what ``front`` gives; positions from ``end`` on are not run. The keys and values
+    are those of positions 0 to ``end``; a class must not read what follows its end-of-text token.
+    """
     blocks = clip_model.transformer.resblocks
-    start, front = prompts.prefix, prompts.prefix_slots
+    start, shared = prompts.prefix, prompts.prefix_slots
     eot = prompts.eot[group] - start
     length = end - start
-    slots = prompts.slots[group, front:] - start
+    slots = prompts.slots[group, shared:] - start
     causal = torch.ones(length, start + length, dtype=torch.bool, device=eot.device).tril(start)
     rows = torch.arange(len(group), device=eot.device)
 
@@ -217,14 +230,19 @@ def _encode_rest(
     for i, (block, keys_values) in enumerate(zip(blocks, past)):
         if i < len(contexts) and slots.shape[1]:
             context = contexts[i]
-            x = fill(x, context[group][:, front:] if context.dim() == 3 else context[front:], slots)
+            own = context[group][:, shared:] if context.dim() == 3 else context[shared:]
+            x = fill(x, own, slots)
         if i == 0:
             x = x + clip_model.positional_embedding[start:end].to(x.dtype)
         if i < len(blocks) - 1:
             x, _ = residual_block(block, x, past=keys_values, mask=causal)
-        else:
-            mask = causal[eot][:, None, None]
-            x, _ = residual_block(block, x, past=keys_values, mask=mask, select=end_of_text)
+    mask = causal[eot][:, None, None]
+    return attend(blocks[-1], x, past=past[-1], mask=mask, select=end_of_text)
+
+
+def embed(clip_model: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+    """(N, embed_dim), from end-of-text tokens (N, 1, D) and what the last attention gives them."""
+    x = update(clip_model.transformer.resblocks[-1], tokens, output)
     return layer_norm(clip_model.ln_final, x[:, 0]) @ clip_model.text_projection
 
 

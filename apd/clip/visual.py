@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from apd.clip.blocks import layer_norm, residual_block
+from apd.clip.blocks import Attended, attend, layer_norm, residual_block, update
 from apd.errors import UserError
 
 NEEDS_VIT = (
@@ -42,6 +42,15 @@ def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] =
         if len(contexts):
             raise UserError(NEEDS_VIT)
         return visual(images)
+    attended = to_last(visual, images, contexts)
+    return embed(visual, attended.tokens, attended.output)
+
+
+def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()) -> Attended:
+    """The class token's attention in a ViT's last block; arguments as ``encode_image``.
+
+    Its keys and values are those of the class token, the patches and the prompts, in this order.
+    """
     x = patches(images, visual.conv1.kernel_size[0]) @ visual.conv1.weight.flatten(1).t()
     class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
@@ -53,9 +62,15 @@ def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] =
     for i, block in enumerate(blocks):
         if 0 < i < len(contexts):
             x = append(x[:, :length], contexts[i])
-        # after the last block only the class token is read
-        select = (lambda tokens: tokens[:, :1]) if i == len(blocks) - 1 else None
-        x, _ = residual_block(block, x, select=select)
+        if i < len(blocks) - 1:
+            x, _ = residual_block(block, x)
+    # after the last block only the class token is read
+    return attend(blocks[-1], x, select=lambda tokens: tokens[:, :1])
+
+
+def embed(visual: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+    """(B, embed_dim), from the class tokens (B, 1, D) and what the last attention gives them."""
+    x = update(visual.transformer.resblocks[-1], tokens, output)
     return layer_norm(visual.ln_post, x[:, 0]) @ visual.proj
 
 

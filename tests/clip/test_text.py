@@ -163,13 +163,14 @@ def test_any_prompt_equals_all_77_positions(vit64, data):
 def runs(monkeypatch):
     """What ``encode_text`` runs: (classes, positions before, positions) of each block's call."""
     seen = []
-    block = apd.clip.text.residual_block
+    attend = apd.clip.text.attend
 
     def spy(module, x, *, past=None, **options):
         seen.append((len(x), past[0].shape[2] if past else 0, x.shape[1]))
-        return block(module, x, past=past, **options)
+        return attend(module, x, past=past, **options)
 
-    monkeypatch.setattr(apd.clip.text, "residual_block", spy)
+    for module in (apd.clip.blocks, apd.clip.text):  # of all blocks but the last, of the last
+        monkeypatch.setattr(module, "attend", spy)
     return seen
 
 

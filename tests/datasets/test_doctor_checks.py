@@ -108,4 +108,5 @@ def test_published_figures_are_those_of_the_backbone_and_of_one_data_set():
     assert published_accuracy("ViT-B/32", "ImageNet") == (62.10, "coapt, table 2")
     assert published_accuracy("RN50", "ImageNetA")[0] == 21.83
     assert published_accuracy("ViT-B/32", "Caltech101") == (91.50, "fap, table 8")
+    assert published_accuracy("RN50", "EuroSAT") == (37.56, "sharpzo_rn50, table 1")
     assert published_accuracy("ViT-L/14", "Caltech101") is None

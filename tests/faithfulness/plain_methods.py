@@ -45,16 +45,16 @@ class Plain:
         weight, bias = (self.prompts[f"projections.{i}.{name}"] for name in ("weight", "bias"))
         return torch.stack([weight @ vector + bias for vector in context])
 
-    def text(self):
+    def text(self, seen=None):
         context, _ = self.contexts()
-        return unit(sum(unit(text_features(self.model, s, context)) for s in self.sentences))
+        return unit(sum(unit(text_features(self.model, s, context, seen)) for s in self.sentences))
 
-    def embeddings(self, images):
+    def embeddings(self, images, seen=None):
         _, context = self.contexts()
-        return image_features(self.model.visual, (images - MEAN) / STD, context)
+        return image_features(self.model.visual, (images - MEAN) / STD, context, seen)
 
-    def image(self, images):
-        return unit(self.embeddings(images))
+    def image(self, images, seen=None):
+        return unit(self.embeddings(images, seen))
 
     def logits(self, images):
         return self.logits_of(self.embeddings(images))
@@ -157,6 +157,40 @@ def fap(student, x, y, weight, **threat):
     cosine = (v * student.image(attacked)).sum(1)
     consistency = (kl(z, student.logits(attacked)) * (cosine + 1)).mean()
     return {"prompt_learner": ce(z, y) + weight * consistency}
+
+
+def cbafapt(student, x, y, weights, logit=True, **threat):
+    adv = pgd(x, up_ce(student, y), **threat)
+    image = text = 0
+    for k, label in enumerate(y):
+        (a_v, a_t), (b_v, b_t) = (
+            attribution(student, images[k], label, logit) for images in (x, adv)
+        )
+        image += ((a_v - b_v) ** 2).sum().sqrt() / len(y)
+        text += kl(a_t[None], b_t[None])[0] / len(y)
+    terms = {"ADV": ce(student.logits(adv), y), "VAA": image, "TAA": text}
+    return {
+        "prompt_learner": ce(student.logits(x), y) + sum(w * terms[n] for n, w in weights.items())
+    }
+
+
+def attribution(student, x, label, logit):
+    """The maps of an image's patches, and of its class's tokens between start and end."""
+    sight, words, last = {}, {}, len(student.sentences[0][label]) - 1
+    score = student.image(x[None], sight)[0] @ student.text(words)[label]
+    if logit:
+        score = student.model.logit_scale.exp() * score
+    slopes = torch.autograd.grad(score, [sight["output"], words["output"]], create_graph=True)
+    patches = len(student.model.visual.positional_embedding) - 1
+    asked = ((sight, 0, 0, patches + 1), (words, label, last, last))
+    maps = []
+    for slope, (seen, row, read, end) in zip(slopes, asked):
+        q, k, v = (seen[name][row] for name in ("queries", "keys", "values"))
+        cosine = [unit(q[read]) @ unit(k[i]) for i in range(end)]
+        maps.append(
+            torch.stack([(slope[row, read] * cosine[i] * v[i]).sum() for i in range(1, end)])
+        )
+    return maps
 
 
 def advpt_embeddings(student, x, generator, **threat):

@@ -44,6 +44,8 @@ STRATEGIES = {
     "perturbed": partial(plain.up_ce_with_prompts, rate=PALPHA),
 }
 TERMS = {"CE": 0.3, "KD": 0.7, "NAT": 0.2, "KD_NAT": 0.5, "IMG": 0.4, "TXT": 0.6}
+MAPS = {"ADV": 0.4, "VAA": 1.0, "TAA": 10.0}  # all of a size
+MAPS_KEYS = " ".join(f"TRAINER.CBAFAPT.LAMBDA_{term} {weight}" for term, weight in MAPS.items())
 EVERY = {"weights": TERMS, "tau": 2.0, "beta": 0.5}
 
 
@@ -111,9 +113,16 @@ def deep_cases():
         yield case(f"{name}-chunked", "AdvIVLP", chunked, WORDS, both, adversarial)
         fap = partial(plain.fap, weight=1.5, **THREAT)
         yield case(name, "FAP", maple("FAP"), TEMPLATE, coupled, fap, "fap")
+        cba = partial(plain.cbafapt, weights=MAPS, **THREAT)
+        yield case(name, "CBAFAPT", maple("CBAFAPT") + MAPS_KEYS, WORDS, coupled, cba, "fap")
     fap = partial(plain.fap, weight=0.3, **THREAT)
     options = maple("FAP") + "TRAINER.FAP.LAMBDA 0.3"
     yield case("lambda", "FAP", options, TEMPLATE, coupled, fap, "fap")
+    cba = partial(plain.cbafapt, weights={"ADV": 5, "VAA": 0.05, "TAA": 0.03}, **THREAT)
+    yield case("defaults", "CBAFAPT", maple("CBAFAPT"), WORDS, coupled, cba, "fap")
+    cba = partial(plain.cbafapt, weights=MAPS, logit=False, **THREAT)
+    options = maple("CBAFAPT") + MAPS_KEYS + " TRAINER.CBAFAPT.SCORE cosine"
+    yield case("cosine", "CBAFAPT", options, WORDS, coupled, cba, "fap")
 
 
 def apd_cases():

@@ -42,6 +42,7 @@ CASES = {
     "AdvIVLP": ("AdvIVLP", "AT.TRAIN.AT_LOSS_TYPE", "adv_half"),
     "AdvMaPLe": ("AdvMaPLe", "AT.TRAIN.AT_LOSS_TYPE", "clean"),
     "FAP": ("FAP",),
+    "CBAFAPT": ("CBAFAPT",),
     "APD": ("APD", *TERMS, "TRAINER.APD.ATTACK_LOSS", "kl"),
     "APD-offline": ("APD", "TRAINER.APD.TEACHER.MODE", "offline"),
     "APD-frozen": ("APD", "TRAINER.APD.TEACHER.MODE", "frozen"),

@@ -31,7 +31,9 @@ def attacked(build, tmp_path, monkeypatch):
     return attacked
 
 
-@pytest.mark.parametrize("method", ["APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "APD"])
+@pytest.mark.parametrize(
+    "method", ["APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "APD"]
+)
 def test_every_step_attacks_the_current_prompts(attacked, method):
     seen = attacked(method)
     for logits, own in seen:

@@ -50,6 +50,7 @@ PROMPTS = {  # (vectors, layers) of text and of image prompts: published, and th
     "AdvIVLP": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
     "AdvMaPLe": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
     "FAP": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
+    "CBAFAPT": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
     "APD": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
 }
 
@@ -60,7 +61,7 @@ def parameters(method, text, image, text_width, image_width):
     if method in ("MaPLe", "AdvMaPLe"):  # text vectors, and a projection to images in each layer
         projection = text_width * image_width + image_width
         return text_layers * (text_count * text_width + projection)
-    if method == "FAP":  # the first layer as MaPLe's, the others the other way round
+    if method in ("FAP", "CBAFAPT"):  # the first layer as MaPLe's, the others the other way round
         first = text_count * text_width + text_width * image_width + image_width
         other = image_count * image_width + image_width * text_width + text_width
         return first + (image_layers - 1) * other

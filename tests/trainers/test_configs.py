@@ -64,6 +64,13 @@ PUBLISHED = {  # METHOD.md, "Published settings"
         "TRAINER.FAP.N_CTX": 2, "TRAINER.FAP.PROMPT_DEPTH": 9, "TRAINER.FAP.LAMBDA": 1.5,
         "AT.TRAIN.EPS": 1, "AT.TRAIN.ALPHA": 1, "AT.TRAIN.STEPS": 2, "INPUT.TRANSFORMS": (),
     },
+    "CBAFAPT": {
+        "OPTIM.LR": 0.0035, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 10,
+        "TRAINER.CBAFAPT.N_CTX": 2, "TRAINER.CBAFAPT.PROMPT_DEPTH": 9,
+        "TRAINER.CBAFAPT.LAMBDA_ADV": 5.0, "TRAINER.CBAFAPT.LAMBDA_VAA": 0.05,
+        "TRAINER.CBAFAPT.LAMBDA_TAA": 0.03,
+        "AT.TRAIN.EPS": 1, "AT.TRAIN.ALPHA": 1, "AT.TRAIN.STEPS": 2, "INPUT.TRANSFORMS": (),
+    },
     "VPT": {
         "OPTIM.LR": 0.0025, "DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.MAX_EPOCH": 5,
         "TRAINER.VPT.N_CTX_VISION": 8, "TRAINER.VPT.PROMPT_DEPTH_VISION": 12,
@@ -104,6 +111,7 @@ ORIGINAL = {  # what has a published file; all else is carried over from one of 
     ("APT", "vit_b32"),
     ("APT", "rn50"),
     ("FAP", "vit_b32"),
+    ("CBAFAPT", "vit_b32"),
     *(("AdvPT", file) for file in ("vit_b16", "vit_l14", "rn50")),
 }
 VITS = ("vit_b32", "vit_b16", "vit_l14")
@@ -232,7 +240,9 @@ def test_docs_name_every_default():
         assert of(cfg, key) == value, key
 
 
-@pytest.mark.parametrize("section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "APD"])
+@pytest.mark.parametrize(
+    "section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "CBAFAPT", "APD"]
+)
 def test_docs_name_every_key(section):
     node = default().TRAINER[section]
     keys = {key for key in node if key != "TEACHER"}

@@ -34,6 +34,7 @@ METHODS = {  # modality of the prompts, how many numbers are learned
     "AdvIVLP": ("text + visual", BIMODAL),
     "AdvMaPLe": ("text + visual", COUPLED),
     "FAP": ("text + visual", REVERSED),
+    "CBAFAPT": ("text + visual", REVERSED),
     "APD": ("text + visual", 2 * BIMODAL),  # its online teacher has as many
 }
 TRAINED = [name for name in METHODS if "Zeroshot" not in name]

@@ -1,0 +1,108 @@
+"""Maps of what a score of CLIP rests on, from the last attention layer of an encoder.
+
+Attention says where the layer looks, the score's gradient which channels of what it finds there
+count (Zhao 2024, Grad-ECLIP, ICML; Feng 2026, CBA-FAPT, AAAI, equations 4 to 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.clip import text, visual
+from apd.clip.blocks import Attended
+from apd.clip.text import ClassPrompts
+
+
+@dataclass(frozen=True)
+class LastAttention:
+    """The last attention layer of an encoder of width D, on N inputs, at the token that is read.
+
+    All in the precision of the weights, the heads side by side.
+
+    Attributes:
+        output: (N, D), before the output projection.
+        query: (N, D).
+        keys, values: (N, L, D), of the tokens in the map.
+        shown: (N or 1, L), False where an input has no such token.
+        embed: ``output`` to embeddings (N, embed_dim), not normalised.
+    """
+
+    output: Tensor
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    shown: Tensor
+    embed: Callable[[Tensor], Tensor]
+
+    def map(self, weight: Tensor) -> Tensor:
+        """sum_c w_c cos(q, k_i) v_ic of each token i: (N, L), 0 where none is shown.
+
+        ``weight`` (N, D): the gradient of a score for ``output``.
+        """
+        focus = F.cosine_similarity(self.query[:, None], self.keys, dim=-1)
+        decisive = (self.values * weight[:, None]).sum(dim=-1)
+        return torch.where(self.shown, focus * decisive, 0)
+
+
+def image_attention(
+    encoder: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()
+) -> LastAttention:
+    """Of a ViT's class token; the map is over the image patches, row by row.
+
+    Arguments as ``encode_image``.
+    """
+    attended = visual.to_last(encoder, images, contexts)
+    patches = len(encoder.positional_embedding) - 1
+    shown = torch.ones(1, patches, dtype=torch.bool, device=images.device)
+    return _last(attended, slice(1, 1 + patches), shown, encoder, visual.embed)
+
+
+def text_attention(
+    clip_model: nn.Module,
+    prompts: ClassPrompts,
+    classes: Tensor,
+    contexts: Sequence[Tensor] = (),
+) -> LastAttention:
+    """Of the end-of-text token of ``classes`` (N,), which may repeat.
+
+    The map is over the tokens between start and end, context vectors included. Other arguments as
+    ``encode_text``.
+    """
+    group, rows = classes.unique(return_inverse=True)
+    end = int(prompts.eot[group].max()) + 1
+    past = text.front(clip_model, prompts, contexts)
+    attended = text.to_last(clip_model, prompts, contexts, past, group, end)
+    read = ("tokens", "output", "queries", "keys", "values")
+    attended = attended._replace(**{name: getattr(attended, name)[rows] for name in read})
+    positions = torch.arange(1, end - 1, device=classes.device)
+    shown = positions < prompts.eot[classes, None]
+    return _last(attended, slice(1, end - 1), shown, clip_model, text.embed)
+
+
+def _last(
+    attended: Attended, tokens: slice, shown: Tensor, encoder: nn.Module, embed: Callable
+) -> LastAttention:
+    dtype = encoder.positional_embedding.dtype
+    query, keys, values = (
+        heads.transpose(1, 2).flatten(2).to(dtype)
+        for heads in (attended.queries, attended.keys, attended.values)
+    )
+    read = attended.tokens.to(dtype)
+
+    def embedding(output: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            return embed(encoder, read, output[:, None])
+
+    return LastAttention(
+        output=attended.output[:, 0].to(dtype),
+        query=query[:, 0],
+        keys=keys[:, tokens],
+        values=values[:, tokens],
+        shown=shown,
+        embed=embedding,
+    )
