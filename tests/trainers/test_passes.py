@@ -90,6 +90,15 @@ def test_apd_frozen_teacher_encodes_its_text_once_a_run(passes):
     assert (text * BATCHES, image) == (BATCHES + 1, STEPS + 2)
 
 
+def test_cbafapt_reads_logits_and_maps_in_one_pass(passes, monkeypatch):
+    seen, attention = [], apd.clip.model.image_attention
+    monkeypatch.setattr(
+        apd.clip.model, "image_attention", lambda *a: seen.append(1) or attention(*a)
+    )
+    assert passes("CBAFAPT") == (1, STEPS)
+    assert len(seen) == 2 * BATCHES  # clean and attacked
+
+
 def test_an_evaluation_encodes_text_once(build, tmp_path, monkeypatch):
     trainer = build("APT", tmp_path / "out")
     assert len(trainer.test_loader) > 1
