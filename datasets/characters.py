@@ -6,7 +6,6 @@ import random
 import string
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -73,7 +72,9 @@ class RenderedDigits(_Characters):
 
 def _render(character: str, face: str, source: random.Random) -> np.ndarray:
     """(8, 8) uint8, made as the handwritten digits were: a bitmap of 32x32, mean of 4x4 blocks."""
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", face)
+    from matplotlib import get_data_path  # slow to import
+
+    path = Path(get_data_path(), "fonts", "ttf", face)
     image = Image.new("L", (64, 64))
     draw = ImageDraw.Draw(image)
     draw.text((32, 32), character, fill=255, font=ImageFont.truetype(str(path), 40), anchor="mm")

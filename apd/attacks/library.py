@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from apd.attacks.gradient import ImageGradient
 from apd.attacks.pgd import LogitsFn, attack_loss, correct, project
 from apd.attacks.stream import Rows, Supply, join
 from apd.errors import UserError
+
+Build = Callable[[nn.Module, dict], Callable[[Tensor, Tensor], Tensor]]
 
 _TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2020, section 4)
 
@@ -31,7 +32,7 @@ class TorchAttack:
     name: str
     norm: str
     eps: float
-    build: Callable[[nn.Module, dict], torchattacks.attack.Attack]
+    build: Build
     black_box: bool = False
     one_by_one: bool = False  # it decides when to stop by the sum over its batch
 
@@ -100,7 +101,7 @@ class _Model(nn.Module):
     logit. Where there are fewer classes, logits one below the least stand in for them (our
     choice; Croce and Hein leave the attack out). They are nobody's target and never win.
 
-    ``drops``: APGD may leave out the images that it has fooled it with (see ``Dropping``).
+    ``drops``: APGD may leave out the images that it has fooled it with (see ``mended.Dropping``).
     """
 
     def __init__(
@@ -164,64 +165,6 @@ class _Model(nn.Module):
             yield
         finally:
             torch.rand, torch.randn = own
-
-
-class Dropping:
-    """Mixin for APGD: an image costs no pass any more once an iterate has fooled the model.
-
-    torchattacks, as the authors' package, attacks all images of a run to its end, though what an
-    image has come to is settled by then. Nothing changes for the others.
-    """
-
-    model: _Model
-
-    def attack_single_run(self, x: Tensor, y: Tensor):
-        if not self.model.drops:
-            return super().attack_single_run(x, y)
-        run = self.__dict__["run"] = _Run(x, y)  # torchattacks' __setattr__ compares its values
-        try:
-            best, right, loss, attacked = super().attack_single_run(x, y)
-        except _AllFooled:
-            return x, run.standing, None, run.fooling
-        finally:
-            del self.__dict__["run"]
-        standing = run.standing.view(-1, 1, 1, 1)
-        return best, right & run.standing, loss, torch.where(standing, attacked, run.fooling)
-
-    def get_logits(self, inputs: Tensor, *args, **more) -> Tensor:
-        run = self.__dict__.get("run")
-        return run.logits_of(inputs, self.model) if run else super().get_logits(inputs)
-
-
-class _AllFooled(Exception):
-    """No image of a run is left to attack."""
-
-
-class _Run:
-    """Which images of a batch stand, and what fooled the model of the others.
-
-    An image that does not has the logits that fooled the model, whatever becomes of it.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.labels, self.standing = labels, torch.ones_like(labels, dtype=torch.bool)
-        self.logits = images.new_empty(0)  # of the last iterate, there from the first call on
-        self.fooling = images.clone()
-
-    def logits_of(self, images: Tensor, model: _Model) -> Tensor:
-        on = self.standing.nonzero()[:, 0]
-        if len(on) == len(images):
-            logits = model(images)
-        else:
-            logits = self.logits.index_put((on,), model(images[on]))
-        self.logits = logits.detach()
-        wrong = self.standing & (self.logits.argmax(dim=1) != self.labels)
-        if wrong.any():
-            self.fooling[wrong] = images.detach()[wrong]
-            self.standing = self.standing & ~wrong
-            if not self.standing.any():
-                raise _AllFooled
-        return logits
 
 
 def _clean_gradient(model: _Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torchattacks
-from torch import Tensor, nn
+from torch import nn
 
-from apd.attacks.library import Dropping, TorchAttack
+from apd.attacks.library import Build, TorchAttack
 from apd.attacks.pgd import PGD
 from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
 from apd.errors import UserError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce and Hein 2020)
-
-Build = Callable[[nn.Module, dict], torchattacks.attack.Attack]
 
 
 @dataclass(frozen=True)
@@ -51,66 +48,42 @@ class _Kind:
 
 
 def _part(
-    attack: type, steps_name: str = "steps", targeted: bool = False, **options
+    attack: str, steps_name: str = "steps", targeted: bool = False, **options
 ) -> Callable[[ThreatModel, int], Build]:
     """A part of AutoAttack; only targeted ones take the number of classes."""
+    takes = ("norm", "eps", "seed", "n_classes") if targeted else ("norm", "eps", "seed")
     return lambda threat, steps: partial(
-        _made, attack, targeted, {steps_name: steps, "n_restarts": threat.restarts, **options}
+        _made, attack, takes, {steps_name: steps, "n_restarts": threat.restarts, **options}
     )
-
-
-def _made(attack: type, targeted: bool, options: dict, model: nn.Module, settings: dict):
-    shared = {k: v for k, v in settings.items() if targeted or k != "n_classes"}
-    return attack(model, **options, **shared)
 
 
 def _difgsm(threat: ThreatModel, steps: int) -> Build:
-    return lambda model, settings: torchattacks.DIFGSM(
-        model, eps=settings["eps"], alpha=threat.alpha / 255, steps=steps
-    )
+    return partial(_made, "DIFGSM", ("eps",), {"alpha": threat.alpha / 255, "steps": steps})
 
 
 def _cw_l2(threat: ThreatModel, steps: int) -> Build:
-    return lambda model, settings: _CW(model, steps=steps)
+    return partial(_made, "CW", (), {"steps": steps})
 
 
-class _CW(torchattacks.CW):
-    """Carlini and Wagner's L2 attack, mended in two places.
+def _made(attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, settings: dict):
+    from apd.attacks import mended  # its import takes a second
 
-    torchattacks' cannot move a pixel that is 0 or 1 (its tanh^-1 is infinite there), and takes the
-    best wrong logit to be positive.
-    """
-
-    def inverse_tanh_space(self, x: Tensor) -> Tensor:
-        return super().inverse_tanh_space(x.clamp(1e-4, 1 - 1e-4))
-
-    def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return super().f(outputs - outputs.detach().amin(dim=1, keepdim=True), labels)
-
-
-class _APGD(Dropping, torchattacks.APGD):
-    pass
-
-
-class _APGDT(Dropping, torchattacks.APGDT):
-    pass
+    return getattr(mended, attack)(model, **options, **{key: settings[key] for key in takes})
 
 
 _BOTH = ("linf", "l2")
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
-    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part(_APGD)),
-    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part(_APGDT, targeted=True)),
+    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part("APGD")),
+    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part("APGDT", targeted=True)),
     "fab-t": _Kind(
         100,
         _BOTH,
         "distance, targeted",
         False,
-        _part(torchattacks.FAB, targeted=True, multi_targeted=True),
+        _part("FAB", targeted=True, multi_targeted=True),
     ),
-    "square": _Kind(
-        5000, _BOTH, "margin", True, _part(torchattacks.Square, "n_queries"), ("black_box",)
-    ),
+    "square": _Kind(5000, _BOTH, "margin", True, _part("Square", "n_queries"), ("black_box",)),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
 }
 NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")

@@ -40,6 +40,7 @@ from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
 from apd.results.words import radius
 from apd.sweep import engine
+from apd.sweep.executors import warm_up
 from apd.sweep.lock import Lock
 
 
@@ -202,6 +203,8 @@ def one_shard(found: dict[Path, dict], args: argparse.Namespace) -> int:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.shards and args.executor == "local":
+        warm_up()  # while this process finds out what there is to do
     apd.register()
     torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):

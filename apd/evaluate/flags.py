@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from itertools import permutations
 
-from scipy.stats import binomtest
+from scipy.special import bdtrc
 
 from apd.attacks.threat import doubts
 from apd.results.words import cited
@@ -47,7 +47,8 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     accuracy = record["accuracy"]
     if (commonest := checks.get("commonest")) is not None:
         right, total = record["correct"], record["total"]
-        guessed = binomtest(right, total, commonest / 100, alternative="greater").pvalue
+        # as many or more of them by chance; scipy.stats has it too, and takes a second to import
+        guessed = bdtrc(right - 1, total, commonest / 100)
         if guessed > GUESSING:
             share = f"{commonest:.1f} %, the share of the commonest class"
             told = f"not above {share} (binomial test, p = {guessed:.2g})"

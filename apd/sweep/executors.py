@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -40,14 +41,7 @@ class Local:
         self.threads = threads or max(1, _processors() // jobs)
         self.gpus = _gpus()
         self.running: dict[int, BaseProcess] = {}  # by slot
-        methods = multiprocessing.get_all_start_methods()
-        self.context = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
-            # clip asks for GPUs when it is imported; asked in this way, children can still use them
-            os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-            self.context.set_forkserver_preload(["apd.sweep.warm"])
+        self.context = warm_up()
 
     def room(self, running: int) -> int:
         return self.jobs - running
@@ -77,6 +71,18 @@ class Local:
         for process in self.running.values():
             process.join(10)
             process.kill()
+
+
+def warm_up() -> multiprocessing.context.BaseContext:
+    """What local cells are started by: a process to fork from, which begins to import at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    # clip asks for GPUs when it is imported; asked in this way, children can still use them
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["apd.sweep.warm"])
+    forkserver.ensure_running()
+    return context
 
 
 def _process(cell: Cell, folder: str, threads: int, gpu: str | None) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +21,18 @@ def runs(run, tmp_path_factory):
 
 def records(run):
     return [json.loads(p.read_text())["record"] for p in (run / "evaluations").glob("*.json")]
+
+
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
+    slow = "matplotlib", "ray", "scipy.stats", "sklearn", "tensorboard", "torchattacks"
+    code = f"""
+import sys
+import apd, apd.evaluate.command, apd.train.command
+apd.register()
+apd.attacks.find_attack("autoattack", apd.attacks.ThreatModel("linf", 1, 1, 1))
+print(*sorted({set(slow)!r} & sys.modules.keys()))"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "\n"
 
 
 def test_several_runs_attacks_and_radii_in_one_call(runs, call, tmp_path):
