@@ -35,6 +35,12 @@ def make_cfg(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A data root for the sets that write their images themselves, for tests that leave them."""
+    return str(tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture(scope="session")
 def real_root(tmp_path_factory):
     """A data root with the data sets of COOP_SPLITS."""
     root = tmp_path_factory.mktemp("real")

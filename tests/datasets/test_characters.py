@@ -1,5 +1,7 @@
 """The rendered characters that prompts trained on the digits are tested on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,11 +12,11 @@ from apd.host import build_dataset
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(written):
     def dataset(name):
         apd.register()
         cfg = default()
-        cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = name, str(tmp_path), 1
+        cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = name, written, 1
         return build_dataset(cfg)
 
     return dataset
@@ -34,9 +36,9 @@ def test_each_class_has_16_faces_and_no_image_twice(dataset, name, classes, firs
     assert (image.shape, image.dtype) == ((8, 8), np.uint8) and image.max() > 128
 
 
-def test_they_are_drawn_alike_every_time(dataset, tmp_path):
+def test_they_are_drawn_alike_every_time(dataset, written):
     first = {i.impath: Image.open(i.impath).tobytes() for i in dataset("RenderedDigits").test}
-    for path in (tmp_path / "rendered_digits").iterdir():
+    for path in Path(written, "rendered_digits").iterdir():
         path.unlink()
     again = {i.impath: Image.open(i.impath).tobytes() for i in dataset("RenderedDigits").test}
     assert first == again and len({*first.values()}) > 300

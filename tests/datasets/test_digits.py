@@ -2,9 +2,11 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -31,36 +33,35 @@ PIXELS = np.array(
 )
 
 
-def test_files_hold_load_digits_in_its_order(make_cfg, tmp_path):
-    dataset = Digits(make_cfg("Digits"))
+@pytest.fixture
+def few(monkeypatch):
+    """The first 1,050 digits alone, of all three splits: enough to be killed or damaged among."""
+    digits = load_digits()
+    digits.images, digits.target = digits.images[:1050], digits.target[:1050]
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+    return PIXELS[:1050]
+
+
+def test_files_hold_load_digits_in_its_order(make_cfg, written):
+    dataset = Digits(make_cfg("Digits", "DATASET.ROOT", written))
     assert np.array_equal(stored(dataset), PIXELS)
     assert np.array_equal(np.round(stored(dataset) * (16 / 255)), load_digits().images)
     labels = [item.label for item in dataset.train_x + dataset.val + dataset.test]
     assert labels == load_digits().target.tolist()
     assert [len(dataset.train_x), len(dataset.val), len(dataset.test)] == [797, 200, 800]
-    assert dataset.classnames == [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-    ]
-    assert sorted(os.listdir(tmp_path / "data" / "digits")) == [f"{i:04}.png" for i in range(1797)]
+    names = "zero one two three four five six seven eight nine"
+    assert dataset.classnames == names.split()
+    assert sorted(os.listdir(Path(written, "digits"))) == [f"{i:04}.png" for i in range(1797)]
 
 
-def test_a_later_run_writes_nothing(make_cfg, monkeypatch):
-    Digits(make_cfg("Digits"))
+def test_a_later_run_writes_nothing(make_cfg, written, monkeypatch):
+    Digits(make_cfg("Digits", "DATASET.ROOT", written))
     monkeypatch.setattr(module.os, "replace", lambda *_: pytest.fail("wrote again"))
-    Digits(make_cfg("Digits"))
+    Digits(make_cfg("Digits", "DATASET.ROOT", written))
 
 
-def test_sixteen_shots(make_cfg):
-    dataset = Digits(make_cfg("Digits", "DATASET.NUM_SHOTS", 16))
+def test_sixteen_shots(make_cfg, written):
+    dataset = Digits(make_cfg("Digits", "DATASET.ROOT", written, "DATASET.NUM_SHOTS", 16))
     assert Counter(item.label for item in dataset.train_x) == {label: 16 for label in range(10)}
     assert Counter(item.label for item in dataset.val) == {label: 4 for label in range(10)}
     assert len(dataset.test) == 800
@@ -76,16 +77,16 @@ def die_at_write(cfg, n):
 
 
 @pytest.mark.parametrize("writes", [0, 700])
-def test_a_killed_first_run_leaves_what_the_second_completes(make_cfg, tmp_path, writes):
+def test_a_killed_first_run_leaves_what_the_second_completes(make_cfg, few, tmp_path, writes):
     killed = FORK.Process(target=die_at_write, args=(make_cfg("Digits"), writes))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "data" / "digits").glob("*.png"))) == writes
-    assert np.array_equal(stored(Digits(make_cfg("Digits"))), PIXELS)
+    assert np.array_equal(stored(Digits(make_cfg("Digits"))), few)
 
 
-def test_damaged_files_are_written_again(make_cfg, tmp_path):
+def test_damaged_files_are_written_again(make_cfg, few, tmp_path):
     Digits(make_cfg("Digits"))
     folder = tmp_path / "data" / "digits"
     whole = (folder / "0000.png").read_bytes()
@@ -93,19 +94,18 @@ def test_damaged_files_are_written_again(make_cfg, tmp_path):
     (folder / "0001.png").write_bytes(whole[:-30])  # cut in its pixels
     (folder / "0002.png").write_bytes(whole)  # another digit
     (folder / "0003.png").unlink()
-    assert np.array_equal(stored(Digits(make_cfg("Digits"))), PIXELS)
+    assert np.array_equal(stored(Digits(make_cfg("Digits"))), few)
 
 
-def build_at_once(cfg, barrier):
+def build_at_once(cfg, barrier, pixels):
     barrier.wait()
-    assert np.array_equal(stored(Digits(cfg)), PIXELS)
+    assert np.array_equal(stored(Digits(cfg)), pixels)
 
 
-def test_processes_may_start_at_once(make_cfg):
+def test_processes_may_start_at_once(make_cfg, few):
     barrier = FORK.Barrier(3)
-    builders = [
-        FORK.Process(target=build_at_once, args=(make_cfg("Digits"), barrier)) for _ in range(3)
-    ]
+    arguments = make_cfg("Digits"), barrier, few
+    builders = [FORK.Process(target=build_at_once, args=arguments) for _ in range(3)]
     for builder in builders:
         builder.start()
     for builder in builders:
@@ -121,10 +121,9 @@ def test_root_that_cannot_be_written_is_told(make_cfg, tmp_path):
         Digits(make_cfg("Digits", "DATASET.ROOT", ""))
 
 
-def test_batches_come_through_the_data_manager(make_cfg):
-    manager = DataManager(
-        make_cfg("Digits", "DATASET.NUM_SHOTS", 2, "INPUT.TRANSFORMS", ("random_resized_crop",))
-    )
+def test_batches_come_through_the_data_manager(make_cfg, written):
+    options = ("DATASET.NUM_SHOTS", 2, "INPUT.TRANSFORMS", ("random_resized_crop",))
+    manager = DataManager(make_cfg("Digits", "DATASET.ROOT", written, *options))
     batch = next(iter(manager.train_loader_x))
     assert batch["img"].shape == (8, 3, 32, 32) and batch["label"].shape == (8,)
     assert 0 <= batch["img"].min() < batch["img"].max() <= 1

@@ -71,9 +71,9 @@ def test_validation_images_may_be_more_without_another_training_draw(make_cfg, i
         drawn(**{"DATASET.VAL_SHOTS": -2})
 
 
-def test_draw_equals_upstream(make_cfg):
+def test_draw_equals_upstream(make_cfg, written):
     """Figures from Dassl c61a1b5's own generate_fewshot_dataset, after its seeding with 1."""
-    dataset = Digits(make_cfg("Digits", "DATASET.NUM_SHOTS", 1))
+    dataset = Digits(make_cfg("Digits", "DATASET.ROOT", written, "DATASET.NUM_SHOTS", 1))
     index = [int(item.impath[-8:-4]) for item in dataset.train_x]
     assert index == [166, 726, 77, 318, 154, 633, 582, 610, 509, 275]
     index = [int(item.impath[-8:-4]) for item in dataset.val]
@@ -135,9 +135,10 @@ def test_base_is_the_first_half_rounded_up_and_both_count_from_0(
         assert all(classes[item.label] == item.classname for item in split)
 
 
-def test_base_classes_have_the_images_of_the_draw_over_all_classes(make_cfg):
+def test_base_classes_have_the_images_of_the_draw_over_all_classes(make_cfg, written):
     def draw(subsample):
-        cfg = make_cfg("Digits", "DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", subsample)
+        options = ("DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", subsample)
+        cfg = make_cfg("Digits", "DATASET.ROOT", written, *options)
         return [item.impath for item in Digits(cfg).train_x]
 
     assert sorted(draw("base") + draw("new")) == sorted(draw("all"))

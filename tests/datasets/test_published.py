@@ -92,21 +92,22 @@ def test_split_file_is_taken_as_it_is(load, root, name):
 
 
 @pytest.mark.parametrize("name", trees.FEWSHOT)
-@pytest.mark.parametrize("shots, seed", [(1, 1), (8, 2)])
-def test_draw_is_dassls_after_coops_seeding(load, root, name, shots, seed):
+def test_draw_is_dassls_after_coops_seeding(load, root, name):
     build(name, root, images=40)
-    whole, dataset = load(name), load(name, "DATASET.NUM_SHOTS", shots, "SEED", seed)
-    rng, drawn = random.Random(seed), []
-    for split, k in ((whole.train_x, shots), (whole.val, min(shots, 4))):
-        groups = {}
-        for item in split:
-            groups.setdefault(item.label, []).append(item.impath)
-        drawn.append([path for group in groups.values() for path in rng.sample(group, k)])
-    assert [item.impath for item in dataset.train_x] == drawn[0]
-    if name == "ImageNet":  # no validation of its own: the test images, all of them
-        drawn[1] = [item.impath for item in whole.test]
-    assert [item.impath for item in dataset.val] == drawn[1]
-    assert len(dataset.test) == len(whole.test)
+    whole = load(name)
+    for shots, seed in ((1, 1), (8, 2)):
+        dataset = load(name, "DATASET.NUM_SHOTS", shots, "SEED", seed)
+        rng, drawn = random.Random(seed), []
+        for split, k in ((whole.train_x, shots), (whole.val, min(shots, 4))):
+            groups = {}
+            for item in split:
+                groups.setdefault(item.label, []).append(item.impath)
+            drawn.append([path for group in groups.values() for path in rng.sample(group, k)])
+        assert [item.impath for item in dataset.train_x] == drawn[0]
+        if name == "ImageNet":  # no validation of its own: the test images, all of them
+            drawn[1] = [item.impath for item in whole.test]
+        assert [item.impath for item in dataset.val] == drawn[1]
+        assert len(dataset.test) == len(whole.test)
 
 
 @pytest.mark.parametrize("name", ["OxfordPets", "FGVCAircraft", "ImageNet"])

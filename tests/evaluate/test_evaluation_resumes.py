@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -141,6 +142,15 @@ def test_a_finished_evaluation_costs_the_clean_pass(tmp_path):
     assert sum(sizes) == N
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """A store with a finished evaluation, of which a copy was killed."""
+    store = tmp_path_factory.mktemp("used")
+    run(store)
+    killed(store, ("pgd-6",), (2, "after"))
+    return store
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,9 +168,8 @@ def test_a_finished_evaluation_costs_the_clean_pass(tmp_path):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_stale_file_is_never_used(tmp_path, change):
-    run(tmp_path / "used")
-    killed(tmp_path / "used", ("pgd-6",), (2, "after"))
+def test_a_stale_file_is_never_used(used, tmp_path, change):
+    shutil.copytree(used, tmp_path / "used")
     expected = run(tmp_path / "fresh", **change)
     assert counts(run(tmp_path / "used", **change)) == counts(expected)
     keys = {path.stem for path in (tmp_path / "used").glob("*.json")}

@@ -1,5 +1,6 @@
 """Trainers in float64 on tiny CLIPs, with weights and prompts so large that every term matters."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,16 +74,23 @@ def root(names, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def load64():
+    """``load_clip`` in float64; what it has loaded stays: no method changes its CLIP."""
+    from apd.clip.load import load_clip
+
+    return functools.cache(lambda *names: load_clip(*names).double())
+
+
 @pytest.fixture
-def trainer64(build, backbones, root, monkeypatch, tmp_path):
+def trainer64(build, backbones, load64, root, monkeypatch, tmp_path):
     """Function: the trainer of a method with these options, in float64, its prompts drawn anew.
 
     An option's value may be the name of a backbone.
     """
     import apd.trainers.base as base
 
-    load = base.load_clip
-    monkeypatch.setattr(base, "load_clip", lambda *names: load(*names).double())
+    monkeypatch.setattr(base, "load_clip", load64)
 
     def draw(model, seed):
         generator = torch.Generator().manual_seed(seed)

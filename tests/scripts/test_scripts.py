@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = ("main_table", "fewshot", "base2new", "cross_dataset", "domain_shift", "ablation")
-SHORT = "OPTIM.MAX_EPOCH 1 AT.TEST.STEPS 1"
+SHORT = "OPTIM.MAX_EPOCH 1 AT.TEST.STEPS 1 AT.TEST.SUBSET 20"
 FAKE = """#!/bin/sh
 case "$*" in *--folders*) echo one two; exit ;; esac
 echo $(basename "$0") "$@" >> "$CALLS"

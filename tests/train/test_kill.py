@@ -184,7 +184,7 @@ def test_killed_from_outside_at_random_moments(start, whole, tmp_path):
     assert_same(tmp_path, whole(method))
 
 
-def test_the_real_command_killed(command, whole, tmp_path):
+def test_the_real_command_killed(command, start, whole, tmp_path):
     """``python train.py``, killed right after its first checkpoint."""
     line = [sys.executable, "train.py", *command("APD", tmp_path, *OPTIONS["APD"])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -195,5 +195,5 @@ def test_the_real_command_killed(command, whole, tmp_path):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(line, cwd=ROOT, env=environment, check=True, **quiet)
+    finish(start(tmp_path, "APD"))
     assert_same(tmp_path, whole("APD"))

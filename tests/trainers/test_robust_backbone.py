@@ -43,6 +43,7 @@ def test_methods_train_on_a_robust_encoder(run, tmp_path, robust, method):
 def test_apds_teacher_is_not_robust_unless_asked(run, tmp_path, robust, tiny, mode):
     path, weights = robust
     student = ("MODEL.BACKBONE.ROBUST", path, "TRAINER.APD.TEACHER.MODE", mode)
+    student += ("OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
     clean = run("APD", tmp_path / "clean", *student).trainer
     assert equal(encoder_of(clean.model), weights)
     own = torch.load(tiny.clip, weights_only=True)
@@ -57,7 +58,8 @@ def test_apds_teacher_is_not_robust_unless_asked(run, tmp_path, robust, tiny, mo
 
 def test_a_robust_teacher_of_a_student_that_is_not(run, tmp_path, robust):
     path, weights = robust
-    trainer = run("APD", tmp_path, "TRAINER.APD.TEACHER.ROBUST", path).trainer
+    options = ("TRAINER.APD.TEACHER.ROBUST", path, "TEST.NO_TEST", True)
+    trainer = run("APD", tmp_path, *options).trainer
     assert equal(encoder_of(trainer.teacher), weights)
     assert not equal(encoder_of(trainer.model), weights)
 
