@@ -227,7 +227,8 @@ def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> 
 
 def _is_finite(value: torch.Tensor) -> bool:
     if value.is_floating_point() and value.numel():  # its extremes tell, and are found faster
-        value = torch.stack(torch.aminmax(value))
+        of_a_byte = value.dtype.itemsize == 1  # float8 can only be converted
+        value = torch.stack(torch.aminmax(value.float() if of_a_byte else value))
     return bool(value.isfinite().all())
 
 

@@ -327,3 +327,15 @@ def test_weights_that_are_not_finite_are_named(vit, tmp_path, value):
     torch.save(weights, tmp_path / "clip.pt")
     with pytest.raises(UserError, match="clip.pt has NaN or infinite weights .visual.proj."):
         load_clip(str(tmp_path / "clip.pt"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_float8_are_read(vit, tmp_path, dtype):
+    weights = {name: value.to(dtype) for name, value in vit.state_dict().items()}
+    torch.save(weights, tmp_path / "clip.pt")
+    loaded = load_clip(str(tmp_path / "clip.pt")).state_dict()
+    assert all(torch.equal(loaded[name], value.float()) for name, value in weights.items())
+    weights["visual.proj"] = torch.full((128, 32), float("nan")).to(dtype)
+    torch.save(weights, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match="NaN or infinite weights .visual.proj."):
+        load_clip(str(tmp_path / "clip.pt"))
