@@ -182,7 +182,10 @@ def test_image_size_that_does_not_fit_the_backbone(refused):
     assert line.startswith("INPUT.SIZE is (64, 64), but the backbone ") and "(32, 32)" in line
 
 
-@pytest.mark.parametrize("method", ["VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "APD"])
+VISUAL = ("VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "APD")
+
+
+@pytest.mark.parametrize("method", VISUAL)
 def test_visual_prompts_on_a_resnet(refused, tiny, method):
     line = refused(method, OUT, flags=("--backbone", tiny.resnet))
     assert "visual prompts need a ViT" in line
