@@ -186,6 +186,7 @@ def build(command):
 @pytest.fixture
 def inline(monkeypatch):
     """The engine of sweeps and shards runs each cell in this process. Has ``started``, folders."""
+    import apd.evaluate.command
     import apd.sweep.engine
     from apd.sweep.worker import run_cell
 
@@ -211,6 +212,7 @@ def inline(monkeypatch):
 
     executor = Inline()
     monkeypatch.setattr(apd.sweep.engine, "make_executor", lambda *_: executor)
+    monkeypatch.setattr(apd.evaluate.command, "warm_up", lambda: None)
     return executor
 
 

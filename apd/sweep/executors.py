@@ -14,13 +14,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from apd.errors import UserError, one_line
 from apd.sweep.cell import Cell
 from apd.sweep.worker import release, run_cell
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Local:
@@ -81,7 +83,14 @@ def warm_up() -> multiprocessing.context.BaseContext:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["apd.sweep.warm"])
-    forkserver.ensure_running()
+    # Ctrl-C reaches every process of the terminal; while it imports, this one would end by it, and
+    # nothing could be started any more. So it starts, and forks, with signals blocked.
+    resource_tracker.ensure_running()  # would unblock them, if it were started with the other
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -90,6 +99,8 @@ def _process(cell: Cell, folder: str, threads: int, gpu: str | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
+        if hasattr(signal, "pthread_sigmask"):  # see ``warm_up``
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         run_cell(cell, folder, threads)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,5 +1,7 @@
 """What processes on this machine are given."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +29,8 @@ def local(monkeypatch):
     def local(jobs, gpus, **more):
         monkeypatch.setattr(executors, "_gpus", lambda: gpus)
         monkeypatch.setattr(executors, "_processors", lambda: 8)
-        executor = Local(jobs, **more)
-        executor.context = SimpleNamespace(Process=Process)
-        return executor
+        monkeypatch.setattr(executors, "warm_up", lambda: SimpleNamespace(Process=Process))
+        return Local(jobs, **more)
 
     return local
 
@@ -73,3 +74,20 @@ def test_only_visible_gpus_are_handed_out(monkeypatch, visible, names):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert executors._gpus() == names
+
+
+def test_what_cells_are_forked_from_outlives_ctrl_c_while_it_imports():
+    code = """
+import os, signal
+from apd.sweep.executors import warm_up
+
+context = warm_up()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.killpg(0, signal.SIGINT)
+process = context.Process(target=print, args=("forked",))
+process.start()
+process.join()"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], start_new_session=True, capture_output=True, text=True
+    )
+    assert (found.stdout, found.stderr) == ("forked\n", "")

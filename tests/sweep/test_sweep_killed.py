@@ -58,13 +58,8 @@ def _sweep(arguments, log, server):
     from apd.sweep import executors, scheduler
     from apd.sweep.command import main
 
-    class Forked(executors.Local):
-        def __init__(self, *given):
-            super().__init__(*given)
-            self.context = multiprocessing.get_context("fork")
-
     if not server:
-        executors.Local = Forked
+        executors.warm_up = lambda: multiprocessing.get_context("fork")
     scheduler.ELSEWHERE = 0.5
     sys.stdout = sys.stderr = open(log, "w", buffering=1, encoding="utf-8")
     sys.exit(main(arguments))
@@ -98,7 +93,7 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     moment = random.Random(7)
 
     # interrupted: its workers end with it, and give their locks back
-    process = start(spec, "--jobs", "2")
+    process = start(spec, "--jobs", "2", server=True)
     wait_for(lambda: done(cells) and workers(cells), process)
     process.terminate()
     assert end(process) == 130 and workers(cells) == []
@@ -120,7 +115,7 @@ def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
     process.join()
     assert killed
 
-    process = start(spec, "--jobs", "2", server=True)
+    process = start(spec, "--jobs", "2")
     assert end(process) == 0
     text = process.log.read_text()
     assert "8 cells: 8 done" in text and "(8 in this sweep)" not in text
