@@ -56,7 +56,9 @@ def test_half_precision_makes_nearly_the_same_step(build, run, tmp_path, monkeyp
         assert 0 < error < tolerance
 
 
-@pytest.mark.parametrize("method, precision", [("AdvMaPLe", "bf16"), ("APD", "fp32")])
+@pytest.mark.parametrize(
+    "method, precision", [("AdvMaPLe", "bf16"), ("CBAFAPT", "fp32"), ("APD", "fp32")]
+)
 def test_a_compiled_image_encoder_trains_alike(run, tmp_path, monkeypatch, method, precision):
     """By the part of the compiler that needs no C++: what is traced, and its gradients."""
     torch.compiler.reset()  # what is compiled is kept for a process, and only so much of it
