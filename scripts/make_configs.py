@@ -111,7 +111,7 @@ CLIPS = {
         train={"EPS": 2.0, "ALPHA": 1.0, "STEPS": 2},
         test={"EPS": 2.0, "ALPHA": 0.5, "STEPS": 100},
         clip_norm=1.0,
-        special=chosen("docs/study/first_search.json"),
+        special=chosen("docs/study/search.json"),
     ),
 }
 

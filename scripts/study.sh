@@ -27,7 +27,10 @@ sweep() {
 }
 run() { for name in "$@"; do sweep "$name" ${FLAGS:-}; done; }
 folders() { for name in "$@"; do sweep "$name" --folders; done; }
-table() { apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"; }
+table() {
+    if [ -z "${1// /}" ]; then echo "$3: no finished runs, no table"; return; fi
+    apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"
+}
 part() { [[ $PARTS == *" $1 "* ]]; }
 
 if part gate; then
@@ -51,5 +54,5 @@ if part tables; then
     table "$(folders study_base2new)" base-to-new base-to-new
     table "$(folders study_shift)" transfer shift
     apd-report $confirmed --output "$TABLES/report.html"
-    apd-plot $confirmed --output "$TABLES"
+    apd-plot $confirmed --kind scatter --output "$TABLES"
 fi
