@@ -172,6 +172,20 @@ MAPT = Method(
     train={**ONE_STEP, "AT_LOSS_TYPE": "adv_half"},
     carried={"vit_l14": "vit_b16"},
 )
+FAP = Method(
+    "FAP's published few-shot setting [P] (its scripts/Adv/fap/few_shot.sh and "
+    "configs/trainers/FAP/{file}_ep10_batch4_2ctx_notransform.yaml); 5 epochs for "
+    "cross-dataset. TRAINER.FAP.LAMBDA is its LAMBDA_1.",
+    section="FAP",
+    prompts={"N_CTX": 2, "PROMPT_DEPTH": 9, "LAMBDA": 1.5},
+    mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
+    lr=0.0035,
+    epochs=10,
+    batch=4,
+    transforms="[]",
+    train=ONE_STEP,
+    carried={"vit_b16": "vit_b32", "vit_l14": "vit_b32"},
+)
 
 METHODS = {
     "ZeroshotCLIP": Method("Zero-shot CLIP: nothing is trained.", visual=False),
@@ -278,33 +292,14 @@ METHODS = {
         prompts={"N_CTX": 2, "PROMPT_DEPTH": 9},
         mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
     ),
-    "FAP": Method(
-        "FAP's published few-shot setting [P] (its scripts/Adv/fap/few_shot.sh and "
-        "configs/trainers/FAP/{file}_ep10_batch4_2ctx_notransform.yaml); 5 epochs for "
-        "cross-dataset. TRAINER.FAP.LAMBDA is its LAMBDA_1.",
-        section="FAP",
-        prompts={"N_CTX": 2, "PROMPT_DEPTH": 9, "LAMBDA": 1.5},
-        mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
-        lr=0.0035,
-        epochs=10,
-        batch=4,
-        transforms="[]",
-        train=ONE_STEP,
-        carried={"vit_b16": "vit_b32", "vit_l14": "vit_b32"},
-    ),
-    "CBAFAPT": Method(
-        "CBA-FAPT's published setting [P] (AAAI 2026, implementation details); 5 epochs for "
+    "FAP": FAP,
+    "CBAFAPT": replace(
+        FAP,
+        source="CBA-FAPT's published setting [P] (AAAI 2026, implementation details); 5 epochs for "
         "cross-dataset. It does not give batch and transforms: FAP's, whose setting it says to "
         "follow [O].",
         section="CBAFAPT",
         prompts={"N_CTX": 2, "PROMPT_DEPTH": 9},
-        mini={"N_CTX": 4, "PROMPT_DEPTH": 3},
-        lr=0.0035,
-        epochs=10,
-        batch=4,
-        transforms="[]",
-        train=ONE_STEP,
-        carried={"vit_b16": "vit_b32", "vit_l14": "vit_b32"},
     ),
     "APD": Method(
         "Our choice [O]: no source that we can read fixes APD's setting. Prompts, optimiser and "
