@@ -101,25 +101,17 @@ def test_golden_few_shot(save, tmp_path):
 
 def save_halves(save, method, seed, base, new, **fields):
     folder = f"{method}/{fields.get('dataset', '')}/{seed}"
-    save(
-        f"{folder}/base",
-        method=method,
-        seed=seed,
-        subsample="base",
-        clean=base[0],
-        robust=base[1],
-        **fields,
-    )
-    save(
-        f"{folder}/new",
-        method=method,
-        seed=seed,
-        subsample="new",
-        clean=new[0],
-        robust=new[1],
-        **FROM,
-        **fields,
-    )
+    for half, (clean, robust), more in (("base", base, {}), ("new", new, FROM)):
+        save(
+            f"{folder}/{half}",
+            method=method,
+            seed=seed,
+            subsample=half,
+            clean=clean,
+            robust=robust,
+            **more,
+            **fields,
+        )
 
 
 def test_harmonic_means_have_no_interval_but_a_difference(save, tmp_path):
