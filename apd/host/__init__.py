@@ -26,23 +26,23 @@ from apd.host.schedule import build_lr_scheduler
 if TYPE_CHECKING:  # for editors and type checkers, which do not see what is chosen at run time
     from apd.host.embedded import *  # noqa: F403
 
-_TOOLBOX = """
-    HOST_VERSION
-
-    Registry TRAINER_REGISTRY build_trainer TrainerBase SimpleTrainer TrainerX
-
-    DATASET_REGISTRY build_dataset Datum DatasetBase DataManager DatasetWrapper
-    build_data_loader build_sampler build_transform INTERPOLATION_MODES
-
-    build_optimizer EVALUATOR_REGISTRY build_evaluator EvaluatorBase Classification
-    compute_accuracy
-
-    get_cfg_default clean_cfg setup_logger Logger AverageMeter MetricMeter
-
-    set_random_seed collect_env_info read_json write_json mkdir_if_missing
-    check_isfile read_image listdir_nohidden check_availability tolist_if_not
-    count_num_param
-""".split()
+_TOOLBOX = [
+    "HOST_VERSION",
+    # trainers
+    *"Registry TRAINER_REGISTRY build_trainer TrainerBase SimpleTrainer TrainerX".split(),
+    # data
+    *"DATASET_REGISTRY build_dataset Datum DatasetBase DataManager DatasetWrapper".split(),
+    *"build_data_loader build_sampler build_transform INTERPOLATION_MODES".split(),
+    # optimisation and evaluation
+    *"build_optimizer EVALUATOR_REGISTRY build_evaluator EvaluatorBase Classification".split(),
+    "compute_accuracy",
+    # config and logging
+    *"get_cfg_default clean_cfg setup_logger Logger AverageMeter MetricMeter".split(),
+    # tools
+    *"set_random_seed collect_env_info read_json write_json mkdir_if_missing".split(),
+    *"check_isfile read_image listdir_nohidden check_availability tolist_if_not".split(),
+    "count_num_param",
+]
 
 
 def _choose():
