@@ -13,8 +13,7 @@ images survive, in float32 on the CPU; as many images as leave about 40 survivor
   step, no verdict), on full batches, with the text features computed once.
 * passes / floor: images that go through the encoder, forward and backward counted one each, by
   hooks. It does not depend on the machine: what is over 1 are backward passes of images that had
-  fallen, because a batch's graph cannot be cut; ours / floor has that, the batches that are not
-  full at the end, and everything else.
+  fallen, because a batch's graph cannot be cut; ours / floor has that and everything else.
 * torchattacks: its PGD on all images with text features recomputed at every step, as peers do.
   It repeats itself, so it is timed on one batch and ten steps, and multiplied.
 * same verdicts: a plain loop over all iterates of the first images finds each of them to fall at

@@ -152,7 +152,8 @@ class PGD:
             supply: rows with "index", "image", "label"; those that a killed run had under attack
                 with the columns that this yielded, and rows with "reference" logits keep them.
             target: the model that the verdicts are about, in float32.
-            batch_size: rows under attack at a time.
+            batch_size: rows in a pass. Twice as many are under attack, those that are furthest
+                behind first: so passes are full until the last rows are almost done.
             sources: models that the loss is summed over; the default is the target.
             start: images, their indices and the number of the restart to start points; default:
                 drawn from ``seed`` (see ``seeded_start``).
@@ -166,15 +167,13 @@ class PGD:
         """
         start = start or seeded_start(self.threat, seed)
         attack = _Attack(self, target, list(sources) or [target], start, precision)
-        pool: Rows | None = None
+        under_way: list[Rows] = []
         while True:
-            room = batch_size - (len(pool["index"]) if pool else 0)
-            parts = [attack.begin(rows) for rows in supply.take(room)]
-            if pool:
-                parts.insert(0, pool)
-            if not parts:
+            room = 2 * batch_size - sum(len(rows["index"]) for rows in under_way)
+            under_way += [attack.begin(rows) for rows in supply.take(room)]
+            if not under_way:
                 return
-            pool = join(parts)
+            pool, *waiting = attack.turn(join(under_way), batch_size)
             # what follows is decided on the CPU, from one look at the device for each step
             x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
             logits, right = attack.verdict(x, pool["label"], last)
@@ -190,9 +189,9 @@ class PGD:
             attack.restart(pool, again)
             if decided:
                 pool = select(pool, ~done)
-                yield decided, pool
-                if not len(pool["index"]):
-                    pool = None
+            under_way = [rows for rows in (pool, *waiting) if len(rows["index"])]
+            if decided:
+                yield decided, join(under_way or [pool])
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,15 @@ class _Attack:
         for name in ("zero", "broken"):
             new[name] = torch.zeros(count, dtype=torch.bool, device=device)
         return {**rows, **new, "attacked": self.start(rows["image"], rows["index"], 0)}
+
+    def turn(self, rows: Rows, count: int) -> list[Rows]:
+        """The ``count`` rows that are furthest behind, and the others, if there are any."""
+        if len(rows["index"]) <= count:
+            return [rows]
+        progress = rows["restart"] * (self.pgd.threat.steps + 1) + rows["step"]
+        which = torch.zeros(len(progress), dtype=torch.bool)
+        which[progress.argsort(stable=True)[:count]] = True
+        return [select(rows, which), select(rows, ~which)]
 
     def verdict(self, x: Tensor, labels: Tensor, last: Tensor) -> tuple[list[Tensor], Tensor]:
         """The models' logits of the iterates ``x``, for their gradients, and which are right.
@@ -355,11 +363,25 @@ def _gradient(
     logits: Tensor, attacked: Tensor, labels: Tensor, reference: Tensor | None, loss: str
 ) -> Tensor:
     """Of the loss of ``logits`` = f(attacked), for the images."""
-    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-        z = logits.detach().float() if logits.dtype.itemsize < 4 else logits.detach()
-        loss = attack_loss(z.requires_grad_(), labels, reference, loss)
-        (weights,) = torch.autograd.grad(loss, z)
+    z = logits.detach().float() if logits.dtype.itemsize < 4 else logits.detach()
+    with torch.autocast(logits.device.type, enabled=False):
+        weights = _loss_gradient(z, labels, reference, loss)
     return image_gradient(logits, attacked, weights)
+
+
+def _loss_gradient(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
+    """Of the loss for ``logits`` (B, C), which have no graph."""
+    if loss == "ce":  # what autograd calls, and its bits, without the time that a graph takes
+        minus_one = torch.zeros_like(logits).scatter_(1, labels[:, None], -1)
+        with torch.no_grad():
+            return torch.ops.aten._log_softmax_backward_data(
+                minus_one, logits.log_softmax(dim=1), 1, logits.dtype
+            )
+    with torch.enable_grad():
+        (weights,) = torch.autograd.grad(
+            attack_loss(logits.requires_grad_(), labels, reference, loss), logits
+        )
+    return weights
 
 
 def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:

@@ -236,6 +236,9 @@ class Data:
 
         ``index`` is an image's place in the data set.
         """
+        if pool:  # rows of an attack are in no order; here they meet the images'
+            order = pool["index"].argsort()
+            pool = {name: column[order.to(column.device)] for name, column in pool.items()}
         first = 0
         for images, labels in self.batches():
             here = wanted[first : first + len(labels)].nonzero()[:, 0]

@@ -1,5 +1,7 @@
 """Half precision must not fake robustness, nor the batch size change an attack."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,9 @@ from test_pgd import CLASSES, Net, batch, linf, own_labels
 
 from apd.attacks import PGD, pgd, seeded_start
 from apd.attacks.gradient import ImageGradient, image_gradient
+from apd.attacks.pgd import _loss_gradient, attack_loss
 from apd.attacks.stream import Supply
+from apd.attacks.threat import LOSSES
 
 
 def confident(margin):
@@ -49,6 +53,18 @@ def test_gradients_do_not_underflow_in_half_precision(dtype, margin):
     assert share == 0
     if dtype == torch.float16 and margin == 15:
         assert (gradients(mean_of_512).flatten(1) == 0).all(dim=1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_a_loss_for_logits_is_autograds_to_the_bit(loss, dtype):
+    for classes, scale in product((2, 10, 100), (1, 10, 100)):
+        logits = scale * torch.randn(8, classes, dtype=dtype)
+        labels, reference = torch.randint(classes, (8,)), torch.randn(8, classes, dtype=dtype)
+        leaf = logits.clone().requires_grad_()
+        value = attack_loss(leaf, labels, reference, loss)
+        (expected,) = torch.autograd.grad(value, leaf)
+        assert _loss_gradient(logits, labels, reference, loss).equal(expected)
 
 
 def test_in_float32_the_scale_changes_no_bit():

@@ -8,7 +8,7 @@ from torch import nn
 
 from apd.attacks import PGD, ThreatModel, pgd, seeded_start, surviving
 from apd.attacks.pgd import _gradient, _move
-from apd.attacks.stream import Supply
+from apd.attacks.stream import Supply, join
 from apd.errors import NonFiniteLoss, UserError
 
 CLASSES = 5
@@ -432,6 +432,21 @@ def test_passes_are_those_needed_and_one_more_backward_an_image(last_iterate):
     assert len(last) == len(rows["index"]) and (last_iterate or 0 < sum(k < 12 for k in last))
     assert passes["forward"] == sum(last) + len(last)
     assert sum(last) <= passes["backward"] <= sum(last) + len(last)
+
+
+def test_passes_are_full_until_the_last_rows_are_almost_done():
+    """Nine images that stand, six in a pass: not twelve steps of six, and then of three."""
+    images, sizes = torch.rand(9, 3, 4, 4), []
+
+    def stands(x):
+        sizes.append(len(x))
+        return torch.stack([1 + x.mean(dim=(1, 2, 3)), x.sum(dim=(1, 2, 3)) * 0], dim=1)
+
+    labels, index = torch.zeros(9, dtype=torch.long), torch.arange(9)
+    supply = Supply([{"index": index, "image": images, "label": labels}])
+    found = [done for done, _ in PGD(linf(3, 0.75, 12)).run(supply, stands, batch_size=6)]
+    assert sorted(join(found)["index"].tolist()) == index.tolist()
+    assert sum(sizes) == 9 * 13 and sizes[:-1] == [6] * 19
 
 
 def test_the_noise_does_not_depend_on_who_has_left():
