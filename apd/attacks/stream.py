@@ -43,7 +43,8 @@ def select(rows: Rows, which: Tensor) -> Rows:
     for column in rows.values():
         if column.device not in on:
             on[column.device] = to_device(index, column.device)
-    return {name: column[on[column.device]] for name, column in rows.items()}
+    # index_select copies images several times as fast as brackets do
+    return {name: column.index_select(0, on[column.device]) for name, column in rows.items()}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
