@@ -49,8 +49,8 @@ fi
 if part tables; then
     confirmed=$(folders study_zeroshot study)
     table "$confirmed" methods confirmation --baseline AdvIVLP
-    table "$(sweep study --trainer APD --folders) $(folders study_teachers)" ablation teachers
-    table "$(folders study_fewshot)" few-shot few-shot
+    table "$(sweep study --trainer APD --seed 1 --folders) $(sweep study_teachers --seed 1 --folders)" ablation teachers
+    table "$(sweep study_fewshot --seed 1 --folders)" few-shot few-shot
     table "$(folders study_base2new)" base-to-new base-to-new
     table "$(folders study_shift)" transfer shift
     apd-report $confirmed --output "$TABLES/report.html"
