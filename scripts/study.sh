@@ -50,9 +50,9 @@ if part tables; then
     confirmed=$(folders study_zeroshot study)
     table "$confirmed" methods confirmation --baseline AdvIVLP
     table "$(sweep study --trainer APD --seed 1 --folders) $(sweep study_teachers --seed 1 --folders)" ablation teachers
-    table "$(sweep study_fewshot --seed 1 --folders)" few-shot few-shot
+    table "$(sweep study_fewshot --seed 1 --folders)" few-shot few-shot --baseline AdvIVLP
     table "$(folders study_base2new)" base-to-new base-to-new
-    table "$(folders study_shift)" transfer shift
+    table "$(folders study_shift)" transfer shift --baseline AdvIVLP
     apd-report $confirmed --output "$TABLES/report.html"
     apd-plot $confirmed --kind scatter --output "$TABLES"
 fi
