@@ -88,7 +88,8 @@ def done(cells):
 
 
 def test_killed_at_random_and_resumed(start, write_spec, serial, tmp_path):
-    spec = write_spec(GRID, set={"OPTIM.MAX_EPOCH": 3})
+    # long enough that a busy machine does not finish them before it is told to stop
+    spec = write_spec(GRID, set={"OPTIM.MAX_EPOCH": 8})
     cells = read_spec(spec)
     moment = random.Random(7)
 
