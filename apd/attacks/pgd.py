@@ -373,10 +373,9 @@ def _loss_gradient(logits: Tensor, labels: Tensor, reference: Tensor | None, los
     """Of the loss for ``logits`` (B, C), which have no graph."""
     if loss == "ce":  # what autograd calls, and its bits, without the time that a graph takes
         minus_one = torch.zeros_like(logits).scatter_(1, labels[:, None], -1)
-        with torch.no_grad():
-            return torch.ops.aten._log_softmax_backward_data(
-                minus_one, logits.log_softmax(dim=1), 1, logits.dtype
-            )
+        return torch.ops.aten._log_softmax_backward_data(
+            minus_one, logits.log_softmax(dim=1), 1, logits.dtype
+        )
     with torch.enable_grad():
         (weights,) = torch.autograd.grad(
             attack_loss(logits.requires_grad_(), labels, reference, loss), logits
