@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -82,6 +83,9 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # names no file
+                _print(f"{error.strerror}: make room, and the same command goes on")
+                return 1
             if error.filename is None or error.strerror is None:
                 raise
             _print(f"{one_line(error.filename)}: {error.strerror}")

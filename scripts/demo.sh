@@ -12,7 +12,7 @@ source "$(dirname "$0")/protocol.sh"
 
 run
 if [ "${ATTACKED:-0}" -gt 0 ]; then
-    apd-eval $RUNS --attack autoattack --subset "$ATTACKED" --shards 2 $FLAGS > /dev/null
+    apd-eval "${RUNS[@]}" --attack autoattack --subset "$ATTACKED" --shards 2 $FLAGS > /dev/null
     show methods
 else
     show methods

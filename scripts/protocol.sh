@@ -27,13 +27,16 @@ STATUS=0
 run() {
     "${SWEEP[@]}" ${FLAGS:-} || STATUS=$?
     [ "$STATUS" -le 1 ] || exit "$STATUS"
-    RUNS=$("${SWEEP[@]}" --folders)
+    local folders
+    folders=$("${SWEEP[@]}" --folders)
+    [ -n "$folders" ] || exit "$STATUS"
+    mapfile -t RUNS <<< "$folders"
 }
 
 # show TABLE: print it, and leave it in $OUTPUT, with the figures and a report
 show() {
     local files=$OUTPUT/$NAME
-    apd-table $RUNS --table "$1" --markdown "$files.md" --csv "$files.csv" --latex "$files.tex"
-    apd-report $RUNS --output "$files.html"
-    apd-plot $RUNS --output "$files" || [ $? -eq 2 ]  # 2: these runs suit no figure
+    apd-table "${RUNS[@]}" --table "$1" --markdown "$files.md" --csv "$files.csv" --latex "$files.tex"
+    apd-report "${RUNS[@]}" --output "$files.html"
+    apd-plot "${RUNS[@]}" --output "$files" || [ $? -eq 2 ]  # 2: these runs suit no figure
 }

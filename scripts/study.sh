@@ -13,7 +13,11 @@ source "$(dirname "$0")/env.sh"
 
 OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
-PARTS=" ${PARTS:-gate search confirm claims attack tables} "
+KNOWN="gate search confirm claims attack tables"
+PARTS=${PARTS:-$KNOWN}
+for part in $PARTS; do
+    [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
+done
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
 # results (no prompts) of cells that have finished already: they are not run again
@@ -31,28 +35,43 @@ table() {
     if [ -z "${1// /}" ]; then echo "$3: no finished runs, no table"; return; fi
     apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"
 }
-part() { [[ $PARTS == *" $1 "* ]]; }
+part() { [[ " $PARTS " == *" $1 "* ]]; }
 
 if part gate; then
     run study_gate
-    table "$(folders study_gate)" methods gate
+    finished=$(folders study_gate)
+    table "$finished" methods gate
 fi
 if part search; then
     run study_search
-    table "$(folders study_search)" search search --criterion harmonic
+    finished=$(folders study_search)
+    table "$finished" search search --criterion harmonic
 fi
 if part confirm; then run study_zeroshot study; fi
-if part claims; then run study_teachers study_fewshot study_base2new study_shift; fi
+if part claims; then
+    run study_control study_teachers study_fewshot study_base2new study_base2new_eps study_shift
+fi
 if part attack; then
-    apd-eval $(sweep study --trainer APD AdvIVLP --seed 1 --folders) --attack autoattack --subset 100
+    finished=$(sweep study --trainer APD AdvIVLP --seed 1 --folders)
+    apd-eval $finished --attack autoattack --subset 100
 fi
 if part tables; then
     confirmed=$(folders study_zeroshot study)
     table "$confirmed" methods confirmation --baseline AdvIVLP
-    table "$(sweep study --trainer APD --seed 1 --folders) $(sweep study_teachers --seed 1 --folders)" ablation teachers
-    table "$(sweep study_fewshot --seed 1 --folders)" few-shot few-shot --baseline AdvIVLP
-    table "$(folders study_base2new)" base-to-new base-to-new
-    table "$(folders study_shift)" transfer shift --baseline AdvIVLP
+    finished=$(sweep study --trainer APD --folders; folders study_control)
+    table "$finished" ablation control
+    finished=$(for name in study study_control study_teachers; do
+        sweep $name --trainer APD --seed 1 --folders
+    done)
+    table "$finished" ablation teachers
+    finished=$(sweep study_fewshot --seed 1 --folders)
+    table "$finished" few-shot few-shot --baseline AdvIVLP
+    finished=$(folders study_base2new)
+    table "$finished" base-to-new base-to-new
+    finished=$(folders study_base2new_eps)
+    table "$finished" base-to-new base-to-new-eps
+    finished=$(folders study_shift)
+    table "$finished" transfer shift --baseline AdvIVLP
     apd-report $confirmed --output "$TABLES/report.html"
     apd-plot $confirmed --kind scatter --output "$TABLES"
 fi

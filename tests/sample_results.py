@@ -63,6 +63,7 @@ def keep_verdicts(run, evaluation, lost, images="i", model="m"):
     path = Path(run) / "evaluations" / f"{evaluation['key']}.json"
     path.parent.mkdir(exist_ok=True)
     identity = {"model": model, "images": images}
+    evaluation = {**evaluation, "correct": list(lost).count(0), "total": len(lost)}
     kept = {"record": evaluation, "identity": identity, "lost_to": lost, "labels": [0] * len(lost)}
     path.write_text(json.dumps(kept))
     return path

@@ -16,6 +16,7 @@ from apd.config import differences, plain
 from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write, write_csv
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
+from apd.host.checkpoint import BEST
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 from apd.results import HISTORY_NAME
 from apd.results.schema import kind_faults
@@ -167,6 +168,9 @@ class ResumableTrainer(TrainerX):
             if self.cfg.RESUME:
                 raise UserError(f"--resume {self.cfg.RESUME}: there is no {path}")
             print("No checkpoint found, train from scratch")
+            if not ranks.rank():
+                for name in self.get_model_names():  # of a run that was here before
+                    (Path(self.output_dir) / name / BEST).unlink(missing_ok=True)
             return 0
         state = load_checkpoint(path)
         if not isinstance(state, dict) or not isinstance(state.get("config"), dict):

@@ -46,8 +46,20 @@ def _of(split: str, runs: dict[Path, dict]) -> dict[Path, dict]:
 
 
 def _run_folders(folder: str | Path) -> set[Path]:
-    walk = os.walk(Path(folder).resolve())
-    return {Path(path) for path, _, files in walk if RESULTS_NAME in files}
+    found, seen = set(), set()
+    for path, names, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # links go round
+            names.clear()
+        elif RESULTS_NAME in files:
+            found.add(Path(real))
+        seen.add(real)
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # it has just been moved away
+        raise error
 
 
 def _added(folder: Path, results: dict) -> list[dict]:
@@ -72,9 +84,11 @@ def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
     # A clean evaluation keeps no file, but an attack on the same images tells which of them were
     # wrong before it (unless it attacked those too: then it does not know of as many).
     counts = (evaluation["correct"], evaluation["total"])
+    model = _model(folder)
     for key in verdicts_keys(folder):
         kept = _kept(folder, key)
         same = images_said(kept.record) == images_said(evaluation)
+        same &= kept.identity["model"] == (model or kept.identity["model"])
         if same and counts == (kept.was_right.sum(), len(kept.was_right)):
             return kept.was_right, kept.identity["images"]
     return None
@@ -96,6 +110,12 @@ def _kept_of(folder: Path, evaluation: dict) -> Verdicts | None:
     """What the evaluation's own file says, if it has one."""
     key = evaluation.get("key")  # older results do not say
     return _kept(folder, key) if key and verdicts_path(folder, key).exists() else None
+
+
+@lru_cache(maxsize=None)
+def _model(folder: Path) -> str | None:
+    """The fingerprint of the run's prompts; None: its version did not keep it."""
+    return read_results(folder).get("fingerprint")
 
 
 @lru_cache(maxsize=None)  # each is compared with many others

@@ -88,6 +88,9 @@ def read_verdicts(path: Path) -> Verdicts:
             raise ValueError("no fingerprint")
         if verdicts.lost_to.ndim != 1 or verdicts.lost_to.shape != verdicts.labels.shape:
             raise ValueError("not one verdict and label per image")
+        counts = int(verdicts.stands.sum()), len(verdicts.lost_to)
+        if counts != (verdicts.record["correct"], verdicts.record["total"]):
+            raise ValueError("its verdicts are not those of its record")
         verdicts.record["threat_model"]["eps"]  # clean evaluations have no such file
         verdicts.record.setdefault("split", "test")  # older ones do not say
         verdicts.record.setdefault("key", path.stem)

@@ -11,6 +11,7 @@ from typing import TextIO
 import yaml
 
 from apd.errors import UserError
+from apd.files import check_writable
 from apd.ranges import number, whole
 from apd.sweep.cell import Cell, State
 from apd.sweep.display import Display
@@ -57,6 +58,7 @@ def run_cells(
         KeyboardInterrupt: a signal came; local cells have ended, the others go on.
     """
     output = cells[0].output
+    check_writable(output, "--output")
     options = dict(_pair(text) for text in args.slurm)
     executor = make_executor(
         args.executor, output, jobs, args.threads, args.gpus, args.address, options
@@ -82,6 +84,7 @@ def _pair(text: str) -> tuple[str, object]:
 def _signals_to(handler: Callable) -> Iterator[None]:
     """Ctrl-C, and what a batch system or ``kill`` sends."""
     kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)  # whatever started this may have blocked them
     try:
         yield
     finally:

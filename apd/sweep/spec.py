@@ -54,6 +54,14 @@ _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "se
 _TOP |= {"search", "chosen"}
 _NEEDED = ("trainer", "config", "dataset", "shots", "seed")
 _AXES = {*_NEEDED, "backbone"}
+_OF_CELLS = {  # config keys that say which cell it is
+    "DATASET.NUM_SHOTS": "shots",
+    "DATASET.ROOT": "root",
+    "OUTPUT_DIR": "output",
+    "RESUME": "the same command again: it resumes",
+    "SEED": "seed",
+    "TRAINER.NAME": "trainer",
+}
 _PROTOCOLS = ("few-shot", "base-to-new", "transfer")
 
 
@@ -148,6 +156,8 @@ def _check_keys(found, known: set[str], where: str) -> None:
     if not isinstance(found, dict):
         raise UserError(f"{where} is no mapping")
     for key in found:
+        if key in _OF_CELLS.keys() - known:
+            raise UserError(f'{where} has the key "{key}": use {_OF_CELLS[key]}')
         if key not in known:
             near = get_close_matches(str(key), known, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "there is no such key"
@@ -155,7 +165,7 @@ def _check_keys(found, known: set[str], where: str) -> None:
 
 
 def _config_keys() -> set[str]:
-    return {key for key, _ in flat(default())}
+    return {key for key, _ in flat(default())} - _OF_CELLS.keys()
 
 
 # -- expanding -------------------------------------------------------------------------------------

@@ -101,6 +101,31 @@ def test_clean_verdicts_come_from_the_same_images_only(save, fields, lost):
     assert verdicts(run, record("clean", 75.0, total=4)) is None
 
 
+def test_clean_verdicts_come_from_the_same_prompts_only(save):
+    clean = record("clean", 75.0, total=4)
+    run = save(evaluations=[clean], fingerprint="m")
+    keep_verdicts(run, attacked("a"), [0, -1, 0, 2], model="other prompts")
+    assert verdicts(run, clean) is None
+    keep_verdicts(run, attacked("b"), [0, 1, -1, 2])
+    np.testing.assert_array_equal(verdicts(run, clean), [True, True, False, True])
+
+
+def test_verdicts_that_are_not_those_of_their_record_are_refused(save):
+    path = keep_verdicts(save(fingerprint="m"), attacked("k", eps=4), [0, 1, 1, 0])
+    path.write_text(path.read_text().replace("[0, 1, 1, 0]", "[0, 1, 1, 1]", 1))
+    with pytest.raises(UserError, match="k.json is damaged .its verdicts"):
+        load_runs([path.parent.parent])
+
+
+def test_runs_behind_links_are_found_and_links_may_go_round(save, tmp_path):
+    run = save("elsewhere/seed1")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "seed1").symlink_to(run)
+    (runs / "up").symlink_to(runs)
+    assert list(load_runs([runs])) == [run.resolve()]
+
+
 def test_header_tells_a_subset():
     part = {"images": {"count": 1000, "seed": 0}}
     assert header(record("clean", 1.0, **part)) == "clean, 1,000 images (%)"

@@ -1,11 +1,14 @@
 """The order of things, with cells and an executor that only pretend."""
 
+import os
+import signal
 from collections import deque
 
 import pytest
 
 from apd.sweep import scheduler
 from apd.sweep.cell import State
+from apd.sweep.engine import _signals_to
 from apd.sweep.scheduler import ATTEMPTS, Sweep
 
 
@@ -148,3 +151,14 @@ def test_no_more_than_there_is_room_for():
     executor = Counting(3)
     Sweep([Fake(str(i)) for i in range(8)], executor).run()
     assert executor.most == 3 and len(executor.started) == 8
+
+
+def test_signals_that_whoever_started_it_had_blocked_are_heard():
+    heard = []
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with _signals_to(lambda *_: heard.append(True)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)

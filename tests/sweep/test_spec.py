@@ -167,6 +167,8 @@ def test_transfer(cells):
         ({}, {"grids": {}}, 'the sweep has the key "grids": did you mean grid?'),
         ({"trainers": "CoOp"}, {}, 'grid has the key "trainers": did you mean trainer'),
         ({"OPTIM.LRR": 1}, {}, "did you mean OPTIM.LR"),
+        ({"SEED": 7}, {}, 'grid has the key "SEED": use seed'),
+        ({}, {"set": {"OUTPUT_DIR": "elsewhere"}}, 'set has the key "OUTPUT_DIR": use output'),
         ({}, {"set": {"OPTIM.MAX_EPOCHS": 1}}, "set has the key .*did you mean OPTIM.MAX_EPOCH"),
         ({}, {"set": {"OPTIM": 1}}, 'set has the key "OPTIM"'),
         ({}, {"variants": [{}, {"TAU": 1}]}, 'variant 2 has the key "TAU"'),

@@ -107,6 +107,15 @@ def test_the_best_epoch_before_the_interruption_stays_the_best(
     assert all(torch.equal(best["state_dict"][k], v) for k, v in first["state_dict"].items())
 
 
+def test_a_run_that_begins_anew_leaves_no_best_epoch_of_the_one_before(run, tmp_path):
+    assert run("APD", tmp_path, "TEST.FINAL_MODEL", "best_val").code == 0
+    for name in ("results.json", "resume.pth.tar"):
+        (tmp_path / name).unlink()
+    assert len(list(tmp_path.rglob("model-best.pth.tar"))) == 2
+    assert run("APD", tmp_path, "OPTIM.LR", 0.01).code == 0
+    assert not list(tmp_path.rglob("model-best.pth.tar"))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "multi_step"])
 def test_the_learning_rate_goes_on_where_it_was(interrupted, run, tmp_path, schedule):
     """Upstream Dassl freezes it when a run with warm-up is resumed."""
