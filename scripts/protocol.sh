@@ -27,10 +27,11 @@ STATUS=0
 run() {
     "${SWEEP[@]}" ${FLAGS:-} || STATUS=$?
     [ "$STATUS" -le 1 ] || exit "$STATUS"
-    local folders
+    local folders folder
     folders=$("${SWEEP[@]}" --folders)
     [ -n "$folders" ] || exit "$STATUS"
-    mapfile -t RUNS <<< "$folders"
+    RUNS=()
+    while IFS= read -r folder; do RUNS+=("$folder"); done <<< "$folders"
 }
 
 # show TABLE: print it, and leave it in $OUTPUT, with the figures and a report

@@ -6,6 +6,7 @@
 # Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses
 # among: gate search confirm claims attack tables (default: all).
 set -euo pipefail
+shopt -s inherit_errexit  # what fails in $(...) ends this
 [ $# -eq 2 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 ZIPS=$1 DATA=$(realpath -m "$2")
 [ "$ZIPS" = - ] || ZIPS=$(realpath "$ZIPS")

@@ -58,8 +58,8 @@ def _run_folders(folder: str | Path) -> set[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # it has just been moved away
-        raise error
+    if isinstance(error, PermissionError):  # others: no folder, or one that has just gone
+        raise UserError(f"{error.filename}: {error.strerror}")
 
 
 def _added(folder: Path, results: dict) -> list[dict]:
