@@ -68,9 +68,7 @@ def _added(folder: Path, results: dict) -> list[dict]:
     keys = verdicts_keys(folder)
     if not (added := [key for key in keys if key not in known]):
         return []  # the usual case: nothing has to be read
-    model = results.get("fingerprint")
-    if model is None and (own := [key for key in keys if key in known]):  # of an older version
-        model = read_verdicts(verdicts_path(folder, own[0])).identity["model"]
+    model = _model(folder, results)
     kept = [read_verdicts(verdicts_path(folder, key)) for key in added]
     records = [one.record for one in kept if one.identity["model"] == model]
     return sorted(records, key=lambda r: (r["attack"], r["threat_model"]["eps"], r["key"]))
@@ -84,12 +82,12 @@ def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
     # A clean evaluation keeps no file, but an attack on the same images tells which of them were
     # wrong before it (unless it attacked those too: then it does not know of as many).
     counts = (evaluation["correct"], evaluation["total"])
-    model = _model(folder)
+    model = _model_of(folder)
     for key in verdicts_keys(folder):
         kept = _kept(folder, key)
         same = images_said(kept.record) == images_said(evaluation)
-        same &= kept.identity["model"] == (model or kept.identity["model"])
-        if same and counts == (kept.was_right.sum(), len(kept.was_right)):
+        ours = model in (None, kept.identity["model"])
+        if ours and same and counts == (kept.was_right.sum(), len(kept.was_right)):
             return kept.was_right, kept.identity["images"]
     return None
 
@@ -112,10 +110,18 @@ def _kept_of(folder: Path, evaluation: dict) -> Verdicts | None:
     return _kept(folder, key) if key and verdicts_path(folder, key).exists() else None
 
 
+def _model(folder: Path, results: dict) -> str | None:
+    """The fingerprint of the run's prompts; None: nothing tells it."""
+    model = results.get("fingerprint")
+    known = {record.get("key") for record in results["evaluations"]}
+    if model is None and (own := [key for key in verdicts_keys(folder) if key in known]):
+        model = _kept(folder, own[0]).identity["model"]  # of an older version
+    return model
+
+
 @lru_cache(maxsize=None)
-def _model(folder: Path) -> str | None:
-    """The fingerprint of the run's prompts; None: its version did not keep it."""
-    return read_results(folder).get("fingerprint")
+def _model_of(folder: Path) -> str | None:
+    return _model(folder, read_results(folder))
 
 
 @lru_cache(maxsize=None)  # each is compared with many others
