@@ -73,7 +73,7 @@ _APD = {
     "BETA": 0.0,  # the student's feedback to an online teacher [O]
     "TEACHER": {
         "MODE": "online",  # online, offline, frozen or checkpoint
-        "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: docs/study/history.md, second round]
+        "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: docs/study/history.md]
         "TAU": 1.0,  # a temperature of its own; below 1 the student learns sharper targets [O]
         "BACKBONE": "",  # another CLIP than the student's
         "ROBUST": "",  # a robust image encoder for it; "": not robust, whatever the student has
