@@ -16,9 +16,15 @@ from tqdm import tqdm
 
 from apd import ranks
 from apd.attacks import PRECISIONS, ThreatModel, doubts, find_attack
-from apd.clip import PromptedCLIP, build_prompted_clip, load_clip
+from apd.clip import (
+    PromptedCLIP,
+    backbone_sha256,
+    build_prompted_clip,
+    load_clip,
+    weights_sha256,
+)
 from apd.clip.visual import is_vit
-from apd.config import check
+from apd.config import check, plain
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import Shard, evaluate, fingerprint
 from apd.evaluate.flags import ERROR, FALLEN, add_flags
@@ -28,6 +34,7 @@ from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
 from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
+from apd.results.provenance import training
 from apd.results.words import described
 from apd.trainers.resumable import ResumableTrainer
 
@@ -418,17 +425,15 @@ class PromptTrainer(ResumableTrainer):
         write_results(
             self.output_dir,
             {
-                "method": type(self).__name__,
+                **self.made_on(cfg),
                 "modality": self.model.modality,
                 "trainable_parameters": sum(p.numel() for p in self.learned()),
-                "dataset": dataset_name(cfg.DATASET),
                 "classes": self.num_classes,
-                "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
-                "shots": cfg.DATASET.NUM_SHOTS,
-                "seed": cfg.SEED,
+                **self.ingredients(),
                 "backbone": backbone_name(cfg.MODEL.BACKBONE),
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
+                "trained_on": self.trained_on if self.prompts_from else self.provenance(),
                 "fingerprint": fingerprint,
                 "evaluations": evaluations,
                 "epochs": len(self.history),
@@ -439,6 +444,38 @@ class PromptTrainer(ResumableTrainer):
                 "config": self.config,
             },
         )
+
+    def made_on(self, cfg) -> dict:
+        """What the run of this config is called by."""
+        return {
+            "method": type(self).__name__,
+            "dataset": dataset_name(cfg.DATASET),
+            "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+        }
+
+    def provenance(self) -> dict | None:
+        """Of the prompts that this run trains; None: it has none to train."""
+        if not self.learns:
+            return None
+        return training(self.made_on(self.cfg), self.config, backbone_sha256(self.clip_model))
+
+    def ingredients(self) -> dict:
+        """What the prompts need, beside their vectors, to classify images without the data set."""
+        learner, images = self.model.prompt_learner, self.cfg.INPUT
+        return {
+            "class_names": list(self.dm.dataset.classnames),
+            "prompts": plain({"templates": [template(self.cfg.DATASET)], **self.prompts()}),
+            "input": {
+                "size": list(images.SIZE),
+                "interpolation": images.INTERPOLATION,
+                "mean": list(self.clip_model.mean),
+                "std": list(self.clip_model.std),
+            },
+            "backbone_sha256": backbone_sha256(self.clip_model),
+            "prompts_sha256": weights_sha256(learner) if self.learns else None,
+        }
 
 
 def print_flags(record: dict) -> None:

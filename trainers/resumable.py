@@ -19,6 +19,7 @@ from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.host.checkpoint import BEST
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 from apd.results import HISTORY_NAME
+from apd.results.provenance import of_checkpoint
 from apd.results.schema import kind_faults
 
 RESUME_NAME = "resume.pth.tar"
@@ -38,6 +39,7 @@ class ResumableTrainer(TrainerX):
 
     class_specific = False  # whether the prompts belong to the classes they were trained on
     train_seconds = 0.0
+    trained_on: dict | None = None  # what loaded prompts were trained on (apd.results.provenance)
 
     def check_cfg(self, cfg) -> None:
         self.history: list[dict[str, float]] = []  # of epochs
@@ -57,6 +59,7 @@ class ResumableTrainer(TrainerX):
                     "optimizer": _state(self._optims[name]),
                     "scheduler": _state(self._scheds[name]),
                     "val_result": val_result,
+                    "trained_on": self.provenance(),
                     **self.identity(),
                 },
                 Path(directory) / name,
@@ -67,6 +70,10 @@ class ResumableTrainer(TrainerX):
     def identity(self) -> dict:
         """What a checkpoint belongs to, so that a mix-up is noticed."""
         return {"method": type(self).__name__, "classnames": list(self.dm.dataset.classnames)}
+
+    def provenance(self) -> dict | None:
+        """What the prompts that this run trains are trained on (``apd.results.provenance``)."""
+        raise NotImplementedError
 
     @property
     def learns(self) -> bool:
@@ -91,15 +98,21 @@ class ResumableTrainer(TrainerX):
             if self._optims[name] is not None:
                 main = name == "prompt_learner"
                 folder = prompts_folder(Path(directory)) if main else Path(directory) / name
-                self.load_prompts(self.model if main else getattr(self, name), folder, epoch)
+                record = self.load_prompts(
+                    self.model if main else getattr(self, name), folder, epoch
+                )
+                if main:
+                    self.trained_on = record
 
     def load_prompts(
         self, model: PromptedCLIP, folder: Path, epoch: int | None = None, method: str = ""
-    ) -> None:
+    ) -> dict | None:
         """Load into ``model`` what ``method`` (default: this one) saved in ``folder``.
 
         Or what CoOp, MaPLe, APT, FAP, AdvPT or MAPT did: they do not say their method, but the
         prompts must be of the same kind. Class names are always embedded anew.
+
+        Returns what they were trained on (``apd.results.provenance``), if that is known.
         """
         method = method or type(self).__name__
         path = checkpoint_path(folder, epoch)
@@ -118,6 +131,7 @@ class ResumableTrainer(TrainerX):
         if other_tokens and not other_classes:
             note = f", trained on other classes or words (TRAINER.{self.section}.CTX_INIT)"
         print(f"Loaded {path} (epoch {checkpoint.get('epoch')}{note})")
+        return of_checkpoint(checkpoint, folder)
 
     # -- resuming ------------------------------------------------------------------------------
 

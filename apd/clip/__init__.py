@@ -7,7 +7,7 @@ with warnings.catch_warnings():  # its pkg_resources, which setup.py provides fo
     import clip  # noqa: F401
 
 from apd.clip.contexts import CoupledPrompts, IndependentPrompts
-from apd.clip.load import load_clip
+from apd.clip.load import backbone_sha256, load_clip, weights_sha256
 from apd.clip.model import PromptedCLIP, build_prompted_clip
 from apd.clip.text import ClassPrompts, encode_text
 from apd.clip.visual import encode_image
@@ -17,8 +17,10 @@ __all__ = [
     "CoupledPrompts",
     "IndependentPrompts",
     "PromptedCLIP",
+    "backbone_sha256",
     "build_prompted_clip",
     "encode_image",
     "encode_text",
     "load_clip",
+    "weights_sha256",
 ]

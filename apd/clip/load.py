@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections.abc import MutableMapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import clip
 import torch
@@ -23,6 +26,7 @@ CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
+_BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # their hashes
 # small CLIPs that come with this package: of rendered characters, of photographs
 SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
 
@@ -74,6 +78,34 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
     if resolution:
         resize(model.visual, resolution)
     return model.eval().requires_grad_(False)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors and their names, in float32."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def backbone_sha256(clip_model: nn.Module) -> str:
+    """SHA-256 of all that a frozen CLIP computes with, whatever kind of file it is from.
+
+    That is its weights (``weights_sha256``) and what these do not tell: activations, heads, eps,
+    and mean and std of the pixels. It is computed once for each CLIP.
+    """
+    if clip_model not in _BACKBONES:
+        found = [weights_sha256(clip_model), *map(str, (clip_model.mean, clip_model.std))]
+        for block in (*_blocks(clip_model), *_blocks(clip_model.visual)):
+            found.append(f"{block.mlp.gelu} {block.attn.num_heads} {block.ln_1.eps}")
+        _BACKBONES[clip_model] = hashlib.sha256("\n".join(found).encode()).hexdigest()
+    return _BACKBONES[clip_model]
+
+
+def _blocks(encoder: nn.Module) -> Sequence[nn.Module]:
+    """Of a transformer; a ResNet has none."""
+    return getattr(getattr(encoder, "transformer", None), "resblocks", ())
 
 
 def load_robust_encoder(visual: nn.Module, path: str) -> None:
@@ -283,7 +315,7 @@ def _build(weights: dict) -> nn.Module:
 
 def _finish(encoder: nn.Module, tower: Tower) -> None:
     """What ``build_model``, which takes every CLIP for one of OpenAI's, cannot read off weights."""
-    for block in getattr(getattr(encoder, "transformer", None), "resblocks", ()):
+    for block in _blocks(encoder):
         block.mlp.gelu = ACTIVATIONS[tower.activation]()
         if tower.heads:
             block.attn.num_heads = tower.heads

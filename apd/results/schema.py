@@ -1,7 +1,7 @@
 """results.json: what one run found, and under which conditions.
 
-Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory, argv, and the
-split of evaluations, which is filled in when they are read):
+Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory, argv, those from
+class_names to trained_on, and the split of evaluations, which is filled in when they are read):
     schema: version of this list.
     complete: true; the file is written last, so a run is complete when it says so.
     method: trainer name.
@@ -14,6 +14,16 @@ split of evaluations, which is filled in when they are read):
         total, accuracy (%), seconds, split (test or val), images, flags and, under attack, key
         and checks.
     fingerprint: of the model, as the files in evaluations/ have it.
+    class_names: in the order of the labels.
+    prompts: arguments of ``apd.clip.build_prompted_clip`` that make the method's prompts:
+        templates, and what differs from its defaults.
+    input: size (height, width) and interpolation of the images, and the mean and std that the
+        model normalises them with.
+    backbone_sha256: of the CLIP (``apd.clip.backbone_sha256``), its robust image encoder included.
+    prompts_sha256: of the learned vectors (``apd.clip.weights_sha256``); None: there are none.
+    prompts_from: model_dir and epoch of the prompts that an evaluation alone loaded; None: the
+        run trained its own.
+    trained_on: what the prompts were trained on (``apd.results.provenance``).
     epochs: that were trained.
     train_seconds, seconds: training alone, and training with evaluation.
     peak_memory: in bytes, of the process that finished the run: on the GPU, or else all of it.
@@ -55,6 +65,17 @@ _LATER = {  # what earlier versions lack
     "epochs": (int,),
     "peak_memory": _NUMBER,
     "argv": (list, _NONE),
+    "class_names": (list,),
+    **dict.fromkeys(("prompts", "input"), (dict,)),
+    "backbone_sha256": (str,),
+    "prompts_sha256": (str, _NONE),
+    "trained_on": (dict, _NONE),
+}
+_TRAINED_ON = {
+    **dict.fromkeys(("method", "dataset", "subsample"), (str,)),
+    **dict.fromkeys(("shots", "seed"), (int,)),
+    "keys": (dict,),
+    "backbone_sha256": (str, _NONE),
 }
 _EVALUATION = {
     "attack": (str,),
@@ -120,6 +141,8 @@ def read_results(run_dir: str | Path) -> dict:
             f"{path} has schema {results['schema']}, this version reads {SCHEMA_VERSION}: run again"
         )
     faults = kind_faults(results, _GIVEN | _FILLED_IN, _LATER)
+    if not faults and results.get("trained_on"):
+        faults = trained_on_faults(results["trained_on"])
     if not faults:
         faults = [fault for record in results["evaluations"] for fault in record_faults(record)]
     if faults:
@@ -129,6 +152,23 @@ def read_results(run_dir: str | Path) -> dict:
     for record in results["evaluations"]:  # older results do not say, and took all else for test
         record.setdefault("split", "val" if validated else "test")
     return results
+
+
+def trained_on_faults(record) -> list[str]:
+    """What is wrong with a record of what prompts were trained on, each as in "lacks shots"."""
+    if not isinstance(record, dict):
+        return ["has a record of training that is none"]
+    faults = kind_faults(record, _TRAINED_ON, {})
+    if not faults and not all(map(_plain, record["keys"].items())):
+        faults = ["has config keys that are none"]
+    return faults
+
+
+def _plain(value) -> bool:
+    """Whether it is what a key of a config can hold."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or type(value) in (str, bool, int, float)
 
 
 def record_faults(record) -> list[str]:

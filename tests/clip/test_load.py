@@ -9,7 +9,7 @@ import pytest
 import torch
 from clip.model import convert_weights
 
-from apd.clip import build_prompted_clip, load_clip
+from apd.clip import backbone_sha256, build_prompted_clip, load_clip
 from apd.clip.load import SHIPPED
 from apd.errors import UserError
 
@@ -339,3 +339,20 @@ def test_weights_in_float8_are_read(vit, tmp_path, dtype):
     torch.save(weights, tmp_path / "clip.pt")
     with pytest.raises(UserError, match="NaN or infinite weights .visual.proj."):
         load_clip(str(tmp_path / "clip.pt"))
+
+
+def test_the_hash_is_that_of_what_the_model_computes_with(vit, resnet, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "a.pt")
+    torch.save({"state_dict": half(vit).state_dict()}, tmp_path / "b.pt")
+    first, again, rounded = (
+        backbone_sha256(load_clip(str(tmp_path / name))) for name in ("a.pt", "a.pt", "b.pt")
+    )
+    assert first == again != rounded  # half precision has rounded the weights
+    model = load_clip(str(tmp_path / "a.pt"))
+    model.visual.transformer.resblocks[1].mlp.gelu = torch.nn.GELU()
+    assert backbone_sha256(model) != first
+    model = load_clip(str(tmp_path / "a.pt"))
+    model.mean = (0.5, 0.5, 0.5)
+    assert backbone_sha256(model) != first
+    torch.save(resnet.state_dict(), tmp_path / "c.pt")
+    assert len(backbone_sha256(load_clip(str(tmp_path / "c.pt")))) == 64

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from apd.clip import backbone_sha256, build_prompted_clip, load_clip, weights_sha256
 from apd.results import read_results
 from apd.trainers import base
 
@@ -87,6 +88,69 @@ def test_another_seed_gives_another_run(run, runs, tmp_path):
         for folder in (runs.maple, tmp_path)
     )
     assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- what a run says of its prompts ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["maple", "coop", "csc", "apd"])
+def test_results_and_prompts_classify_without_the_data_set(build, tiny, runs, name):
+    folder = getattr(runs, name)
+    results = read_results(folder)
+    clip_model = load_clip(tiny.clip)
+    assert results["backbone_sha256"] == backbone_sha256(clip_model)
+    model = build_prompted_clip(clip_model, results["class_names"], **results["prompts"])
+    saved = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)
+    model.prompt_learner.load_state_dict(saved["state_dict"])
+    assert results["prompts_sha256"] == weights_sha256(model.prompt_learner)
+    assert results["class_names"] == saved["classnames"] and results["classes"] == len(
+        results["class_names"]
+    )
+    assert results["input"] == {
+        "size": [32, 32],
+        "interpolation": "bicubic",
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    dataset, config = results["dataset"], results["config"]
+    options = ("DATASET.SUBSAMPLE_CLASSES", results["subsample"])
+    if name == "csc":
+        options += ("TRAINER.COOP.CSC", True)
+    trainer = build(results["method"], None, *options)
+    trainer.load_model(str(folder))
+    images = torch.rand(3, 3, 32, 32)
+    assert torch.equal(model.classifier()(images), trainer.image_logits()(images))
+    assert (dataset, config["DATASET"]["NAME"]) == ("shapes", "Folder")
+
+
+def test_results_and_checkpoints_say_what_prompts_were_trained_on(run, runs, tmp_path):
+    record = read_results(runs.coop)["trained_on"]
+    assert {k: v for k, v in record.items() if k not in ("keys", "backbone_sha256")} == {
+        "method": "CoOp",
+        "dataset": "shapes",
+        "subsample": "base",
+        "shots": 2,
+        "seed": 1,
+    }
+    assert record["backbone_sha256"] == read_results(runs.coop)["backbone_sha256"]
+    keys = record["keys"]
+    assert keys["TRAINER.COOP.CLASS_TOKEN_POSITION"] == "end" and keys["INPUT.SIZE"] == [32, 32]
+    assert {key.split(".")[1] for key in keys if key.startswith("TRAINER.")} == {"COOP"}
+    saved = torch.load(runs.coop / "prompt_learner" / "model.pth.tar-2", weights_only=True)
+    assert saved["trained_on"] == record
+    # an evaluation has the record of what it evaluates, whatever it is asked of itself
+    new = ("DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.NUM_SHOTS", 1)
+    assert run("CoOp", tmp_path, *new, flags=of(runs.coop, "--seed", "3")).code == 0
+    evaluated = read_results(tmp_path)
+    assert evaluated["trained_on"] == record and evaluated["subsample"] == "new"
+    assert evaluated["prompts_sha256"] == read_results(runs.coop)["prompts_sha256"]
+
+
+def test_zero_shot_was_trained_on_nothing(run, tmp_path):
+    assert run("ZeroshotCLIP", tmp_path, "TRAINER.PROMPT.TEMPLATES", ["a {}", "the {}."]).code == 0
+    results = read_results(tmp_path)
+    assert results["trained_on"] is None and results["prompts_sha256"] is None
+    assert results["prompts"] == {"templates": ["a {}", "the {}."]}
 
 
 # -- evaluation only -------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""What prompts were trained on, and under which settings they mean what they were trained to mean.
+
+A run's results.json and its checkpoints have it as ``trained_on``:
+    method, dataset, subsample, shots, seed: of the run that trained them.
+    keys: the config keys that change what the prompts mean, with their values.
+    backbone_sha256: of the CLIP (``apd.clip.backbone_sha256``); None: not known.
+An evaluation of another run's prompts has that run's record. None: nothing was trained, or nothing
+tells what the prompts were trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apd.config import flat
+from apd.methods import METHODS
+from apd.results.schema import RESULTS_NAME, read_results, trained_on_faults
+
+FIELDS = ("method", "dataset", "subsample", "shots", "seed")
+_OF_PROMPTS = {  # of TRAINER.<section>
+    *("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"),
+    *("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"),
+    *("CTX_INIT", "CSC", "CLASS_TOKEN_POSITION", "COUPLED"),
+}
+_OF_IMAGES = {"INPUT.SIZE", "INPUT.INTERPOLATION"}
+_OF_BACKBONE = {f"MODEL.BACKBONE.{key}" for key in ("NAME", "ROBUST", "RESOLUTION")}
+_TEMPLATE = "DATASET.FOLDER.TEMPLATE"
+
+
+def training(run: dict, config: dict, backbone_sha256: str | None = None) -> dict:
+    """The record of prompts that a run with this config trains; ``run`` has its other fields."""
+    return {
+        **{field: run[field] for field in FIELDS},
+        "keys": {k: v for k, v in flat(config) if _changes_meaning(k, run["method"])},
+        "backbone_sha256": backbone_sha256,
+    }
+
+
+def _changes_meaning(key: str, method: str) -> bool:
+    if key in _OF_IMAGES or key in _OF_BACKBONE or key == _TEMPLATE:
+        return True
+    group, _, name = key.partition(".")
+    section, _, name = name.partition(".")
+    ours = METHODS[method].section if method in METHODS else section
+    return group == "TRAINER" and section == ours and name in _OF_PROMPTS
+
+
+def trained_on(folder: Path, results: dict) -> dict | None:
+    """The record of the prompts that the run in ``folder`` is about.
+
+    Results of earlier versions have none: it is made from their config or, where they evaluate
+    another run's prompts, from that run's results, if these are still to be found.
+    """
+    if "trained_on" in results:
+        return results["trained_on"]
+    if not results["trainable_parameters"]:
+        return None
+    if (source := results.get("prompts_from")) is None:
+        return training(results, results["config"])
+    for place in _places(folder, results["config"], source.get("model_dir") or ""):
+        if (place / RESULTS_NAME).is_file():
+            found = read_results(place)
+            return trained_on(place, found) if found.get("prompts_from") is None else None
+    return None
+
+
+def of_checkpoint(checkpoint: dict, folder: Path) -> dict | None:
+    """The record of the prompts in a checkpoint, which lies in ``folder``; None: nothing has it.
+
+    Checkpoints of earlier versions do not have it, but the results of their run may tell.
+    """
+    if (record := checkpoint.get("trained_on")) and not trained_on_faults(record):
+        return record
+    for place in (folder, folder.parent):
+        if (place / RESULTS_NAME).is_file():
+            results = read_results(place)
+            return trained_on(place, results) if results.get("prompts_from") is None else None
+    return None
+
+
+def _places(folder: Path, config: dict, model_dir: str) -> list[Path]:
+    """Where the run with the prompts may be: as named, or moved together with ``folder``."""
+    if not model_dir:
+        return []
+    named = Path(model_dir)
+    places = [named]
+    old, new = Path(config.get("OUTPUT_DIR") or "").parts, folder.parts
+    while old and new and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    if named.parts[: len(old)] == old:
+        places.append(Path(*new, *named.parts[len(old) :]))
+    # the run may be named by the folder of its prompts
+    return [place for path in places for place in (path, path.parent)]
