@@ -13,6 +13,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 import apd
+from apd import classes
 from apd.errors import UserError, one_line
 from apd.methods import METHODS
 from apd.ranges import (
@@ -89,9 +90,14 @@ KEYS: dict[str, dict] = {
         }
     },
     "DATASET": {
-        "SUBSAMPLE_CLASSES": "all",  # all, base or new
+        # the data set's classes that take part: names, FILE.txt with one a line (its names take its
+        # place when it is read), or PART/PARTS/SEED of a partition drawn by SEED; none: all
+        "CLASSES": [],
+        "SUBSAMPLE_CLASSES": "all",  # all, base or new: of those
         # validation images per class; 0: all; -1: min(shots, 4), CoOp's rule
         "VAL_SHOTS": -1,
+        # this share of each class's validation images is tested on instead: the same for all seeds
+        "VAL_TO_TEST": 0.0,
         # of the dataset Folder: below DATASET.ROOT; its name in results (default: DIR); its
         # hand-written prompt (default: a photo of a {}.)
         "FOLDER": {"DIR": "", "NAME": "", "TEMPLATE": ""},
@@ -183,7 +189,9 @@ _RULES: dict[str, Rule] = {
     "INPUT.GB_K": _COUNT,
     "DATASET.NUM_LABELED": whole(-1),
     "DATASET.NUM_SHOTS": whole(1, also=-1, note=" (all images)"),
+    "DATASET.CLASSES": classes.RULE,
     "DATASET.VAL_SHOTS": whole(-1),
+    "DATASET.VAL_TO_TEST": _SHARE,
     "DATASET.VAL_PERCENT": _SHARE,
     "DATASET.STL10_FOLD": whole(-1),
     "DATASET.CIFAR_C_LEVEL": whole(1, 5),

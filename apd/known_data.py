@@ -5,6 +5,7 @@ A data set that has no row here is read, trained on and tabled like any other.
 
 from __future__ import annotations
 
+from apd.classes import said
 from apd.methods import place
 
 DEFAULT = "a photo of a {}."
@@ -38,10 +39,17 @@ def template(dataset) -> str:
 
 
 def dataset_name(dataset) -> str:
-    """The name of a data set (cfg.DATASET) in results, where one Folder is not another."""
-    if dataset.NAME != "Folder":
-        return dataset.NAME
-    return dataset.FOLDER.NAME or dataset.FOLDER.DIR or "Folder"
+    """The name of a data set (cfg.DATASET) in results, where one Folder is not another.
+
+    Its classes are a part of it, as in "Food101 3/10" or "Food101: ramen, sushi" (DATASET.CLASSES),
+    and so are validation images that are tested on: "Food101+val" (DATASET.VAL_TO_TEST).
+    """
+    name = dataset.NAME
+    if name == "Folder":
+        name = dataset.FOLDER.NAME or dataset.FOLDER.DIR or name
+    if dataset.VAL_TO_TEST:
+        name += "+val"
+    return f"{name}{said(dataset.CLASSES)}"
 
 
 def data_rank(name: str) -> tuple[int, str]:

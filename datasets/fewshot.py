@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from apd.classes import wanted
 from apd.errors import UserError, listed
 from apd.host import DatasetBase, Datum
 
@@ -34,6 +35,12 @@ class FewShotDataset(DatasetBase):
     the same ``cfg.SEED``. ``cfg.DATASET.VAL_SHOTS`` takes the place of ``min(shots, 4)``; these
     images are drawn by themselves, so that they are the same for every number of shots.
 
+    ``cfg.DATASET.CLASSES`` keeps some classes, and ``SUBSAMPLE_CLASSES`` divides what it keeps.
+    Both come after the draw: a class has the shots that it has in the whole data set. Classes that
+    are kept are numbered from 0, in the data set's order. ``cfg.DATASET.VAL_TO_TEST``, from 0 to 1,
+    moves this share of each class's validation images behind the test images, before any are drawn
+    for validation.
+
     Args:
         cfg: the run's config.
         train, val, test: lists of ``Datum`` or ``Entry``. Labels run from 0 to C-1 and each has
@@ -42,8 +49,11 @@ class FewShotDataset(DatasetBase):
 
     Raises:
         UserError: labels with gaps, a label with two names, classes in val or test that training
-            lacks, no training or test images left, an ``Entry`` without its file.
+            lacks, no training or test images left, an ``Entry`` without its file; CLASSES that
+            there are not, VAL_TO_TEST without VAL_SHOTS or without validation images.
     """
+
+    reads = ("CLASSES", "VAL_SHOTS", "VAL_TO_TEST")  # our keys, which a toolbox's own sets ignore
 
     def __init__(
         self,
@@ -60,7 +70,11 @@ class FewShotDataset(DatasetBase):
             whole = val
             if cfg.DATASET.NUM_SHOTS >= 1:
                 train, val = self.draw(cfg, train, val)
-            val = self.validation(cfg, whole, val)
+            val, test = self.validation(cfg, whole, val, test)
+        try:
+            train, val, test = select_classes(train, val, test, classes=cfg.DATASET.CLASSES)
+        except UserError as error:
+            raise UserError(f"{source}: DATASET.CLASSES: {error}") from error
         train, val, test = subsample_classes(
             train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES
         )
@@ -84,15 +98,35 @@ class FewShotDataset(DatasetBase):
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
         return train, val
 
-    def validation(self, cfg, whole: Sequence, drawn: Sequence) -> Sequence:
-        """Return the validation images: ``drawn``, those of CoOp's rule, or what VAL_SHOTS says."""
-        shots = cfg.DATASET.VAL_SHOTS
+    def validation(
+        self, cfg, whole: Sequence, drawn: Sequence, test: Sequence
+    ) -> tuple[Sequence, Sequence]:
+        """Return the validation and the test images, as VAL_SHOTS and VAL_TO_TEST say.
+
+        Args:
+            whole: all validation images.
+            drawn: those of CoOp's rule.
+        """
+        shots, share = cfg.DATASET.VAL_SHOTS, cfg.DATASET.VAL_TO_TEST
         if shots < -1:
             raise UserError(f"DATASET.VAL_SHOTS is {shots}: use a number from 0, or -1")
+        if share:
+            if shots == -1:
+                raise UserError(
+                    "DATASET.VAL_TO_TEST needs DATASET.VAL_SHOTS, 0 for all that remain: CoOp's "
+                    "rule draws from all validation images"
+                )
+            whole, moved = _shared(whole, share)
+            if not moved:
+                name = type(self).__name__
+                raise UserError(
+                    f"{name}: DATASET.VAL_TO_TEST {share} moves no validation images: use 0"
+                )
+            test = [*test, *moved]
         if shots == -1:
-            return drawn
+            return drawn, test
         with _seeded(cfg.SEED):
-            return self.generate_fewshot_dataset(whole, num_shots=shots)
+            return self.generate_fewshot_dataset(whole, num_shots=shots), test
 
 
 def data_root(cfg, must_exist: bool = True) -> Path:
@@ -107,6 +141,21 @@ def data_root(cfg, must_exist: bool = True) -> Path:
     return root
 
 
+def select_classes(*splits: Sequence, classes: Sequence[str]) -> Sequence[Sequence]:
+    """Keep the classes of the first split that ``classes``, of DATASET.CLASSES, say (none: all).
+
+    Classes that are kept are numbered from 0 again.
+
+    Raises:
+        UserError: there are no such classes.
+    """
+    if not classes:
+        return splits
+    names = {item.label: item.classname for item in splits[0]}
+    kept = wanted(names.values(), classes)
+    return _numbered([label for label in sorted(names) if names[label] in kept], splits)
+
+
 def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
     """Keep "all" classes of the first split, its "base" half (rounded up) or the "new" one.
 
@@ -118,16 +167,34 @@ def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
         return splits
     labels = sorted({item.label for item in splits[0]})
     half = (len(labels) + 1) // 2
-    kept = labels[:half] if subsample == "base" else labels[half:]
-    renumbered = {label: i for i, label in enumerate(kept)}
-    return [
-        [
-            type(item)(item.impath, renumbered[item.label], item.domain, item.classname)
+    return _numbered(labels[:half] if subsample == "base" else labels[half:], splits)
+
+
+def _numbered(labels: list[int], splits: Sequence[Sequence]) -> Sequence[Sequence]:
+    """The items with these labels, which become 0, 1, ...; a split that is another stays it."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    kept = {
+        id(split): [
+            type(item)(item.impath, numbers[item.label], item.domain, item.classname)
             for item in split
-            if item.label in renumbered
+            if item.label in numbers
         ]
         for split in splits
-    ]
+    }
+    return [kept[id(split)] for split in splits]
+
+
+def _shared(items: Sequence, share: float) -> tuple[list, list]:
+    """What stays, and what is moved: ``share`` of each class, drawn by a seed of its own."""
+    classes = defaultdict(list)
+    for index, item in enumerate(items):
+        classes[item.label].append(index)
+    rng = random.Random(0)  # not cfg.SEED: every run has the same test images
+    moved = {i for found in classes.values() for i in rng.sample(found, round(share * len(found)))}
+    parts: tuple[list, list] = ([], [])
+    for index, item in enumerate(items):
+        parts[index in moved].append(item)
+    return parts
 
 
 @contextmanager

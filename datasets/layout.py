@@ -91,8 +91,7 @@ class Published(FewShotDataset):
             train, val = self._shots(cfg, folder, source, test)
         else:
             train, val = source.train(), source.val() if source.val else []
-        if source.val and cfg.DATASET.VAL_SHOTS != -1:
-            val = self.validation(cfg, source.val(), val)
+        val, test = self.validation(cfg, source.val() if source.val else [], val, test)
         super().__init__(cfg, train, val if source.val else test, test, drawn=True)
 
     @classmethod

@@ -24,7 +24,8 @@ from apd.clip import (
     weights_sha256,
 )
 from apd.clip.visual import is_vit
-from apd.config import check, plain
+from apd.config import KEYS, check, plain
+from apd.datasets.fewshot import FewShotDataset
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
 from apd.evaluate import Shard, evaluate, fingerprint
 from apd.evaluate.flags import ERROR, FALLEN, add_flags
@@ -106,12 +107,23 @@ class PromptTrainer(ResumableTrainer):
             self.test_loader, self.val_loader = keeping(self.test_loader), keeping(self.val_loader)
             if CHANCELESS.issuperset(self.cfg.INPUT.TRANSFORMS):
                 self.train_loader_x = keeping(self.train_loader_x)
+        self.check_data_keys()
         self.split_loader(self.cfg.TEST.SPLIT)
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:
             raise UserError(
                 "TEST.FINAL_MODEL is best_val, but there are no validation images (and test "
                 "images must not choose the model): use last_step"
             )
+
+    def check_data_keys(self) -> None:
+        """Refuse keys of ours that a data set of the toolbox's own would not read."""
+        data, usual = self.cfg.DATASET, KEYS["DATASET"]
+        for key in FewShotDataset.reads:
+            if data[key] != usual[key] and key not in getattr(self.dm.dataset, "reads", ()):
+                raise UserError(
+                    f"DATASET.{key} is {data[key]}, which the toolbox's own {data.NAME} does not "
+                    "read: leave it out"
+                )
 
     def build_model(self) -> None:
         backbone = self.cfg.MODEL.BACKBONE

@@ -7,8 +7,9 @@ class_names to trained_on, and the split of evaluations, which is filled in when
     method: trainer name.
     modality: of the prompts: "none", "text", "visual" or "text + visual".
     trainable_parameters: how many numbers the method learns.
-    dataset, classes, subsample, shots, seed, backbone: what the run was made on; ``classes`` is
-        how many, ``subsample`` is all, base or new.
+    dataset, classes, subsample, shots, seed, backbone: what the run was made on; ``dataset`` says
+        the classes too, where DATASET.CLASSES chose them ("Food101 3/10"), ``classes`` is how many,
+        ``subsample`` is all, base or new.
     host: the toolbox and its version.
     evaluations: list of records of ``apd.evaluate.evaluate``: attack, threat_model, correct,
         total, accuracy (%), seconds, split (test or val), images, flags and, under attack, key

@@ -15,6 +15,7 @@ import sys
 from tabulate import tabulate
 
 import apd
+from apd.classes import partition
 from apd.errors import UserError, exit_codes
 from apd.methods import METHODS
 from apd.sweep.cell import Cell
@@ -43,9 +44,9 @@ def gpu_seconds(cell: Cell) -> float:
     from apd.train.command import parse_args, setup_cfg
 
     cfg = setup_cfg(parse_args(list(cell.argv)))
-    part = 1 if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else 2
     counts = _known(published(), "data set", cfg.DATASET.NAME).counts
-    classes, tested = counts.classes / part, counts.test / part
+    part = _share(cfg.DATASET, counts.classes)
+    classes, tested = counts.classes * part, counts.test * part
     of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
     of_class *= TOKENS / 77
     attack = cfg.AT.TRAIN
@@ -64,6 +65,14 @@ def gpu_seconds(cell: Cell) -> float:
         batches = epochs * images / cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         work += batches * classes * of_class * method.class_passes
     return work * 1e9 / SPEED
+
+
+def _share(dataset, classes: int) -> float:
+    """Of a data set's classes, those that take part."""
+    share = 1 if dataset.SUBSAMPLE_CLASSES == "all" else 1 / 2
+    if which := partition(dataset.CLASSES):
+        return share / which.parts
+    return share * (len(dataset.CLASSES) / classes if dataset.CLASSES else 1)
 
 
 def _known(table: dict, what: str, name: str):

@@ -14,6 +14,7 @@
       seed: [1, 2, 3]
       backbone: ViT-B/32        # may be left out, as --backbone of train.py
       OPTIM.LR: [0.001, 0.01]   # any config key; it becomes a part of the folder's name
+      DATASET.CLASSES: [1/3/0, 2/3/0, 3/3/0]   # tasks; each has a folder beside the data set's
     variants:                   # further grids, each joined to the one above, one after another
       - {}
       - {TRAINER.APD.TAU: [2.0, 4.0]}
@@ -45,6 +46,7 @@ from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
+from apd.classes import RULE, folder_name
 from apd.config import default, find_config, flat
 from apd.errors import UserError, listed
 from apd.files import read_json, read_yaml
@@ -246,8 +248,13 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
     output, trainer, shots, seed = spec["output"], point["trainer"], point["shots"], point["seed"]
     dataset, config = point["dataset"], point["config"]
     options = {key: value for key, value in point.items() if key not in _AXES}
+    place = _folder(dataset, options.get("DATASET.CLASSES", []))
     parts = [f"backbone={point['backbone']}"] if "backbone" in point else []
-    parts += [f"{key.removeprefix('TRAINER.')}={value}" for key, value in options.items()]
+    parts += [
+        f"{key.removeprefix('TRAINER.')}={value}"
+        for key, value in options.items()
+        if key != "DATASET.CLASSES"
+    ]
     # what varies beyond CoOp's layout goes into the name of the config
     name = "+".join([_stem(config), *(re.sub(r"[^\w.=-]+", "-", part) for part in parts)])
     for rule in spec["where"]:
@@ -272,7 +279,7 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
         return Cell(folder, tuple(map(str, argv)), str(output), needs, like)
 
     if spec["protocol"] == "base-to-new":
-        run = f"{_stem(dataset)}/shots_{shots}/{trainer}/{name}/seed{seed}"
+        run = f"{place}/shots_{shots}/{trainer}/{name}/seed{seed}"
         base = cell(f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"})
         yield base
         yield cell(
@@ -282,13 +289,20 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
         )
         return
     above = "search/" if spec["search"] else ""
-    run = f"{above}{_stem(dataset)}/{trainer}/{name}_{shots}shots"
+    run = f"{above}{place}/{trainer}/{name}_{shots}shots"
     source = cell(f"{output}/{run}/seed{seed}")
     yield source
     if spec["protocol"] == "transfer":
         for target in _listed(spec["targets"]):
             folder = f"{output}/evaluation/{run}/{_stem(target)}/seed{seed}"
             yield cell(folder, target, needs=source.folder)
+
+
+def _folder(dataset: str, classes) -> str:
+    try:
+        return folder_name(_stem(dataset), classes)
+    except ValueError as error:
+        raise UserError(f"DATASET.CLASSES is {classes}: use {RULE}") from error
 
 
 def _stem(name: str) -> str:

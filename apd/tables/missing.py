@@ -6,8 +6,11 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from apd.classes import folder_name
 from apd.results.words import shots_said
 from apd.tables.grid import Missing
+
+_OF_DATA_SETS = ("--dataset-config-file", "DATASET.CLASSES", "DATASET.VAL_TO_TEST")
 
 
 def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:
@@ -52,16 +55,15 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
             "(epochs) may have to change"
         )
     argv = _split(run["argv"])
-    old_file = Path(_option(argv, "--dataset-config-file") or "")
-    new_file = old_file
+    old_folder = new_folder = _folder(argv)
     if run["dataset"] != place.dataset:
-        files = [
-            _option(_split(other.get("argv") or []), "--dataset-config-file") for other in at_place
-        ]
-        if not any(files):
+        others = [_split(other.get("argv") or []) for other in at_place]
+        others = [other for other in others if _option(other, "--dataset-config-file")]
+        if not others:
             return [f"# {name}: no run on {place.dataset} knows its command"]
-        new_file = Path(next(filter(None, files)))
-        _set(argv, "--dataset-config-file", str(new_file))
+        for key in _OF_DATA_SETS:
+            _set(argv, key, _option(others[0], key))
+        new_folder = _folder(argv)
     _set(argv, "--seed", str(seed))
     if run["shots"] != place.shots:
         _set(argv, "DATASET.NUM_SHOTS", str(place.shots))
@@ -71,8 +73,7 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
                 f"seed{run['seed']}": f"seed{seed}",
                 f"shots_{run['shots']}": f"shots_{place.shots}",
             }
-            if old_file != new_file:
-                renamed[old_file.stem] = new_file.stem
+            renamed[old_folder] = new_folder
             parts = [renamed.get(part, part) for part in folder.split("/")]
             ours, theirs = f"_{run['shots']}shots", f"_{place.shots}shots"
             parts = [p.removesuffix(ours) + theirs if p.endswith(ours) else p for p in parts]
@@ -95,9 +96,22 @@ def _option(argv: list[str], name: str) -> str | None:
     return argv[argv.index(name) + 1] if name in argv else None
 
 
-def _set(argv: list[str], name: str, value: str) -> None:
-    """Change the value after ``name``, in place; a new flag comes first, a new key last."""
-    if name in argv:
+def _folder(argv: list[str]) -> str:
+    """The folder that a sweep has for the runs of a data set."""
+    dataset = Path(_option(argv, "--dataset-config-file") or "").stem
+    return folder_name(dataset, _option(argv, "DATASET.CLASSES") or "")
+
+
+def _set(argv: list[str], name: str, value: str | None) -> None:
+    """Change the value after ``name``, in place; a new flag comes first, a new key last.
+
+    None: take both away.
+    """
+    if value is None:
+        if name in argv:
+            at = argv.index(name)
+            del argv[at : at + 2]
+    elif name in argv:
         argv[argv.index(name) + 1] = value
     elif name.startswith("--"):
         argv[:0] = [name, value]

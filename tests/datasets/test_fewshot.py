@@ -144,6 +144,90 @@ def test_base_classes_have_the_images_of_the_draw_over_all_classes(make_cfg, wri
     assert sorted(draw("base") + draw("new")) == sorted(draw("all"))
 
 
+@pytest.mark.parametrize("classes", [["1/3/0"], ["two", "seven", "nine", "four"]])
+def test_classes_have_the_images_of_the_draw_over_all_classes(make_cfg, written, classes):
+    def draw(*options):
+        options = ("DATASET.ROOT", written, "DATASET.NUM_SHOTS", 4, *options)
+        return Digits(make_cfg("Digits", *options))
+
+    whole, some = draw(), draw("DATASET.CLASSES", classes)
+    kept = some.classnames
+    assert len(kept) == 4 and kept == [name for name in whole.classnames if name in kept]
+    for split in ("train_x", "val", "test"):
+        ours, all_of_them = getattr(some, split), getattr(whole, split)
+        assert [i.impath for i in ours] == [i.impath for i in all_of_them if i.classname in kept]
+        assert all(kept[item.label] == item.classname for item in ours)
+    halves = [draw("DATASET.CLASSES", classes, "DATASET.SUBSAMPLE_CLASSES", h) for h in HALVES]
+    assert [half.classnames for half in halves] == [kept[:2], kept[2:]]
+
+
+HALVES = ("base", "new")
+
+
+def test_parts_share_no_class_and_leave_none_out(make_cfg, items):
+    data = items(*((label, f"c{label}") for label in range(7)))
+    parts = [
+        FewShotDataset(make_cfg("Toy", "DATASET.CLASSES", [f"{k}/3/1"]), data, data, data)
+        for k in (1, 2, 3)
+    ]
+    assert [part.num_classes for part in parts] == [3, 2, 2]
+    assert sorted(name for part in parts for name in part.classnames) == [f"c{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ("DATASET.CLASSES", ["cat", "cow"]),
+            "FewShotDataset: DATASET.CLASSES: .* no class cow",
+        ),
+        (("DATASET.CLASSES", ["1/3/0"]), "2 classes cannot be divided into 3 parts"),
+        (
+            ("DATASET.CLASSES", ["cat"], "DATASET.SUBSAMPLE_CLASSES", "new"),
+            "new leaves no",
+        ),
+        (("DATASET.VAL_TO_TEST", 0.5), "needs DATASET.VAL_SHOTS"),
+        (("DATASET.VAL_TO_TEST", 0.1, "DATASET.VAL_SHOTS", 0), "moves no validation images"),
+    ],
+)
+def test_classes_and_images_that_there_are_not_are_told_in_one_line(
+    make_cfg, items, options, message
+):
+    data = items(*CATS_DOGS)
+    with pytest.raises(UserError, match=message) as error:
+        FewShotDataset(make_cfg("Toy", *options), data, data, data)
+    assert "\n" not in str(error.value)
+
+
+def test_validation_images_are_tested_on_and_no_longer_validated_on(make_cfg, items):
+    train, val, test = items(*CATS_DOGS * 20), items(*CATS_DOGS * 10), items(*CATS_DOGS * 3)
+
+    def made(seed, shots, *options):
+        options = ("SEED", seed, "DATASET.NUM_SHOTS", 2, "DATASET.VAL_SHOTS", shots, *options)
+        return FewShotDataset(make_cfg("Toy", *options), train, val, test)
+
+    usual, moved = made(1, 0), made(1, 0, "DATASET.VAL_TO_TEST", 0.7)
+    assert ids(moved.train_x) == ids(usual.train_x)
+    assert moved.test[:6] == test and len(moved.test) == 6 + 14 and len(moved.val) == 6
+    assert sorted(ids(moved.val) + ids(moved.test[6:])) == ids(val)
+    assert sum(item.label for item in moved.test[6:]) == 7  # the same share of both classes
+    # other seeds draw other images to validate on, from those that no seed tests on
+    for seed in (1, 2):
+        few = made(seed, 2, "DATASET.VAL_TO_TEST", 0.7)
+        assert few.test == moved.test and len(few.val) == 4 and {*ids(few.val)} <= {*ids(moved.val)}
+    assert not made(1, 0, "DATASET.VAL_TO_TEST", 1.0).val
+
+
+@pytest.mark.parametrize(
+    "option", [("DATASET.SUBSAMPLE_CLASSES", "base"), ("DATASET.CLASSES", ["dog"])]
+)
+def test_a_split_that_is_another_stays_it(make_cfg, items, option):
+    """As ImageNet's val is its test: whoever may not choose on test images can tell."""
+    train, test = items(*CATS_DOGS), items(*CATS_DOGS)
+    dataset = FewShotDataset(make_cfg("Toy", *option), train, test, test, drawn=True)
+    assert dataset.val is dataset.test and len(dataset.test) == 1
+
+
 def test_subsample_follows_the_labels_of_the_first_split(items):
     train, test = items((0, "a"), (1, "b"), (2, "c")), items((2, "c"), (0, "a"))
     _, new = subsample_classes(train, test, subsample="new")

@@ -110,6 +110,30 @@ def test_draw_is_dassls_after_coops_seeding(load, root, name):
         assert len(dataset.test) == len(whole.test)
 
 
+@pytest.mark.parametrize("name", trees.CLASSES)
+def test_tasks_divide_every_data_set_and_its_draw(load, root, name):
+    build(name, root)
+    tasks = [load(name, "DATASET.NUM_SHOTS", 2, "DATASET.CLASSES", [f"{k}/2/0"]) for k in (1, 2)]
+    whole = load(name, "DATASET.NUM_SHOTS", 2)
+    assert sorted(sum((task.classnames for task in tasks), [])) == sorted(whole.classnames)
+    for split in ("train_x", "val", "test"):
+        parts = [item.impath for task in tasks for item in getattr(task, split)]
+        assert sorted(parts) == sorted(item.impath for item in getattr(whole, split))
+
+
+@pytest.mark.parametrize("name", ["OxfordPets", "ImageNet", "ImageNetV2"])
+def test_validation_images_are_tested_on_where_there_are_some(load, root, name):
+    build(name, root)
+    options = ("DATASET.NUM_SHOTS", 2, "DATASET.VAL_SHOTS", 0, "DATASET.VAL_TO_TEST", 0.5)
+    if name != "OxfordPets":
+        with pytest.raises(UserError, match="VAL_TO_TEST 0.5 moves no validation images"):
+            load(name, *options)
+        return
+    whole, some = load(name, *options[:4]), load(name, *options)
+    assert len(some.test) + len(some.val) == len(whole.test) + len(whole.val)
+    assert [item.impath for item in some.train_x] == [item.impath for item in whole.train_x]
+
+
 @pytest.mark.parametrize("name", ["OxfordPets", "FGVCAircraft", "ImageNet"])
 def test_base_and_new_share_the_draw(load, root, name):
     build(name, root)

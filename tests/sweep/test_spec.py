@@ -136,6 +136,27 @@ def test_the_command_line_replaces_axes(cells):
     assert folders(found) == ["output/digits/APD/mini_16shots/seed5"]
 
 
+def test_tasks_have_folders_beside_the_data_set_s(cells):
+    tasks = {"DATASET.CLASSES": ["1/2/0", "2/2/0", ["one", "two"]], "OPTIM.LR": 0.1}
+    found = cells(variants=[tasks, {"seed": [1, 2]}])
+    run = "APD/mini+OPTIM.LR=0.1_16shots/seed1"
+    assert folders(found) == [
+        f"output/digits+1-2/{run}",
+        f"output/digits+2-2/{run}",
+        f"output/digits+one-two/{run}",
+        "output/digits/APD/mini_16shots/seed1",
+        "output/digits/APD/mini_16shots/seed2",
+    ]
+    classes = [config(cell).DATASET.CLASSES for cell in found]
+    assert classes == [["1/2/0"], ["2/2/0"], ["one", "two"], [], []]
+    assert found[0].like[1] == found[3].like[1] == "digits"
+    base, new = cells({"DATASET.CLASSES": "1/2/0"}, protocol="base-to-new")
+    assert base.folder == "output/base2new/train_base/digits+1-2/shots_16/APD/mini/seed1"
+    assert config(new).DATASET.CLASSES == ["1/2/0"]
+    with pytest.raises(UserError, match="DATASET.CLASSES is 3/2/0: use class names"):
+        cells({"DATASET.CLASSES": "3/2/0"})
+
+
 # -- protocols -------------------------------------------------------------------------------------
 
 

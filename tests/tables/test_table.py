@@ -456,6 +456,24 @@ def test_commands_make_what_is_missing(save, tmp_path, capsys):
     ]
 
 
+def test_commands_make_tasks_of_a_data_set(save, tmp_path, capsys):
+    def run_on(method, part):
+        folder = f"output/food{f'+{part}-2' if part else ''}/{method}/mini_16shots/seed1"
+        argv = ["--trainer", method, "--dataset-config-file", "configs/datasets/food.yaml"]
+        argv += ["--output-dir", folder, *(["DATASET.CLASSES", f"{part}/2/0"] if part else [])]
+        name = f"Food {part}/2" if part else "Food"
+        save(folder, method=method, dataset=name, argv=argv)
+
+    for part in (1, 2, 0):
+        run_on("APD", part)
+    run_on("CoOp", 1)
+    assert printed_commands(capsys, tmp_path) == [
+        "python train.py --seed 1 --trainer CoOp --dataset-config-file configs/datasets/food.yaml "
+        f"--output-dir output/food{folder}/CoOp/mini_16shots/seed1{keys}"
+        for folder, keys in (("", ""), ("+2-2", " DATASET.CLASSES 2/2/0"))
+    ]
+
+
 def test_commands_say_where_schedules_may_differ(save, tmp_path, capsys):
     for shots in (1, 16):
         save_run(save, "APD", shots=shots)

@@ -294,6 +294,47 @@ def test_split_val_evaluates_validation_images_and_says_so(run, tmp_path):
     assert found[0]["correct"] == right
 
 
+def test_a_task_is_a_data_set_of_its_own_in_results(run, tmp_path):
+    options = ("DATASET.CLASSES", "2/2/3", "DATASET.VAL_SHOTS", 1, "DATASET.VAL_TO_TEST", 0.5)
+    result = run("CoOp", tmp_path, *options, "OPTIM.MAX_EPOCH", 1)
+    assert (result.code, result.err) == (0, "")
+    found = read_results(tmp_path)
+    assert (found["dataset"], found["classes"]) == ("shapes+val 2/2/3", 2)
+    assert found["class_names"] == result.trainer.dm.dataset.classnames
+    assert found["config"]["DATASET"]["CLASSES"] == ["2/2/3"]
+    assert found["evaluations"][0]["total"] == 2 * (5 + 1)
+
+
+def test_names_of_classes_come_from_a_file_that_is_needed_no_more(run, tmp_path):
+    (tmp_path / "round.txt").write_text("circle\nstar\n")
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "out"))
+    assert run("IVLP", tmp_path / "out", "DATASET.CLASSES", tmp_path / "round.txt").code == 0
+    found = read_results(tmp_path / "out")
+    assert found["dataset"] == "shapes: circle, star" and found["classes"] == 2
+    assert found["config"]["DATASET"]["CLASSES"] == ["circle", "star"]
+    (tmp_path / "round.txt").write_text("circle\nsquare\n")
+    result = run("IVLP", tmp_path / "out", "DATASET.CLASSES", tmp_path / "round.txt")
+    assert result.code == 2 and "DATASET.CLASSES: ['circle', 'square'], was" in result.err
+    new = run("IVLP", tmp_path / "new", "DATASET.CLASSES", tmp_path / "round.txt", flags=flags)
+    assert (new.code, new.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("CLASSES", ["1/2/0"]), ("VAL_SHOTS", 0), ("VAL_TO_TEST", 0.5)]
+)
+def test_keys_that_a_toolbox_s_own_data_set_ignores_are_refused(
+    run, tmp_path, monkeypatch, key, value
+):
+    from apd.datasets.folder import Folder
+
+    monkeypatch.setattr(Folder, "reads", ())  # as CoOp's data sets, registered before ours
+    options = ("DATASET.VAL_SHOTS", 0) if key == "VAL_TO_TEST" else ()
+    result = run("CoOp", tmp_path / "out", *options, f"DATASET.{key}", value)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "the toolbox's own Folder does not read" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_word_the_test_images_are_evaluated(run, tmp_path):
     run("ZeroshotCLIP", tmp_path)
     found = read_results(tmp_path)["evaluations"]
