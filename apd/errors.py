@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from typing import TypeGuard
 
 
 class UserError(Exception):
@@ -60,12 +61,28 @@ silent = False  # of a process beside others that meet the same errors
 TOLD = (UserError, NonFiniteLoss, ImpossibleResult, WorkerFailed)
 
 
-def tell(error: Exception) -> int:
-    """Print one of ``TOLD`` in a line, and return the exit code: 2 for a UserError, else 1."""
+def disk_full(error: object) -> TypeGuard[OSError]:
+    """Whether the error says that a file system, or the user's share of it, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def tell(error: Exception) -> int | None:
+    """Print an error of ``TOLD`` or of a file in one line, and return the exit code.
+
+    It is 2 for what is the user's to mend, 1 for a full disk and the others of ``TOLD``; None, and
+    nothing is printed, for any other error.
+    """
     message, code = str(error), 1
     if isinstance(error, UserError):
         # from a worker of a data loader it comes with that process's traceback
         message, code = one_line(message.rpartition("apd.errors.UserError: ")[2], most=3000), 2
+    elif disk_full(error):
+        where = f"{one_line(error.filename)}: " if error.filename else ""
+        message = f"{where}{error.strerror}: make room, and the same command goes on"
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message, code = f"{one_line(error.filename)}: {error.strerror}", 2
+    elif not isinstance(error, TOLD):
+        return None
     _print(message)
     return code
 
@@ -77,19 +94,13 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
     def command(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
-        except TOLD as error:
-            return tell(error)
         except BrokenPipeError:  # the reader of a pipe has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # names no file
-                _print(f"{error.strerror}: make room, and the same command goes on")
-                return 1
-            if error.filename is None or error.strerror is None:
-                raise
-            _print(f"{one_line(error.filename)}: {error.strerror}")
-            return 2
+        except Exception as error:
+            if code := tell(error):
+                return code
+            raise
 
     return command
 
@@ -108,7 +119,7 @@ class _Hook:
         self.before = before
 
     def __call__(self, kind, error, traceback) -> None:
-        if isinstance(error, TOLD):
+        if isinstance(error, TOLD) or disk_full(error):
             sys.exit(tell(error))
         self.before(kind, error, traceback)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apd.errors import UserError, one_line
+from apd.errors import UserError, disk_full, one_line
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -92,15 +92,29 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one; after an exception or a kill
     the old file is untouched. Missing parent folders are made.
+
+    Raises:
+        OSError: it cannot be written; where the disk is full, it names ``path``.
     """
     path = Path(path)
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if disk_full(error):  # writing to an open file does not name it
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # same folder, so that the rename stays on one file system
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "rb") as written:
+        with open(temporary, "r+b") as written:  # Windows syncs what may be written to
             os.fsync(written.fileno())
         umask = os.umask(0)
         os.umask(umask)
@@ -108,6 +122,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_tensors(path: str | os.PathLike, value) -> None:
+    """Write ``value`` by ``torch.save``, atomically."""
+    import torch
+
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # what PyTorch makes of a file that cannot be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -118,7 +145,10 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     """Write ``rows``, one or more with the same keys, below a line of these, atomically."""
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -14,7 +14,7 @@ from apd import ranks
 from apd.clip import PromptedCLIP
 from apd.config import differences, plain
 from apd.errors import UserError, listed, one_line
-from apd.files import atomic_write, write_csv
+from apd.files import write_csv, write_tensors
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.host.checkpoint import BEST
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
@@ -168,8 +168,7 @@ class ResumableTrainer(TrainerX):
             "config": self.config,
             **self.identity(),
         }
-        with atomic_write(Path(self.output_dir) / RESUME_NAME) as temporary:
-            torch.save(state, temporary)
+        write_tensors(Path(self.output_dir) / RESUME_NAME, state)
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue a killed run. Returns the number of epochs it has behind it.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apd.attacks.stream import Rows
 from apd.errors import UserError
-from apd.files import atomic_write
+from apd.files import write_tensors
 from apd.results.verdicts import WRONG
 
 UNBOUNDED_IMAGES = 32  # that an attack is shown which may do anything
@@ -67,8 +67,7 @@ class AttackState:
         if path is None:
             return
         kept = {k: v.cpu() for k, v in (self.pool or {}).items() if k not in ("image", "label")}
-        with atomic_write(path) as temporary:
-            torch.save({**vars(self), "pool": kept or None}, temporary)
+        write_tensors(path, {**vars(self), "pool": kept or None})
 
     def load(self, path: Path | None) -> None:
         """Go on from ``path``, if there is such a file and it is whole."""
@@ -124,8 +123,7 @@ class Clean:
         }
 
     def save(self, path: Path) -> None:
-        with atomic_write(path) as temporary:
-            torch.save(vars(self), temporary)
+        write_tensors(path, vars(self))
 
     @classmethod
     def join(cls, paths: Sequence[Path], digest: str) -> Clean:

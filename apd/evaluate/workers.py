@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apd.errors import WorkerFailed, exit_codes
+from apd.errors import WorkerFailed
 from apd.evaluate.plan import SHARDS, Shard
 from apd.evaluate.shards import Merger
 from apd.results import EVALUATIONS
@@ -55,9 +55,6 @@ class ShardCell(Cell):
         return self.unfinished()
 
     def run(self) -> int:
-        return exit_codes(self._run)()
-
-    def _run(self, _) -> int:
         evaluate_shard(self.job, self.shard, {Path(path).name.split(".")[0] for path in self.argv})
         return 0
 

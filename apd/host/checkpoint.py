@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from apd.errors import UserError
-from apd.files import atomic_write
+from apd.files import atomic_write, write_tensors
 
 BEST = "model-best.pth.tar"
 
@@ -35,8 +35,7 @@ def save_checkpoint(
     if remove_module_from_keys:
         state = {**state, "state_dict": _without_module(state["state_dict"])}
     path = Path(save_dir) / (model_name or f"model.pth.tar-{state['epoch']}")
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    write_tensors(path, state)
     with atomic_write(path.parent / "checkpoint") as temporary:
         temporary.write_text(f"{path.name}\n")
     print(f"Saved {path}")

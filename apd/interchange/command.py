@@ -8,6 +8,7 @@ and --load-epoch; the frozen CLIP and the class names are theirs to add, and the
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
         raise UserError(f"{folder} exists: choose another folder")
     # no views: torch.save would write all of what they are a view of
     written["state_dict"] = {name: value.clone() for name, value in state.items()}
-    save_checkpoint({**written, "epoch": checkpoint["epoch"]}, folder)
+    try:
+        save_checkpoint({**written, "epoch": checkpoint["epoch"]}, folder)
+    except OSError:  # half of it would be in the way of the next try
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

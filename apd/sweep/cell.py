@@ -74,10 +74,10 @@ class Cell:
         return State("partial" if Path(self.folder, "log.txt").exists() else "missing")
 
     def run(self) -> int:
-        """In this process, which has the cell's lock. Returns the exit code."""
-        from apd.train.command import main
+        """In this process, which has the cell's lock. Returns the exit code, errors are raised."""
+        from apd.train.command import train
 
-        return main(list(self.argv))
+        return train(list(self.argv))
 
     def fail(self, reason: str, log: list[str] | None = None) -> None:
         """Note that the run has ended in an error; ``log`` defaults to its last lines."""

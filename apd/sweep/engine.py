@@ -16,6 +16,7 @@ from apd.ranges import number, whole
 from apd.sweep.cell import Cell, State
 from apd.sweep.display import Display
 from apd.sweep.executors import make_executor
+from apd.sweep.lock import check_system
 from apd.sweep.scheduler import Sweep
 
 
@@ -56,7 +57,10 @@ def run_cells(
 
     Raises:
         KeyboardInterrupt: a signal came; local cells have ended, the others go on.
+        OSError: the disk is full; local cells have ended, and will go on where they were.
+        UserError: the system has no locks, or no such engine.
     """
+    check_system()
     output = cells[0].output
     check_writable(output, "--output")
     options = dict(_pair(text) for text in args.slurm)

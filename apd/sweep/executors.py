@@ -2,23 +2,24 @@
 
 An executor has ``room(running)``, how many more cells it takes; ``start(cells)``, a handle for
 each; ``poll(handle)``, None while the cell's process lives, then how it ended ("" for normally),
-to be called every ``pause`` seconds; and ``close()``, which ends what it can. What came of a cell
+to be called every ``pause`` seconds, an OSError if the cell has met a full disk, which is no fault
+of the cell's; and ``close()``, which ends what it can. What came of a cell
 is not its business: the cell's folder tells (``Cell.state``).
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from apd.errors import UserError, one_line
+from apd.errors import UserError, disk_full, one_line
 from apd.sweep.cell import Cell
 from apd.sweep.worker import release, run_cell
 
@@ -65,6 +66,8 @@ class Local:
         if handle.is_alive():
             return None
         self.running = {slot: p for slot, p in self.running.items() if p is not handle}
+        if handle.exitcode == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), handle.name)
         return f"killed by signal {-handle.exitcode}" if handle.exitcode < 0 else ""
 
     def close(self) -> None:
@@ -79,6 +82,8 @@ def warm_up() -> multiprocessing.context.BaseContext:
     """What local cells are started by: a process to fork from, which begins to import at once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     # clip asks for GPUs when it is imported; asked in this way, children can still use them
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
@@ -104,6 +109,10 @@ def _process(cell: Cell, folder: str, threads: int, gpu: str | None) -> None:
         run_cell(cell, folder, threads)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        sys.exit(errno.ENOSPC)  # for ``Local.poll``: there is no room to write it down
 
 
 def _interrupt(*_) -> None:
@@ -156,6 +165,8 @@ class Ray:
         try:
             self.ray.get(handle)
         except self.ray.exceptions.RayError as error:
+            if disk_full(cause := getattr(error, "cause", None)):
+                raise cause from None
             return one_line(error)[:200]
         return ""
 

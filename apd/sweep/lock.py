@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -11,6 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from apd.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK_NAME = "sweep.lock"
 HEARTBEAT = 15.0  # seconds between two signs of life
@@ -27,26 +33,40 @@ class Lock:
     Args:
         folder: of the run; made if it is not there.
         output: a folder above it, the same for all who want the lock.
+
+    Raises:
+        UserError: this system has no such locks.
     """
 
     def __init__(self, folder: str | os.PathLike, output: str | os.PathLike) -> None:
+        check_system()
         self.path = Path(folder, LOCK_NAME)
         self.guard = Path(output, ".sweep.guard")
         self.mine = {**_self(), "token": os.urandom(8).hex()}
         self.released = threading.Event()
 
     def acquire(self) -> bool:
-        """Whether this process owns the folder now."""
+        """Whether this process owns the folder now.
+
+        Raises:
+            OSError: the lock cannot be written; then there is none.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._alone() as now:
             if _living(self.path, now):
                 return False
             self.path.unlink(missing_ok=True)
             try:  # exclusively, for file systems where the guard guards nothing
-                with open(self.path, "x", encoding="utf-8") as file:
-                    json.dump(self.mine, file)
+                file = open(self.path, "x", encoding="utf-8")
             except FileExistsError:
                 return False
+            try:
+                with file:
+                    json.dump(self.mine, file)
+            except OSError as error:
+                self.path.unlink()  # an empty lock looks like one that is just being written
+                error.filename = str(self.path)
+                raise
         threading.Thread(target=self._beat, daemon=True).start()
         return True
 
@@ -74,6 +94,15 @@ class Lock:
                 print(f"error: {self.path} is gone or another's: stopped", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)
+
+
+def check_system() -> None:
+    """Raise UserError on systems without the locks that processes need beside each other."""
+    if fcntl is None:
+        raise UserError(
+            "sweeps and shards need file locks, which this system does not have: train and "
+            "evaluate run by run (apd-train, apd-eval without --shards), or use Linux, macOS or WSL"
+        )
 
 
 def owner(folder: str | os.PathLike) -> dict | None:
@@ -120,6 +149,8 @@ def _start(pid: int) -> int | None:
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
+    if fcntl is None:  # Windows, where the signal 0 would end processes
+        return 0
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

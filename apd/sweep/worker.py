@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from apd.errors import disk_full, tell
 from apd.sweep.cell import STDERR_NAME, Cell
 from apd.sweep.lock import Lock
 
@@ -23,6 +24,9 @@ def run_cell(cell: Cell, folder: str, threads: int | None = None) -> None:
     Args:
         folder: the working directory, which relative paths of the cell start from.
         threads: of PyTorch; None: its own choice.
+
+    Raises:
+        OSError: the disk is full. The cell has not failed: with room it goes on where it was.
     """
     os.chdir(folder)
     lock = Lock(cell.folder, cell.output)
@@ -52,7 +56,11 @@ def _run(cell: Cell, threads: int | None) -> int:
         torch.set_num_threads(threads)
     try:
         return cell.run()
-    except Exception:  # not SystemExit, by which submitit ends a job that it starts again
+    except Exception as error:  # not SystemExit, by which submitit ends a job to start it again
+        if disk_full(error):
+            raise
+        if code := tell(error):
+            return code
         traceback.print_exc()
         return 1
 

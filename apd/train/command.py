@@ -203,8 +203,8 @@ def _run(args: argparse.Namespace, cfg) -> None:
         trainer.train()
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
+def train(argv: list[str] | None = None) -> int:
+    """What ``main`` does, errors raised; for callers that tell them in their own way."""
     apd.register()
     ranks.hush()
     try:
@@ -216,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     return 0
 
+
+main = exit_codes(train)
 
 if __name__ == "__main__":
     sys.exit(main())

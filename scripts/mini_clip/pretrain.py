@@ -22,7 +22,7 @@ from evaluate import NAMES, PROMPTS, accuracy, digits, normalize
 from glyphs import GLYPHS, GlyphSet, load_glyphs, render, to_images
 from tqdm import trange
 
-from apd.files import atomic_write
+from apd.files import write_tensors
 
 CHARACTERS = string.digits + string.ascii_lowercase  # a letter is drawn in either case
 GEOMETRY = dict(
@@ -149,8 +149,7 @@ def learn(model: CLIP, loss: torch.Tensor, optimizer, schedule) -> None:
 def save_half(module: torch.nn.Module, path: Path) -> None:
     """Write the weights in float16, atomically."""
     state = {name: value.half() for name, value in module.state_dict().items()}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    write_tensors(path, state)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from words import templates, words
 
 from apd.errors import UserError, exit_codes
-from apd.files import atomic_write
+from apd.files import write_tensors
 
 REPEAT = 2  # of the small sets' images in an epoch
 LARGE = ("tiny_imagenet", "cifar10")
@@ -176,16 +176,15 @@ def train(model: CLIP, data: Photographs, args) -> None:
             f"scale {model.logit_scale.exp().item():.1f}",
             flush=True,
         )
-        with atomic_write(resume) as temporary:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch + 1,
-                "seed": args.seed,
-                "steps": steps,
-            }
-            torch.save(state, temporary)
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "epoch": epoch + 1,
+            "seed": args.seed,
+            "steps": steps,
+        }
+        write_tensors(resume, state)
     whole.weight.data[used] = rows.weight.data
     positions[:CONTEXT] = model.positional_embedding.data
     model.token_embedding, model.positional_embedding.data = whole, positions

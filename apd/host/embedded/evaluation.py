@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.files import atomic_write
+from apd.files import write_tensors
 from apd.host.embedded.registry import Registry, check_availability
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -78,8 +78,7 @@ class Classification(EvaluatorBase):
         if self.cfg.TEST.COMPUTE_CMAT:
             matrix = confusion_matrix(true, predicted, normalize="true")
             path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
-            with atomic_write(path) as temporary:
-                torch.save(torch.from_numpy(matrix), temporary)
+            write_tensors(path, torch.from_numpy(matrix))
             print(f"Confusion matrix: {path}")
         return results
 
