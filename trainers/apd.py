@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.clip import PromptedCLIP
+from apd.clip import PromptedCLIP, backbone_sha256
+from apd.config import plain
 from apd.distill import feature_alignment, kl_distillation
 from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
 from apd.interchange import prompts_folder
+from apd.results.provenance import training
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
 
@@ -121,7 +123,10 @@ class APD(AdversarialTraining, IVLP):
         return teacher
 
     def load_teacher(self, teacher: PromptedCLIP, folder: str) -> None:
-        self.load_prompts(teacher, prompts_folder(Path(folder)), method="IVLP")
+        cfg = self.teacher_cfg(teacher)
+        made_on = {**self.made_on(cfg), "method": "IVLP"}
+        asked = training(made_on, plain(cfg), backbone_sha256(teacher.clip))
+        self.load_prompts(teacher, prompts_folder(Path(folder)), asked=asked)
 
     def before_train(self) -> None:
         if self.options.TEACHER.MODE == "offline":
@@ -134,6 +139,12 @@ class APD(AdversarialTraining, IVLP):
         Returns the folder with them. It is a run of its own, and resumes as one, random state
         included, so that the student draws the same whether its teacher was ready or not.
         """
+        cfg = self.teacher_cfg(self.teacher)
+        IVLP(cfg).train()
+        return cfg.OUTPUT_DIR
+
+    def teacher_cfg(self, teacher: PromptedCLIP):
+        """The config of the IVLP run that trains the teacher's prompts, below this run's folder."""
         cfg = self.cfg.clone()
         cfg.defrost()
         for key in cfg.TRAINER.IVLP:
@@ -141,15 +152,14 @@ class APD(AdversarialTraining, IVLP):
         cfg.MODEL.BACKBONE.NAME = self.options.TEACHER.BACKBONE or cfg.MODEL.BACKBONE.NAME
         cfg.MODEL.BACKBONE.ROBUST = self.options.TEACHER.ROBUST
         cfg.OPTIM.LR *= self.options.TEACHER.LR
-        resolution = self.teacher.clip.visual.input_resolution
+        resolution = teacher.clip.visual.input_resolution
         cfg.INPUT.SIZE = (resolution,) * 2
         if cfg.MODEL.BACKBONE.RESOLUTION:
             cfg.MODEL.BACKBONE.RESOLUTION = resolution
         cfg.OUTPUT_DIR, cfg.RESUME = str(Path(cfg.OUTPUT_DIR) / "teacher"), ""
         cfg.TEST.NO_TEST = True
         cfg.freeze()
-        IVLP(cfg).train()
-        return cfg.OUTPUT_DIR
+        return cfg
 
     @torch.no_grad()
     def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], PromptedCLIP]:

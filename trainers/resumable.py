@@ -19,7 +19,7 @@ from apd.host import TrainerX, load_checkpoint, save_checkpoint
 from apd.host.checkpoint import BEST
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 from apd.results import HISTORY_NAME
-from apd.results.provenance import of_checkpoint
+from apd.results.provenance import check_meaning, of_checkpoint
 from apd.results.schema import kind_faults
 
 RESUME_NAME = "resume.pth.tar"
@@ -105,33 +105,47 @@ class ResumableTrainer(TrainerX):
                     self.trained_on = record
 
     def load_prompts(
-        self, model: PromptedCLIP, folder: Path, epoch: int | None = None, method: str = ""
+        self,
+        model: PromptedCLIP,
+        folder: Path,
+        epoch: int | None = None,
+        asked: dict | None = None,
     ) -> dict | None:
-        """Load into ``model`` what ``method`` (default: this one) saved in ``folder``.
+        """Load the prompts in ``folder`` into ``model``.
 
-        Or what CoOp, MaPLe, APT, FAP, AdvPT or MAPT did: they do not say their method, but the
-        prompts must be of the same kind. Class names are always embedded anew.
+        They must be what a run with the record ``asked`` (``apd.results.provenance``; default:
+        this run) trains, but for its data, shots and seed.
 
-        Returns what they were trained on (``apd.results.provenance``), if that is known.
+        CoOp, MaPLe, APT, FAP, AdvPT and MAPT do not say their method, but the prompts must be of
+        the same kind. Class names are always embedded anew.
+
+        Returns what they were trained on, if that is known.
         """
-        method = method or type(self).__name__
+        asked = asked or self.provenance()
         path = checkpoint_path(folder, epoch)
         checkpoint = load_checkpoint(path, inert=True)
         saved = read_prompts(checkpoint, path)
-        trained_by = checkpoint.get("method", method)
-        if trained_by != method:
-            raise UserError(f"{path} holds prompts of {trained_by}, not of {method}")
+        trained_by = checkpoint.get("method", asked["method"])
+        if trained_by != asked["method"]:
+            raise UserError(f"{path} holds prompts of {trained_by}, not of {asked['method']}")
         classnames = self.identity()["classnames"]
         other_classes = checkpoint.get("classnames", classnames) != classnames
         if other_classes and self.class_specific:
             raise UserError(f"{path} holds class-specific prompts of another class list")
         other_tokens = check_fit(saved, model, self.section, self.options, path)
+        if record := of_checkpoint(checkpoint, folder):
+            check_meaning(record, asked, path)
+        else:
+            print(
+                f"note: nothing says under which settings {path} was trained (class token's "
+                "position, templates, interpolation): they are taken to be these"
+            )
         model.prompt_learner.load_state_dict(saved.prompts)
         note = ", trained on other classes" if other_classes else ""
         if other_tokens and not other_classes:
             note = f", trained on other classes or words (TRAINER.{self.section}.CTX_INIT)"
         print(f"Loaded {path} (epoch {checkpoint.get('epoch')}{note})")
-        return of_checkpoint(checkpoint, folder)
+        return record
 
     # -- resuming ------------------------------------------------------------------------------
 

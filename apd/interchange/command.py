@@ -18,6 +18,7 @@ from apd.host.checkpoint import load_checkpoint, save_checkpoint
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
 from apd.ranges import whole
+from apd.results.provenance import of_checkpoint
 
 _KEPT = ("val_result", "method", "classnames")  # of the checkpoint, whichever way it goes
 
@@ -34,6 +35,8 @@ def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
     if not isinstance(checkpoint.get("epoch"), int):
         raise UserError(f"{path} does not say its epoch")
     written = {key: checkpoint[key] for key in _KEPT if _plain(checkpoint.get(key))}
+    if record := of_checkpoint(checkpoint, path.parent):
+        written["trained_on"] = record
     if not saved.ours:
         folder, state = target / OURS, saved.prompts
         if saved.tokens is not None:  # the only record of the classes it was trained on

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from apd.config import flat
+from apd.errors import UserError
 from apd.methods import METHODS
 from apd.results.schema import RESULTS_NAME, read_results, trained_on_faults
 
@@ -43,6 +44,45 @@ def _changes_meaning(key: str, method: str) -> bool:
     section, _, name = name.partition(".")
     ours = METHODS[method].section if method in METHODS else section
     return group == "TRAINER" and section == ours and name in _OF_PROMPTS
+
+
+def check_meaning(trained: dict, asked: dict, where) -> None:
+    """Raise unless prompts mean in the configuration of ``asked`` what they were trained to mean.
+
+    Args:
+        trained, asked: records of training; ``where`` names the first one in the error.
+
+    Raises:
+        UserError: it names each key, with its value there and here.
+    """
+    ours, theirs = (
+        dict(map(_without_section, found["keys"].items())) for found in (asked, trained)
+    )
+    hashes = {asked["backbone_sha256"], trained["backbone_sha256"]}
+    same_backbone = len(hashes) == 1 and None not in hashes
+    other_data = trained["dataset"] != asked["dataset"]
+    faults = []
+    for name in theirs.keys() & ours.keys():
+        (_, was), (key, value) = theirs[name], ours[name]
+        free = (other_data and key == _TEMPLATE) or (same_backbone and key in _OF_BACKBONE)
+        if was != value and not free:
+            faults.append(f"{key} {was!r}, not {value!r}")
+    if not faults and len(hashes - {None}) == 2:
+        faults = [
+            f"other weights than MODEL.BACKBONE.NAME {ours['MODEL.BACKBONE.NAME'][1]!r} has here "
+            f"(SHA-256 {trained['backbone_sha256'][:12]}, not {asked['backbone_sha256'][:12]})"
+        ]
+    if faults:
+        raise UserError(
+            f"{where} was trained with {'; '.join(sorted(faults))}: give what it was trained with, "
+            "its prompts mean something else otherwise"
+        )
+
+
+def _without_section(item: tuple[str, object]) -> tuple[str, tuple[str, object]]:
+    """Name, key and value: a teacher's prompts are told of by two sections of TRAINER."""
+    key, _ = item
+    return (key.rpartition(".")[2] if key.startswith("TRAINER.") else key), item
 
 
 def trained_on(folder: Path, results: dict) -> dict | None:

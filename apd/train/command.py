@@ -132,8 +132,18 @@ class _Tee(io.StringIO):
 
 
 def evaluated_prompts(args: argparse.Namespace) -> dict | None:
-    """What an evaluation alone reads, as results.json has it; None for a run that trains."""
+    """What an evaluation alone reads, as results.json has it; None for a run that trains.
+
+    Raises:
+        UserError: prompts to load in a run that trains, which begins with fresh ones.
+    """
     if not args.eval_only:
+        for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
+            if value:
+                raise UserError(
+                    f"{flag} {value} without --eval-only would be ignored, and fresh prompts "
+                    f"trained: add --eval-only to evaluate those prompts, or leave {flag} out"
+                )
         return None
     return {"model_dir": args.model_dir, "epoch": args.load_epoch}
 

@@ -65,7 +65,7 @@ def test_ours_to_theirs_and_back(saved, weights, tmp_path, method):
     back = read(again / "prompt_learner" / "model.pth.tar-3")
     first = read(ours / "prompt_learner" / "model.pth.tar-3")
     assert_same(back["state_dict"], first["state_dict"])
-    for key in ("epoch", "method", "classnames"):
+    for key in ("epoch", "method", "classnames", "trained_on"):
         assert back[key] == first[key]
 
 

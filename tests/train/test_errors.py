@@ -1,5 +1,6 @@
 """The user's mistakes: one line, exit code 2, and nothing is written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from apd.host import HOST
+from apd.results import read_results
 
 OUT = "out"
 
@@ -245,6 +247,82 @@ def test_prompts_of_another_method(refused, runs, method, other):
 def test_prompts_of_another_shape(refused, runs, method, options, other):
     line = refused(method, OUT, *options, flags=of(getattr(runs, other)))
     assert "does not fit this configuration's prompts" in line
+
+
+@pytest.mark.parametrize(
+    "name, method, key, was, asked",
+    [
+        ("coop", "CoOp", "TRAINER.COOP.CLASS_TOKEN_POSITION", "end", "middle"),
+        ("coop", "CoOp", "INPUT.INTERPOLATION", "bicubic", "bilinear"),
+        ("coop", "CoOp", "TRAINER.COOP.CTX_INIT", "", "a photo of a"),
+        ("maple", "MaPLe", "TRAINER.MAPLE.CTX_INIT", "a photo of a", "an image of a"),
+        ("coop", "CoOp", "DATASET.FOLDER.TEMPLATE", "", "a drawing of a {}."),
+    ],
+)
+def test_prompts_under_settings_that_change_their_meaning(
+    refused, runs, name, method, key, was, asked
+):
+    options = ("DATASET.SUBSAMPLE_CLASSES", "base") if name == "coop" else ()
+    line = refused(method, OUT, *options, key, asked, flags=of(getattr(runs, name)))
+    assert f"was trained with {key} {was!r}, not {asked!r}: give what" in line
+
+
+@pytest.fixture
+def older(copy_of):
+    """Function: a copy of a run of a version whose results and checkpoints say less."""
+
+    def older(folder, keep_results=True):
+        folder = copy_of(folder)
+        path = folder / "results.json"
+        results = json.loads(path.read_text())
+        for key in ("trained_on", "class_names", "prompts", "input"):
+            del results[key]
+        del results["backbone_sha256"], results["prompts_sha256"]
+        path.write_text(json.dumps(results))
+        if not keep_results:
+            path.unlink()
+        for path in folder.glob("prompt_learner/model.pth.tar-*"):
+            checkpoint = torch.load(path, weights_only=True)
+            del checkpoint["trained_on"]
+            torch.save(checkpoint, path)
+        return folder
+
+    return older
+
+
+def test_prompts_of_an_older_run_are_held_against_its_config(refused, runs, older):
+    options = ("TRAINER.COOP.CLASS_TOKEN_POSITION", "front")
+    line = refused("CoOp", OUT, *options, flags=of(older(runs.coop)))
+    assert "was trained with TRAINER.COOP.CLASS_TOKEN_POSITION 'end', not 'front'" in line
+
+
+def test_what_nothing_says_of_older_prompts_is_told(run, runs, older, tmp_path):
+    options = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    folder = older(runs.coop, keep_results=False)
+    result = run("CoOp", tmp_path / "eval", *options, flags=of(folder))
+    assert result.code == 0 and result.out.count("note: nothing says under which settings") == 1
+    assert read_results(tmp_path / "eval")["trained_on"] is None
+    result = run("CoOp", None, *options, flags=of(runs.coop))
+    assert "nothing says" not in result.out
+
+
+def test_other_weights_under_the_same_name(refused, run, tiny, tmp_path):
+    backbone, folder = tmp_path / "clip.pt", tmp_path / "run"
+    weights = torch.load(tiny.clip, weights_only=True)
+    torch.save(weights, backbone)
+    assert run("VPT", folder, flags=("--backbone", str(backbone))).code == 0
+    moved = tmp_path / "moved.pt"  # the same weights under another name are the same
+    torch.save({"state_dict": weights}, moved)
+    assert run("VPT", None, flags=(*of(folder), "--backbone", str(moved))).code == 0
+    torch.save({**weights, "visual.proj": weights["visual.proj"] * 1.01}, backbone)
+    line = refused("VPT", OUT, flags=(*of(folder), "--backbone", str(backbone)))
+    assert "other weights than MODEL.BACKBONE.NAME" in line and "SHA-256" in line
+
+
+@pytest.mark.parametrize("flag", [("--model-dir", "bn/base"), ("--load-epoch", "3")])
+def test_prompts_to_load_in_a_run_that_trains(refused, flag):
+    line = refused("CoOp", OUT, "DATASET.SUBSAMPLE_CLASSES", "new", flags=flag)
+    assert f"{' '.join(flag)} without --eval-only would be ignored" in line
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000])
