@@ -97,12 +97,21 @@ class Cell:
         """Take the note away."""
         Path(self.folder, FAILED_NAME).unlink(missing_ok=True)
 
-    def last_lines(self, count: int = 5) -> list[str]:
-        """Of stderr, or else of the log."""
-        for path in (Path(self.folder, STDERR_NAME), self._log()):
-            if lines := [line for line in _tail(path).splitlines() if line.strip()]:
+    def last_lines(self, count: int = 5, since: float = 0.0) -> list[str]:
+        """Of stderr, or else of the log; only of what was written after ``last_written``'s time."""
+        for path in self._texts():
+            lines = [line for line in _tail(path).splitlines() if line.strip()]
+            if lines and path.stat().st_mtime > since:
                 return lines[-count:]
         return []
+
+    def last_written(self) -> float:
+        """When the run last wrote to stderr or to its log; 0: it never did."""
+        return max((path.stat().st_mtime for path in self._texts()), default=0.0)
+
+    def _texts(self) -> list[Path]:
+        paths = (Path(self.folder, STDERR_NAME), self._log())
+        return [path for path in paths if path and path.exists()]
 
     def progress(self) -> str:
         """Epoch, remaining time of training, and last accuracy, as far as the log tells."""

@@ -90,7 +90,11 @@ def warm_up() -> multiprocessing.context.BaseContext:
     context.set_forkserver_preload(["apd.sweep.warm"])
     # Ctrl-C reaches every process of the terminal; while it imports, this one would end by it, and
     # nothing could be started any more. So it starts, and forks, with signals blocked.
-    resource_tracker.ensure_running()  # would unblock them, if it were started with the other
+    # The tracker would unblock them, if it were started with the other. It removes what killed
+    # processes leave (semaphores), and need not say so.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    resource_tracker.ensure_running()
+    sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         forkserver.ensure_running()

@@ -28,6 +28,7 @@ class Sweep:
         self.elsewhere: list[Cell] = []  # another process has their locks
         self.ended: dict[Cell, State] = {}
         self.lost = Counter()  # processes, by cell
+        self.before: dict[Cell, float] = {}  # when its files were written to before it was started
         self.interrupted = False  # by ``interrupt``
 
     def run(self) -> dict[Cell, State]:
@@ -70,7 +71,8 @@ class Sweep:
             if state.kind != "running":  # it died without a word
                 self.lost[cell] += 1
                 if self.lost[cell] == ATTEMPTS:
-                    cell.fail(f"{how or 'its process ended'}, {ATTEMPTS} times")
+                    lines = cell.last_lines(since=self.before[cell])
+                    cell.fail(f"{how or 'its process ended'}, {ATTEMPTS} times", lines)
             self.waiting.insert(0, cell)
 
     def _start(self) -> None:
@@ -97,5 +99,7 @@ class Sweep:
                 self.elsewhere.append(cell)
             else:
                 ready.append(cell)
+        for cell in ready:
+            self.before.setdefault(cell, cell.last_written())
         if ready:
             self.running |= zip(ready, self.executor.start(ready))

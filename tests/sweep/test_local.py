@@ -91,3 +91,25 @@ process.join()"""
         [sys.executable, "-c", code], start_new_session=True, capture_output=True, text=True
     )
     assert (found.stdout, found.stderr) == ("forked\n", "")
+
+
+def test_what_killed_processes_leave_is_removed_without_a_word(tmp_path):
+    code = """
+import multiprocessing, os, signal
+from apd.sweep import executors
+
+def leave_a_semaphore():
+    kept.append(multiprocessing.Lock())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+kept = []
+if __name__ == "__main__":
+    multiprocessing.context.ForkServerContext.set_forkserver_preload = lambda *_: None  # fast
+    process = executors.warm_up().Process(target=leave_a_semaphore)
+    process.start()
+    process.join()
+    assert process.exitcode == -9"""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    found = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -3,11 +3,12 @@
 import os
 import signal
 from collections import deque
+from pathlib import Path
 
 import pytest
 
 from apd.sweep import scheduler
-from apd.sweep.cell import State
+from apd.sweep.cell import STDERR_NAME, Cell, State
 from apd.sweep.engine import _signals_to
 from apd.sweep.scheduler import ATTEMPTS, Sweep
 
@@ -22,8 +23,14 @@ class Fake:
     def state(self):
         return State(self.now)
 
-    def fail(self, reason):
+    def fail(self, reason, log):
         self.now, self.reason = "failed", reason
+
+    def last_written(self):
+        return 0.0
+
+    def last_lines(self, since):
+        return []
 
 
 class Executor:
@@ -76,6 +83,29 @@ def test_killed_cells_are_started_again_but_not_for_ever():
     assert ended == {"lucky": "done", "cursed": "failed"}
     assert started.count("lucky") == started.count("cursed") == ATTEMPTS
     assert cursed.reason == f"killed by signal 9, {ATTEMPTS} times"
+
+
+@pytest.mark.parametrize("says", ["", "out of memory"])
+def test_a_killed_cell_is_noted_with_its_own_last_words_only(tmp_path, says):
+    class Bare(Cell):
+        state = Cell.unfinished
+
+    class Killer(Executor):
+        def start(self, cells):
+            if says and not self.started:
+                Path(cells[0].folder, STDERR_NAME).write_text(says)
+            return super().start(cells)
+
+        def poll(self, cell):
+            return "killed by signal 9"
+
+    for name in (STDERR_NAME, "log.txt"):
+        path = tmp_path / name
+        path.write_text("of last week's process")
+        os.utime(path, (1e9, 1e9))
+    cell = Bare(str(tmp_path), ("x",), str(tmp_path))
+    ended = Sweep([cell], Killer(1)).run()[cell]
+    assert ended.kind == "failed" and ended.log == ((says,) if says else ())
 
 
 def test_a_cell_that_another_sweep_runs_is_waited_for():
