@@ -81,5 +81,15 @@ def cited(evaluation: dict) -> str:
     return f"{evaluation['attack']} {conditions}, {evaluation['accuracy']:.1f} %"
 
 
+def signed(difference: float) -> str:
+    """In points, with its sign: to a tenth, and to up to a thousandth where that would be zero.
+
+    So an interval that ends just below zero does not read as if it held zero.
+    """
+    difference = round(difference, 6) + 0.0  # without the last bits of sums, and never -0.0
+    digits = next((d for d in (1, 2) if difference == 0 or round(difference, d)), 3)
+    return f"{difference:+.{digits}f}"
+
+
 def shots_said(count: int) -> str:
     return "all images" if count == -1 else counted(count, "shot")

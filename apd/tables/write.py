@@ -16,6 +16,7 @@ from statistics import mean, stdev
 from tabulate import tabulate
 
 from apd.errors import UserError, counted
+from apd.results.words import signed
 from apd.tables.grid import Missing, Numbers, Topic, is_accuracy
 
 
@@ -89,7 +90,7 @@ class _Style:
     escape: Callable[[str], str] = str
     best: str = "{}"
     second: str = "{}"
-    signed: str = "{:+.1f}"
+    signed: str = "{}"
     plus_minus: str = " ± "
     mark: str = "†{}"
 
@@ -147,18 +148,16 @@ def _number(cell: Numbers, digits: int, style: _Style) -> str:
 def _difference(cell: Numbers, style: _Style) -> str:
     if cell.difference is None:
         return ""
-    interval = ""
-    if cell.interval:
-        interval = " [" + ", ".join(_signed(end, style) for end in cell.interval) + "]"
+
+    def ends(low: float, high: float) -> str:
+        return ", ".join(style.signed.format(signed(end)) for end in (low, high))
+
+    interval = f" [{ends(*cell.interval)}]" if cell.interval else ""
     sets = ""
     if over := cell.over_sets:
-        ends = ", ".join(_signed(end, style) for end in (over.low, over.high))
-        sets = f"; over sets [{ends}], p = {over.p:.3f}"
-    return f" ({_signed(cell.difference, style)}{interval}{sets})"
-
-
-def _signed(number: float, style: _Style) -> str:
-    return style.signed.format(round(number, 1) + 0.0)  # never -0.0
+        p = f"p = {over.p:.3f}" if over.p >= 0.0005 else "p < 0.001"
+        sets = f"; over sets [{ends(over.low, over.high)}], {style.escape(p)}"
+    return f" ({style.signed.format(signed(cell.difference))}{interval}{sets})"
 
 
 def _ranks(table: Table, name: str) -> dict[int, int]:
@@ -259,7 +258,8 @@ def _escape_latex(text: str) -> str:
 
 
 def _escape_pipe(text: str) -> str:
-    return re.sub(r"([|*<])", r"\\\1", text)
+    """Not every Markdown knows a backslash before "<", but all know entities."""
+    return re.sub(r"([|*`\[\\])", r"\\\1", html.escape(text, quote=False))
 
 
 _STYLES = {
@@ -273,7 +273,7 @@ _STYLES = {
         _escape_latex,
         best=r"\textbf{{{}}}",
         second=r"\underline{{{}}}",
-        signed="${:+.1f}$",
+        signed="${}$",
         plus_minus=r" $\pm$ ",
         mark=r"$^{{\dagger {}}}$",
     ),

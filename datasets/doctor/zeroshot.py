@@ -18,6 +18,7 @@ from apd.host import build_transform, get_cfg_default
 from apd.images import read_image
 from apd.known_data import template
 from apd.results.published import papers, read_paper
+from apd.results.words import signed
 
 SLACK = 0.5  # points for versions of Pillow and PyTorch, and for papers' half precision
 
@@ -79,7 +80,7 @@ def judge(accuracy: float, n: int, total: int, known: float, source: str) -> tup
     p = known / 100
     error = 100 * math.sqrt(p * (1 - p) / n * (1 - n / total)) if n < total else 0.0
     bound = 3 * error + SLACK
-    said = f"{accuracy - known:+.1f} to the published {known:.2f} ({source})"
+    said = f"{signed(accuracy - known)} to the published {known:.2f} ({source})"
     if abs(accuracy - known) <= bound:
         return True, f"{said}, within {bound:.1f}"
     return False, f"{said}, more than {bound:.1f} apart"

@@ -13,7 +13,9 @@ from statistics import stdev
 import pytest
 from sample_results import THREAT, check_golden, keep_verdicts, record
 
+from apd.results.words import signed
 from apd.tables.command import load_runs, main
+from apd.tables.grid import OverSets
 from apd.tables.kinds import methods
 
 ROBUST = "PGD-100 eps=2/255 (%)"
@@ -408,9 +410,42 @@ def test_without_verdicts_of_the_same_images_there_is_no_interval(save, tmp_path
     assert compared(tmp_path) == (50, None)
 
 
+@pytest.mark.parametrize(
+    "difference, said",
+    [
+        (0.04, "+0.04"),
+        (-0.024, "-0.02"),  # the bound of the study's second round, which was printed as +0.0
+        (0.0049, "+0.005"),
+        (-0.0004, "-0.000"),
+        (-0.05, "-0.1"),
+        (-0.96, "-1.0"),
+        (-0.0, "+0.0"),
+        (-1e-9, "+0.0"),  # the last bits of a sum
+    ],
+)
+def test_a_difference_next_to_zero_shows_its_side(difference, said):
+    assert signed(difference) == said
+
+
+def test_bounds_next_to_zero_show_their_side_in_every_format(save):
+    save()
+    (table,) = methods(load_runs([save(method="CoOp").parent.parent]))
+    cell = table.rows[1]["clean (%)"]
+    cell.difference, cell.interval = -1.07, (-2.118, -0.024)
+    cell.over_sets = OverSets(9, 1, 8, -2.0, 0.004, 0.0002)
+    said = "(-1.1 [-2.1, -0.02]; over sets [-2.0, +0.004], p {} 0.001)"
+    latex = said.format("$<$")
+    for number in ("-1.1", "-2.1", "-0.02", "-2.0", "+0.004"):
+        latex = latex.replace(number, f"${number}$")
+    assert said.format("<") in table.format("simple")
+    assert said.format("&lt;") in table.format("pipe")
+    assert said.format("&lt;") in table.format("html")
+    assert latex in table.format("latex")
+
+
 def test_next_to_nothing_has_no_minus(save, tmp_path, capsys):
     save(method="CoOp", clean=50.0)
-    save(method="APD", clean=49.98)
+    save(method="APD", clean=50.0 - 1e-12)
     assert main([str(tmp_path), "--baseline", "CoOp"]) == 0
     assert "50.0 (+0.0)" in capsys.readouterr().out
 
@@ -582,6 +617,17 @@ def test_latex_compiles(rich, tmp_path):
     )
     command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "page.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_names_cannot_be_html_or_markup_in_markdown(save, tmp_path):
+    name = "<script>alert(1)</script> [a](javascript:b) `c` **d** | e &lt; \\"
+    save(method=name)
+    (table,) = methods(load_runs([tmp_path]))
+    row = table.format("pipe").splitlines()[-1]
+    assert "<" not in row and "&lt;script&gt;" in row and "&amp;lt;" in row
+    for markup in ("[", "`", "*", "\\"):
+        assert row.count(f"\\{markup}") == name.count(markup)
+    assert row.count("|") - row.count("\\|") == len(table.rows[0]) + 1
 
 
 def test_an_unknown_style_is_named(save, tmp_path):
