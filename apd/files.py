@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -27,48 +28,98 @@ def read_text(path: str | os.PathLike) -> str:
         raise UserError(f"{os.fspath(path)} is no text in UTF-8 ({one_line(error)})") from error
 
 
+def parse_json(text: str | bytes):
+    """What JSON says, with or without a byte-order mark.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has NaN or infinite numbers.
+    """
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError(_DEEP) from error
+    return _bounded(value)
+
+
 def read_json(path: str | os.PathLike):
-    """A JSON file, with or without a byte-order mark.
+    """What a JSON file says (``parse_json``).
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON, or has NaN or infinite numbers.
+        ValueError: as ``parse_json``.
     """
-
-    def refuse(name: str):
-        raise ValueError(f"{name} is no number")
-
-    try:
-        return json.loads(Path(path).read_bytes(), parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return parse_json(Path(path).read_bytes())
 
 
-def read_yaml(path: str | os.PathLike) -> dict:
-    """A YAML file that holds a mapping; an empty file is an empty one.
+def parse_yaml(text: str):
+    """What YAML says; no tag makes anything but plain data.
 
     Raises:
-        UserError: it cannot be read, is no YAML or no mapping, or has a key twice.
+        ValueError: it is no YAML, is nested too deeply or in itself (by an alias), grows by
+            aliases beyond ten million values, has a key twice, or NaN or infinite numbers.
     """
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ten times as fast
         def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            if twice := [key for i, key in enumerate(keys) if key in keys[:i] and key != "<<"]:
+            nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [self.construct_object(key, deep=True) for key in nodes]
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
                 # YAML's readers would drop the first one without a word
                 raise ValueError(f"{twice[0]} stands twice, line {node.start_mark.line + 1} on")
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_float(self, node):
+            return _finite(super().construct_yaml_float(node))
+
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     try:
-        found = yaml.load(read_text(path), Loader)
-    except UserError:
-        raise
+        value = yaml.load(text, Loader)
     except Exception as error:  # dates and tags raise of every kind
-        raise UserError(f"{os.fspath(path)}: {one_line(error)}") from error
+        raise ValueError(one_line(error)) from error
+    return _bounded(value)
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """A YAML file that holds a mapping (``parse_yaml``); an empty file is an empty one.
+
+    Raises:
+        UserError: it cannot be read, is no mapping, or as ``parse_yaml``.
+    """
+    try:
+        found = parse_yaml(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{os.fspath(path)}: {error}") from error
     if not isinstance(found, (dict, type(None))):
         raise UserError(f"{os.fspath(path)}: it is no mapping of keys to values")
     return found or {}
+
+
+_DEEPEST, _LARGEST = 50, 10_000_000  # levels, and values of a level, of what is read from a file
+_DEEP = f"it is nested more than {_DEEPEST} levels deep, or in itself"
+
+
+def _finite(number: str | float) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
+
+
+def _bounded(value):
+    """``value``, or ValueError if its lists and mappings are too deep or, by aliases, too many."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        below: list = []
+        for item in level:
+            if isinstance(item, (dict, list)):
+                below += item.values() if isinstance(item, dict) else item
+            if len(below) > _LARGEST:
+                raise ValueError(f"it has more than {_LARGEST:,} values")
+        if not below:
+            return value
+        level = below
+    raise ValueError(_DEEP)
 
 
 def check_writable(folder: str | os.PathLike, what: str) -> None:

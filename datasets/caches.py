@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 
 from apd.datasets.fewshot import Entry
 from apd.errors import UserError, one_line
-from apd.files import atomic_write
+from apd.files import atomic_write, parse_json
 
 # a Datum of Dassl, and one of the embedded host
 DATUM = (("dassl.data.datasets.base_dataset", "Datum"), ("apd.host.embedded.dataset", "Datum"))
@@ -33,14 +33,14 @@ def cached(path: Path, key: str, make: Callable[[], dict]) -> dict:
     """
     try:
         head, _, kept = path.read_bytes().partition(b', "value": ')
-        found, kept = json.loads(head + b"}"), kept[:-1]
+        found, kept = parse_json(head + b"}"), kept[:-1]
         if found["key"] == key and "hash" in found:  # earlier versions kept none
             if found["hash"] == digest(kept):
-                return json.loads(kept)
+                return parse_json(kept)
             raise ValueError("another hash")
     except OSError:  # absent, as a rule
         pass
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         print(f"note: {path} is damaged: it is made again")
     value = make()
     text = json.dumps(value)

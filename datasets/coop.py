@@ -6,7 +6,6 @@ CoOp made it, is read.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from functools import partial
@@ -25,6 +24,7 @@ from apd.datasets.layout import (
     lines,
 )
 from apd.errors import UserError, one_line
+from apd.files import read_json
 from apd.host import DATASET_REGISTRY, register
 
 CARS = "http://ai.stanford.edu/~jkrause/car196"
@@ -198,7 +198,7 @@ class OxfordFlowers(SplitFile):
     def raw(cls, folder: Path) -> tuple[list[Row]]:
         labels, path = _matlab(folder / "imagelabels.mat", "labels"), folder / "cat_to_name.json"
         try:
-            names = json.loads(path.read_bytes())
+            names = read_json(path)
             return (
                 [
                     (f"image_{i:05d}.jpg", int(label) - 1, names[str(int(label))])

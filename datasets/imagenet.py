@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry
 from apd.datasets.folder import subfolders
-from apd.datasets.layout import DRIVE, Counts, Published, Source, lines
+from apd.datasets.layout import DRIVE, Counts, Published, Source, check_below, lines
 from apd.errors import UserError, listed
 from apd.host import DATASET_REGISTRY, register
 
@@ -191,6 +192,7 @@ def files(folder: str | os.PathLike) -> list[str]:
 
 
 def list_tree(images: Path, tree: Tree, names: dict[str, str]) -> list[Entry]:
+    check_below(images, chain(tree, *tree.values()))
     return [
         Entry(f"{images}/{folder}/{file}", label, 0, names[folder])
         for label, (folder, files) in enumerate(tree.items())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
 from apd.errors import UserError, listed, one_line
-from apd.files import atomic_write, read_text
+from apd.files import atomic_write, parse_json, read_text
 from apd.known_data import data_rank
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
@@ -127,12 +127,18 @@ class Published(FewShotDataset):
 
         if cfg.SEED < 0:
             return draw()
+        path = folder / "split_fewshot" / f"{name}.json"
         drawn = cached(
-            folder / "split_fewshot" / f"{name}.json",
+            path,
             f"{source.mark} {name}",
             lambda: {split: _rows(images, items) for split, items in zip(("train", "val"), draw())},
         )
-        return entries(images, drawn["train"]), entries(images, drawn["val"])
+        try:
+            return tuple(entries(images, _checked(drawn[split])) for split in ("train", "val"))
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no draw ({one_line(error)}): remove it, and the images are drawn again"
+            ) from error
 
     def _drawn_by_coop(self, path: Path, images: Path, source: Source, shots: int):
         """Its paths may be of another machine: what follows the image folder counts."""
@@ -241,8 +247,28 @@ class SplitFile(Published):
         return path
 
 
-def entries(images: Path, rows: Iterable[Row]) -> list[Entry]:
+def entries(images: Path, rows: Sequence[Row]) -> list[Entry]:
+    """The rows as images of the folder ``images``.
+
+    Raises:
+        UserError: a path leads out of the folder.
+    """
+    check_below(images, (path for path, _, _ in rows))
     return [Entry(os.path.join(images, path), label, 0, name) for path, label, name in rows]
+
+
+def check_below(folder: Path, paths: Iterable[str]) -> None:
+    """Raise UserError unless all paths, which a file lists, lead to places below ``folder``.
+
+    A list that somebody else wrote reads no other files.
+    """
+    for path in paths:
+        # os.path.isabs takes ten times as long, and ImageNet has a million paths
+        absolute = path[:1] in ("/", "\\") or path[1:2] == ":"
+        if absolute or (".." in path and ".." in Path(path).parts):
+            raise UserError(
+                f"{one_line(path)} leads out of {folder}, where this data set's images must lie"
+            )
 
 
 def lines(path: Path, parse: Callable[[str], Any]) -> list:
@@ -300,16 +326,23 @@ def _rows(images: Path, items: list[Entry]) -> list[Row]:
 def _parse_split(path: Path, raw: bytes) -> tuple[dict[str, list[Row]], str]:
     """The rows of each split, and how it was made, if it is not the published one."""
     try:
-        content = json.loads(raw)
-        return {
-            split: [(str(image), int(label), str(name)) for image, label, name in content[split]]
-            for split in ("train", "val", "test")
-        }, content.get("made", "")
+        content = parse_json(raw)
+        splits = {split: _checked(content[split]) for split in ("train", "val", "test")}
+        return splits, str(content.get("made", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot read {path} ({type(error).__name__}: {one_line(error)}): it must be JSON with "
             "train, val and test, each a list of [image, label, class name]; download it again"
         ) from error
+
+
+def _checked(rows: list) -> list[Row]:
+    """Rows as JSON has them; ValueError or TypeError for what is none."""
+    for row in rows:
+        image, label, name = row
+        if (type(image), type(label), type(name)) != (str, int, str):
+            raise ValueError(f"{json.dumps(row)} is no [image, whole number, class name]")
+    return [tuple(row) for row in rows]
 
 
 def _divide(name: str, rows: list[Row], parts: Sequence[float], random: Random) -> list[list[Row]]:

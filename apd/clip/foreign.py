@@ -9,7 +9,6 @@ SigLIP, CoCa, EVA, ConvNeXt, other tokenizers, ...
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from clip.model import QuickGELU
 from torch import Tensor, nn
 
 from apd.errors import UserError, listed, one_line
+from apd.files import read_json
 
 # OpenAI's preprocessing constants, for images in [0, 1]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -201,7 +201,7 @@ def _folder(folder: Path, name: str) -> Foreign:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({one_line(error)}): fetch it again") from error
 

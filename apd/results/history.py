@@ -26,6 +26,8 @@ def read_history(run_dir: str | Path) -> dict[str, list[float]]:
         columns = dict(zip(header, map(list, zip(*cells, strict=True)), strict=True))
         if "epoch" not in columns:
             raise ValueError("no column epoch")
+        if not all(map(math.isfinite, columns["epoch"])):
+            raise ValueError("an epoch is no number")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, csv.Error) as error:

@@ -16,10 +16,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 import apd
 from apd.errors import UserError, listed, one_line
+from apd.files import read_yaml
 
 FOLDER = Path(apd.__path__[-1]) / "configs" / "published"
 _FIELDS = {"table", "method", "dataset", "trained_on", "subsample", "shots", "clean", "robust"}
@@ -64,8 +63,8 @@ def read_paper(name: str) -> Paper:
     if not path.is_file():
         near = get_close_matches(name, papers(), n=3, cutoff=0.4) or papers()
         raise UserError(f"no published figures {name}: there are {listed(near)}, or give a file")
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         figures = tuple(map(_figure, content["figures"]))
         found = Paper(
             path.stem,
@@ -75,7 +74,7 @@ def read_paper(name: str) -> Paper:
             content.get("threat_model") or {},
             figures,
         )
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not hold published figures ({type(error).__name__}: {one_line(error)})"
         ) from error

@@ -8,10 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-import yaml
-
 from apd.errors import UserError
-from apd.files import check_writable
+from apd.files import check_writable, parse_yaml
 from apd.ranges import number, whole
 from apd.sweep.cell import Cell, State
 from apd.sweep.display import Display
@@ -81,7 +79,10 @@ def _pair(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--slurm {text}: use KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, parse_yaml(value)
+    except ValueError as error:
+        raise UserError(f"--slurm {text}: {error}") from error
 
 
 @contextlib.contextmanager

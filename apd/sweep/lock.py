@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from apd.errors import UserError
+from apd.files import read_json
 
 try:
     import fcntl
@@ -125,7 +126,7 @@ def _living(path: Path, now: float) -> dict | None:
 
 def _read(path: Path) -> dict | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and {"host", "pid", "start"} <= found.keys() else None

@@ -9,6 +9,7 @@ import pytest
 import trees
 from scipy.io import savemat
 
+from apd.datasets.caches import cached
 from apd.datasets.doctor.command import DATASETS
 from apd.errors import UserError
 from apd.host import DATASET_REGISTRY, DataManager
@@ -249,7 +250,14 @@ def split_of(**changes):
         ("[]", "must be JSON with train, val and test"),
         ('{"train": [], "val": []}', "KeyError: test.*must be JSON"),
         (split_of(train=[["a.jpg", 0]]), "each a list of .image, label, class name."),
-        (split_of(train=[["a.jpg", "x", "cat"]]), "invalid literal"),
+        (split_of(train=[["a.jpg", "x", "cat"]]), "is no .image, whole number, class name."),
+        (split_of(train=[["a.jpg", True, "cat"]]), "is no .image, whole number, class name."),
+        (split_of(train=[["a.jpg", 1.5, "cat"]]), "is no .image, whole number, class name."),
+        (split_of(train=[["a.jpg", float("inf"), "cat"]]), "Infinity is no finite number"),
+        (split_of(train=[["a.jpg", 0, "cat"]]).replace("0", "1e999"), "1e999 is no finite number"),
+        ("[" * 100_000, "nested more than 50 levels deep"),
+        (split_of(val=[["../../../x.jpg", 0, "cat"]]), "^../../../x.jpg leads out of .*images"),
+        (split_of(test=[["/etc/x.jpg", 0, "cat"]]), "^/etc/x.jpg leads out of .*images"),
         (
             split_of(train=[["a.jpg", 0, "cat"], ["b.jpg", -1, "dog"]]),
             "labels must run from 0 to 1",
@@ -266,6 +274,44 @@ def test_faulty_split_files_are_told_in_one_line(load, root, content, message):
     (root / "dtd" / "split_zhou_DescribableTextures.json").write_text(content)
     with pytest.raises(UserError, match=message) as error:
         load("DescribableTextures")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (["../../secret.jpg", 0, "banded"], "secret.jpg leads out of"),
+        (["/etc/x.jpg", 0, "banded"], "/etc/x.jpg leads out of"),
+        (["banded/x.jpg", 0.0, "banded"], "is no .image, whole number, class name."),
+        (["banded/x.jpg"], "not enough values"),
+        (7, "is no draw"),
+    ],
+)
+def test_a_few_shot_file_that_somebody_made_reads_no_other_files(load, root, row, message):
+    """With the right key and hash, which are no secret."""
+    folder = build("DescribableTextures", root)
+    load("DescribableTextures", "DATASET.NUM_SHOTS", 2)
+    path = folder / "split_fewshot" / "shot_2-seed_1.json"
+    key, value = json.loads(path.read_text())["key"], {"train": [row], "val": []}
+    path.unlink()
+    cached(path, key, lambda: value)
+    with pytest.raises(UserError, match=message) as error:
+        load("DescribableTextures", "DATASET.NUM_SHOTS", 2)
+    assert one_line(error) and str(path) in str(error.value)
+    assert "remove it" in str(error.value)
+
+
+def test_imagenets_kept_list_reads_no_other_files(load, root):
+    folder = build("ImageNet", root)
+    load("ImageNet")
+    path = folder / "preprocessed.json"
+    kept = json.loads(path.read_text())
+    wnid = next(iter(kept["value"]["train"]))
+    kept["value"]["train"][wnid][0] = "../../../secret.jpg"
+    path.unlink()
+    cached(path, kept["key"], lambda: kept["value"])
+    with pytest.raises(UserError, match="secret.jpg leads out of") as error:
+        load("ImageNet")
     assert one_line(error)
 
 

@@ -6,6 +6,7 @@ c61a1b5). Domain adaptation, semi-supervised learning and the model zoo are left
 """
 
 from apd import __version__ as HOST_VERSION
+from apd.files import read_json
 from apd.host.embedded.config import clean_cfg, get_cfg_default
 from apd.host.embedded.dataset import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from apd.host.embedded.evaluation import (
@@ -36,7 +37,6 @@ from apd.host.embedded.utils import (
     count_num_param,
     listdir_nohidden,
     mkdir_if_missing,
-    read_json,
     set_random_seed,
     setup_logger,
     tolist_if_not,

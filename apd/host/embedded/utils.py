@@ -33,10 +33,6 @@ def check_isfile(fpath: str) -> bool:
     return found
 
 
-def read_json(fpath: str):
-    return json.loads(Path(fpath).read_text(encoding="utf-8"))
-
-
 def write_json(obj, fpath: str) -> None:
     """Write ``obj`` with an indent of 4, atomically; missing folders are made."""
     with atomic_write(fpath) as temporary:

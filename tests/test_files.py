@@ -1,0 +1,63 @@
+"""What files of users may hold: plain data, finite, of a depth and size that programs can walk."""
+
+import pytest
+
+from apd.errors import UserError
+from apd.files import parse_json, parse_yaml, read_json, read_yaml
+
+DEEP = "nested more than 50 levels deep"
+TENFOLD = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, DEEP),
+        ('{"a": ' * 100_000, DEEP),
+        ("[" * 52 + "]" * 52, DEEP),
+        ("[NaN]", "NaN is no finite number"),
+        ("[-Infinity]", "-Infinity is no finite number"),
+        ("[1e999]", "1e999 is no finite number"),
+        ("9" * 5000, "4300 digits"),
+        ("{", "Expecting"),
+        (b"\xff", "."),
+    ],
+)
+def test_json_that_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, "nesting"),
+        ("- " * 100_000, "nesting"),
+        ("a: " + "[" * 52 + "]" * 52, DEEP),
+        ("a: &a [*a]", DEEP),
+        ("a: &a {b: *a}", DEEP),
+        (TENFOLD, "more than 10,000,000 values"),
+        ("a: .nan", "nan is no finite number"),
+        ("a: -.inf", "-inf is no finite number"),
+        ("a: 1\na: 2", "a stands twice, line 1 on"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_yaml(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_what_is_plain_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [1, 2.5, null, "x"]}')
+    assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, None, "x"]}
+    assert parse_json("[" * 50 + "]" * 50)
+    assert parse_yaml("a: &a {b: 1, c: 2.5}\nd: {<<: *a, c: 3}") == {
+        "a": {"b": 1, "c": 2.5},
+        "d": {"b": 1, "c": 3},
+    }
