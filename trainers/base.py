@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import PRECISIONS, ThreatModel, doubts, find_attack
+from apd.attacks import PRECISIONS, doubts
 from apd.clip import (
     PromptedCLIP,
     backbone_sha256,
@@ -27,16 +27,19 @@ from apd.clip.visual import is_vit
 from apd.config import KEYS, check, plain
 from apd.datasets.fewshot import FewShotDataset
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
-from apd.evaluate import Shard, evaluate, fingerprint
+from apd.evaluate import EvaluationRequest, Shard, evaluate, fingerprint
 from apd.evaluate.flags import ERROR, FALLEN, add_flags
+from apd.evaluate.request import attack_seed, threat_model
+from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Images, Merger
-from apd.evaluate.workers import evaluate_run
+from apd.evaluate.workers import run_shards
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.kept import CHANCELESS, keeping
 from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
 from apd.results.words import described
+from apd.sweep.engine import EngineOptions
 from apd.trainers.resumable import ResumableTrainer
 
 
@@ -53,6 +56,7 @@ class PromptTrainer(ResumableTrainer):
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
     argv: list[str] | None = None  # the command line, where it is train.py's
+    fingerprint = ""  # of the model, in the final evaluation
     share: ranks.Share | None = None  # this process's part of the batch, inside a step
 
     def prompts(self) -> dict:
@@ -74,12 +78,7 @@ class PromptTrainer(ResumableTrainer):
             if isinstance(cfg.AT[part].EPS, (int, float)):
                 for _, text in doubts(cfg.AT[part].EPS, cfg.AT[part].STEPS):
                     print(f"warning: AT.{part}: {text}")
-        # without a radius there is the clean evaluation only
-        self.test_threat = threat_model(cfg, "TEST") if cfg.AT.TEST.EPS is not None else None
-        if cfg.AT.TEST.ATTACKS and not self.test_threat:
-            raise UserError("AT.TEST.EPS is not set (unit: 1/255): attacks need it")
-        for name in cfg.AT.TEST.ATTACKS:
-            find_attack(name, self.test_threat)
+        EvaluationRequest.from_config(cfg)  # unknown attacks are told before anything is built
         if self.adversarial:
             self.train_threat = threat_model(cfg, "TRAIN")
             if cfg.AT.TRAIN.AT_LOSS_TYPE not in self.batches:
@@ -317,53 +316,113 @@ class PromptTrainer(ResumableTrainer):
             Clean accuracy in percent; on "val" what the model is chosen by.
         """
         final = split is None
-        if final:
-            split, threat = self.cfg.TEST.SPLIT, self.test_threat
-        else:
-            threat = self.train_threat if self.adversarial else None
-        print(f"Evaluate on the *{split}* set")
+        request = self.final_request() if final else self.choosing_request(split)
+        self.fingerprint = fingerprint(self.model) if final else ""
+        print(f"Evaluate on the *{request.split}* set")
         self.evaluator.reset()
-        options, subset = self.cfg.AT.TEST, 0
-        asked = {
-            "threat": threat,
-            "split": split,
-            "last_iterate": options.LAST_ITERATE,
-            "seed": max(self.cfg.SEED, 0),
-        }
+        records = self.evaluate(request)
+        if not records:
+            return math.nan
         if final:
-            subset = options.SUBSET
-            asked |= {
-                "attacks": options.ATTACKS,
-                "precision": options.PREC,
-                "store": Path(self.output_dir) / EVALUATIONS if self.keep_results else None,
-                "fingerprint": fingerprint(self.model),
-            }
-        images = (self.split_loader(split), self.parse_batch_test, subset)
-        records = None
-        if final and self.keep_results and ranks.size() > 1:
-            records = self.among_ranks(images, asked)
-            if ranks.rank():
-                return math.nan
-        elif final and threat and self.keep_results and options.SHARDS > 1:
-            records = self.in_shards(Images(*images, options.SHARDS), asked)
-        if records is None:
-            loader, parse_batch, subset = images
-            records = evaluate(
-                self.image_logits(),
-                loader,
-                parse_batch=parse_batch,
-                subset=subset,
-                checks=final,
-                desc=f"{type(self).__name__} on {split}",
-                on_clean=self.evaluator.process,
-                **asked,
-            )
-        results = self.evaluator.evaluate()
-        if final and self.learns and records[0]["accuracy"] < 100 * FALLEN:  # else it cannot be
+            self.compare_with_zero_shot(records)
+        self.report(records)
+        if final:
+            self.finish(records)
+            for record in records:
+                if text := record["flags"].get(ERROR):
+                    raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
+        return records[0 if final else -1]["accuracy"]
+
+    def final_request(self) -> EvaluationRequest:
+        store = Path(self.output_dir) / EVALUATIONS if self.keep_results else None
+        return EvaluationRequest.from_config(self.cfg, store=store)
+
+    def choosing_request(self, split: str) -> EvaluationRequest:
+        """What TEST.FINAL_MODEL best_val chooses an epoch by."""
+        return EvaluationRequest.within(
+            self.train_threat if self.adversarial else None,
+            last_iterate=self.cfg.AT.TEST.LAST_ITERATE,
+            split=split,
+            seed=attack_seed(self.cfg),
+            checks=False,
+        )
+
+    def evaluate(self, request: EvaluationRequest) -> list[dict]:
+        """The request's records; empty on ranks beside the first, which has them.
+
+        What is stored may be evaluated by several processes: the ranks of torchrun, or
+        AT.TEST.SHARDS workers on this machine.
+        """
+        shards = self.cfg.AT.TEST.SHARDS if request.attacks else 1
+        if ranks.size() > 1:
+            shards = ranks.size()
+        if not request.store or shards == 1:
+            return self.evaluate_here(request)
+        loader = self.split_loader(request.split)
+        images = Images(loader, request.subset, shards, self.parse_batch_test)
+        merger = Merger(request, images, self.fingerprint)
+        if merger.finished:
+            return [] if ranks.rank() else self.evaluate_here(request)
+        if ranks.size() > 1:
+            self.evaluate_among_ranks(merger)
+        else:
+            self.run_shards(merger)
+        return [] if ranks.rank() else merger.records(self.evaluator.process)
+
+    def evaluate_here(self, request: EvaluationRequest) -> list[dict]:
+        """In this process."""
+        return evaluate(
+            self.image_logits(),
+            self.split_loader(request.split),
+            request,
+            parse_batch=self.parse_batch_test,
+            fingerprint=self.fingerprint,
+            desc=f"{type(self).__name__} on {request.split}",
+            # the host's evaluator has to see all images, or the predictions of all shards
+            on_clean=None if request.shard else self.evaluator.process,
+        )
+
+    def evaluate_among_ranks(self, merger: Merger) -> None:
+        """Each rank does its part."""
+        request = merger.shard_request(Shard(ranks.rank() + 1, ranks.size()))
+        if request:
+            self.evaluate_here(request)
+        ranks.barrier()
+
+    def run_shards(self, merger: Merger) -> None:
+        """By workers, each of which builds this trainer from the results that it will have."""
+        results = {
+            "config": self.config,
+            "prompts_from": self.prompts_from,
+            "method": type(self).__name__,
+            "seed": self.cfg.SEED,
+        }
+        saved = SavedRun(Path(self.output_dir), results)
+        run_shards([(saved, [merger])], len(merger.images.digests), EngineOptions())
+
+    def compare_with_zero_shot(self, records: list[dict]) -> None:
+        """Flag accuracy below half of zero-shot CLIP's, which is evaluated where that can be."""
+        if self.learns and records[0]["accuracy"] < 100 * FALLEN:
+            split = records[0]["split"]
             records[0]["checks"]["zero_shot"] = self.zero_shot_accuracy(split)
             add_flags(records)
-        if final:
-            print_flags(records[0])
+
+    def zero_shot_accuracy(self, split: str) -> float:
+        """Clean accuracy, in percent, of CLIP with the data set's hand-written prompt."""
+        (record,) = evaluate(
+            self.build_prompted_clip(self.clip_model).eval().classifier(),
+            self.split_loader(split),
+            EvaluationRequest(split=split, subset=self.cfg.AT.TEST.SUBSET),
+            parse_batch=self.parse_batch_test,
+            desc=f"zero-shot CLIP on {split}",
+        )
+        return record["accuracy"]
+
+    def report(self, records: list[dict]) -> None:
+        """Print the accuracies and their flags, and write them for TensorBoard."""
+        split = records[0]["split"]
+        results = self.evaluator.evaluate()  # prints the clean ones
+        print_flags(records[0])
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         for record in records[1:]:
@@ -374,61 +433,8 @@ class PromptTrainer(ResumableTrainer):
                 f"* robust accuracy: {record['accuracy']:.1f}%"
             )
             print_flags(record)
-        if final:
-            self.finish(records, asked["fingerprint"])
-            for record in records:
-                if text := record["flags"].get(ERROR):
-                    raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
-        return records[0 if final else -1]["accuracy"]
 
-    def among_ranks(self, images: tuple, asked: dict) -> list[dict] | None:
-        """The final evaluation, of which each rank does a part; None: it is finished already, or
-        this is not the first rank, which has the records."""
-        loader, parse_batch, subset = images
-        merger = Merger(Images(*images, ranks.size()), **asked)
-        shard = Shard(ranks.rank() + 1, ranks.size())
-        if only := {kept.key for kept in merger.wanted(shard)}:
-            evaluate(
-                self.image_logits(),
-                loader,
-                parse_batch=parse_batch,
-                subset=subset,
-                shard=shard,
-                only=only,
-                desc=f"{type(self).__name__} on {asked['split']}",
-                **asked,
-            )
-            ranks.barrier()
-            if not ranks.rank():
-                return merger.records(self.evaluator.process)
-        return None
-
-    def in_shards(self, images: Images, asked: dict) -> list[dict] | None:
-        """The final evaluation by AT.TEST.SHARDS processes; None: it is finished already."""
-        merger, folder = Merger(images, **asked), Path(self.output_dir)
-        if not merger.open():
-            return None
-        results = {
-            "config": self.config,
-            "prompts_from": self.prompts_from,
-            "method": type(self).__name__,
-            "seed": self.cfg.SEED,
-        }
-        evaluate_run(folder, results, merger)
-        return merger.records(self.evaluator.process)
-
-    def zero_shot_accuracy(self, split: str) -> float:
-        """Clean accuracy, in percent, of CLIP with the data set's hand-written prompt."""
-        (record,) = evaluate(
-            self.build_prompted_clip(self.clip_model).eval().classifier(),
-            self.split_loader(split),
-            parse_batch=self.parse_batch_test,
-            subset=self.cfg.AT.TEST.SUBSET,
-            desc=f"zero-shot CLIP on {split}",
-        )
-        return record["accuracy"]
-
-    def finish(self, evaluations: list[dict], fingerprint: str) -> None:
+    def finish(self, evaluations: list[dict]) -> None:
         """Write results.json, the sign that this run is complete."""
         if not self.keep_results:
             return
@@ -446,7 +452,7 @@ class PromptTrainer(ResumableTrainer):
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
                 "trained_on": self.trained_on if self.prompts_from else self.provenance(),
-                "fingerprint": fingerprint,
+                "fingerprint": self.fingerprint,
                 "evaluations": evaluations,
                 "epochs": len(self.history),
                 "train_seconds": self.train_seconds,
@@ -508,16 +514,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def threat_model(cfg, use: str) -> ThreatModel:
-    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST: ``use`` is TRAIN or TEST."""
-    part = cfg.AT[use]
-    for key in ("EPS", "ALPHA"):
-        if part[key] is None:
-            raise UserError(
-                f"AT.{use}.{key} is not set (unit: 1/255): choose a config of configs/trainers "
-                f"(apd-configs says where), or add AT.{use}.EPS 1.0 AT.{use}.ALPHA 1.0"
-            )
-    restarts, loss = part.get("RESTARTS", 1), part.get("LOSS", "ce")
-    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, restarts, loss=loss)

@@ -1,7 +1,7 @@
-"""Clean and robust accuracy of a model on a data loader."""
+"""Clean and robust accuracy of any model on a data loader."""
 
 from apd.evaluate.loop import evaluate
-from apd.evaluate.plan import Shard, Source
+from apd.evaluate.request import EvaluationRequest, Shard, Source
 from apd.evaluate.state import fingerprint
 
-__all__ = ["Shard", "Source", "evaluate", "fingerprint"]
+__all__ = ["EvaluationRequest", "Shard", "Source", "evaluate", "fingerprint"]

@@ -19,21 +19,22 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
 import apd
-from apd.attacks import NAMES
+from apd.attacks import NAMES, ThreatModel, doubts, find_attack
 from apd.commandline import Parser
 from apd.config import rule_of
 from apd.errors import UserError, exit_codes, listed
 from apd.evaluate.flags import ERROR
-from apd.evaluate.plan import SHARDS, Shard
-from apd.evaluate.run import Run
+from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
+from apd.evaluate.run import Run, SavedRun
 from apd.evaluate.shards import Images, Merger, shard_counts
-from apd.evaluate.workers import Job, evaluate_shard, run_shards
+from apd.evaluate.workers import run_shards
 from apd.files import check_writable
 from apd.ranges import number, per_255, several, whole
 from apd.results import EVALUATIONS, SPLITS
@@ -134,28 +135,74 @@ def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
     return lines
 
 
+def requests_for(run: Run, args: argparse.Namespace) -> list[EvaluationRequest]:
+    """All attacks at all radii, once for each source and precision."""
+    test = run.cfg.AT.TEST
+    names = args.attack.split(",") if args.attack else test.ATTACKS or [f"pgd-{test.STEPS}"]
+    request = replace(
+        EvaluationRequest.from_config(run.cfg),
+        attacks=tuple(
+            find_attack(name, threat, test.LAST_ITERATE)
+            for threat in threats(run, args)
+            for name in names
+        ),
+        split=args.split or run.cfg.TEST.SPLIT,
+        subset=test.SUBSET if args.subset is None else args.subset,
+        store=run.folder / EVALUATIONS,
+        save_adv=args.save_adv,
+    )
+    return [
+        replace(request, source=Source(source), precision=precision)
+        for source in args.source.split(",")
+        for precision in (args.prec or test.PREC).split(",")
+    ]
+
+
+def threats(run: Run, args: argparse.Namespace) -> list[ThreatModel]:
+    """One for each eps."""
+    test = run.cfg.AT.TEST
+    own = None if test.EPS is None else threat_model(run.cfg, "TEST")
+    if own is None and not args.eps:
+        raise UserError(f"{run.folder} has no AT.TEST.EPS: give --eps")
+    norm = args.norm or test.NORM
+    if norm != test.NORM and not args.eps:
+        raise UserError(f"--norm {norm}: give its --eps too")
+    radii = [float(eps) for eps in args.eps] or [own.eps]
+    for eps in radii:
+        for _, text in doubts(eps, test.STEPS):
+            print(f"warning: {text}")
+    ratio = own.alpha / own.eps if own and own.eps else 0.25
+    base = own or ThreatModel(test.NORM, 1, 1, test.STEPS, test.RESTARTS, loss=test.LOSS)
+    return [replace(base, norm=norm, eps=eps, alpha=ratio * eps) for eps in radii]
+
+
 def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, list[dict]]]:
     """The clean record of each run, and those of all attacks, radii, sources and precisions."""
-    mergers = {}
-    if args.shards or args.merge:
-        mergers = {run: to_merge(run, args) for run in runs}
-    if args.shards:
-        todo = [(Job(run.folder, run.results, args), mergers[run]) for run in runs]
-        run_shards(todo, args.shards, args)
-    for run in runs:
-        records: list[dict] = []
-        for place, asked in enumerate(run.asked(args)):
-            merger = mergers[run][place] if mergers else None
-            if merger and (merger.open() or not merger.plan.attacks):
-                found = merger.records()
-            else:
-                found = run.evaluate(args, asked)
-            records += found[1:] if records else found
-        yield run, records
+    requests = {run: requests_for(run, args) for run in runs}
+    # runs with the same predictions share the folder of their attacked images: one after another
+    for group in [[run] for run in runs] if args.save_adv else [runs]:
+        mergers: dict[Run, list[Merger]] = {}
+        if args.shards or args.merge:
+            mergers = {run: to_merge(run, requests[run], args) for run in group}
+        if args.shards:
+            todo = [(run.saved, mergers[run]) for run in group]
+            run_shards(todo, args.shards, engine.EngineOptions.of(args))
+        for run in group:
+            records: list[dict] = []
+            for place, request in enumerate(requests[run]):
+                merger = mergers[run][place] if mergers else None
+                if merger and not merger.finished:
+                    found = merger.records()
+                else:
+                    found = run.evaluate(request)
+                    if merger:
+                        merger.clear()  # shards whose verdicts another run had
+                records += found[1:] if records else found
+            yield run, records
 
 
-def to_merge(run: Run, args: argparse.Namespace) -> list[Merger]:
-    """One for each source and precision.
+def to_merge(run: Run, requests: list[EvaluationRequest], args: argparse.Namespace) -> list[Merger]:
+    """One for each request.
 
     Raises:
         UserError: --merge, but some shards have not ended.
@@ -163,8 +210,10 @@ def to_merge(run: Run, args: argparse.Namespace) -> list[Merger]:
     counts = [args.shards] if args.shards else shard_counts(run.folder / EVALUATIONS)
     same = "with the same other options"
     for count in counts or [1]:
-        images = Images(*run.loader(args), count)
-        mergers = [Merger(images, **asked) for asked in run.asked(args)]
+        first = requests[0]  # they are all about the same images
+        loader = run.trainer.split_loader(first.split)
+        images = Images(loader, first.subset, count, run.trainer.parse_batch_test)
+        mergers = [Merger(run.resolved(r), images, run.fingerprint) for r in requests]
         missing = sorted({shard for merger in mergers for shard in merger.missing()})
         if args.shards or not missing:
             return mergers
@@ -176,16 +225,18 @@ def to_merge(run: Run, args: argparse.Namespace) -> list[Merger]:
     )
 
 
-def one_shard(found: dict[Path, dict], args: argparse.Namespace) -> int:
+def one_shard(saved: list[SavedRun], args: argparse.Namespace) -> int:
     """--shard: a part of each run's evaluation, in this process."""
     shard = Shard.parse(args.shard)
-    for folder, results in found.items():
-        store = folder / EVALUATIONS
+    for one in saved:
+        store = one.folder / EVALUATIONS
         lock = Lock(store / shard.folder, store / SHARDS)
         if not lock.acquire():
-            raise UserError(f"{folder}: another process is at shard {shard}: wait for it")
+            raise UserError(f"{one.folder}: another process is at shard {shard}: wait for it")
         try:
-            records = evaluate_shard(Job(folder, results, args), shard)
+            run = one.load()
+            requests = [replace(request, shard=shard) for request in requests_for(run, args)]
+            records = [record for request in requests for record in run.evaluate(request)]
         finally:
             lock.release()
             with contextlib.suppress(OSError):  # if it has left nothing
@@ -193,7 +244,7 @@ def one_shard(found: dict[Path, dict], args: argparse.Namespace) -> int:
         for record in records:
             eps = f" ({radius(record['threat_model'])})" if record["threat_model"] else ""
             print(
-                f"{folder}, shard {shard}: {record['attack']}{eps}: "
+                f"{one.folder}, shard {shard}: {record['attack']}{eps}: "
                 f"{record['correct']:,} of {record['total']:,} images stand"
             )
     print("when all shards have ended, --merge makes one evaluation of them")
@@ -210,11 +261,11 @@ def main(argv: list[str] | None = None) -> int:
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
         if folder:
             check_writable(folder, flag)
-    found = load_runs(args.runs)
+    saved = [SavedRun(*run, args.root, args.compile) for run in load_runs(args.runs).items()]
     try:
         if args.shard:
-            return one_shard(found, args)
-        runs = [Run(folder, results, args.root, args.compile) for folder, results in found.items()]
+            return one_shard(saved, args)
+        runs = [one.load() for one in saved]
         evaluated = [(run, run.flagged(records)) for run, records in evaluations(runs, args)]
         print(table(evaluated))
         for run, records in evaluated:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -19,11 +18,13 @@ from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel
 from apd.attacks.pgd import correct
 from apd.attacks.stream import HOST, Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
+from apd.evaluate.files import CLEAN, EvaluationFiles, evaluation_files
 from apd.evaluate.flags import add_flags
-from apd.evaluate.plan import CLEAN, Kept, LogitsFn, Plan, Shard, Source
+from apd.evaluate.request import WHITE_BOX, EvaluationRequest, LogitsFn, Shard
 from apd.evaluate.state import UNBOUNDED_IMAGES, AttackState, Clean, ImageDigest
+from apd.evaluate.state import fingerprint as model_fingerprint
 from apd.files import atomic_write
-from apd.results.verdicts import WRONG, Verdicts, read_verdicts, write_verdicts
+from apd.results.verdicts import WRONG, Verdicts
 
 SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
 
@@ -32,57 +33,36 @@ UNBOUNDED = ThreatModel("linf", eps=255, alpha=32, steps=20, loss="margin")
 
 
 def evaluate(
-    image_logits: LogitsFn,
+    model: LogitsFn,
     loader: Iterable,
-    threat: ThreatModel | None = None,
-    attacks: Sequence[str | Attack] = (),
+    request: EvaluationRequest,
     *,
-    parse_batch: Callable[..., tuple[Tensor, Tensor]],
-    split: str = "test",
-    last_iterate: bool = False,
-    source: Source | None = None,
-    precision: str = "fp32",
-    subset: int = 0,
-    seed: int = 0,
-    checks: bool = True,
-    store: Path | None = None,
+    parse_batch: Callable[..., tuple[Tensor, Tensor]] = tuple,
     fingerprint: str = "",
-    save_adv: Path | None = None,
     desc: str = "evaluation",
     on_clean: Callable[[Tensor, Tensor], None] | None = None,
-    shard: Shard | None = None,
-    only: Collection[str] | None = None,
 ) -> list[dict]:
-    """Records of the clean evaluation and, with a threat model, of every attack.
+    """Records of the clean evaluation and of every attack of ``request``, of any model.
 
     An image is robust if the model is right on it, and on every image that the attack came by
-    (PGD: on every iterate). Images that are wrong when clean are not attacked, unless
-    ``last_iterate``. Images leave an attack as they fall, and others take their place, so batches
-    stay full. All verdicts are in float32. Random starts depend on the seed and on an image's
-    place in the data only.
+    (PGD: on every iterate). Images that are wrong when clean are not attacked, unless the last
+    iterate is what counts. Images leave an attack as they fall, and others take their place, so
+    batches stay full. All verdicts are in float32. Random starts depend on the seed and on an
+    image's place in the data only.
 
     Args:
-        image_logits: images (B, 3, H, W) in [0, 1] to logits (B, C); differentiable, in
-            evaluation mode, with text features computed beforehand.
-        loader: batches for ``parse_batch``, which gives images and labels (B,) on the device; in
-            the same order in every pass.
-        attacks: names (see ``apd.attacks.find_attack``) within ``threat``, or attacks; default:
-            the threat model's PGD.
-        split: of the data set, "test" or "val", that the loader has; only stated.
-        last_iterate: count PGD's last iterate only (see ``apd.attacks.surviving``).
-        source: where the attacks are made; default: on ``image_logits`` (white-box).
-        precision: of the attacks' passes: fp32, bf16, amp.
-        subset: how many images, drawn with a fixed seed; 0: all. Needs a ``DataLoader``.
-        seed: of the attacks.
-        checks: look for random logits, and for images that an unbounded attack does not fool.
-        store: folder where states and verdicts are kept, and looked for before an attack.
-        fingerprint: of the model; needed with ``store``.
-        save_adv: folder for the images that decided, as npz files of a batch each.
+        model: a module or function from images (B, 3, H, W) in [0, 1] to logits (B, C);
+            differentiable, in evaluation mode. It normalises inside. What does not depend on the
+            images (text features) is best computed beforehand.
+        loader: batches for ``parse_batch``, in the same order in every pass; a ``DataLoader``, if
+            the request is for a subset or a shard.
+        parse_batch: gives images and labels (B,) on the model's device; by default a batch is
+            such a pair.
+        fingerprint: of the model, so that what is stored of one is never taken for another's;
+            default: of a module's weights and buffers. A function has to bring its own if the
+            request has a ``store`` or ``save_adv``.
         desc: label of the progress bar.
         on_clean: called with each batch's clean logits and labels, for the host's evaluator.
-        shard: find what these images meet among all the others, and leave it in ``store`` for
-            ``apd.evaluate.shards.Merger``. Needs a ``DataLoader``.
-        only: the keys of those attacks of the shard that are wanted; default: all.
 
     Returns:
         [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
@@ -92,34 +72,45 @@ def evaluate(
         flags are raised by.
 
     Raises:
-        UserError: no images, images outside [0, 1], unknown attacks.
+        UserError: no images, images outside [0, 1], a function without a fingerprint.
         NonFiniteLoss: logits that are NaN or infinite.
+        ValueError: the request's source is a name only.
     """
-    plan = Plan.of(
-        threat, attacks, last_iterate, source, precision, seed, fingerprint, store, save_adv
-    )
-    places = places_of(loader, subset)
-    data = Data(*part_of(loader, places, shard), parse_batch)
-    checks = checks and bool(plan.attacks)
-    clean = _look(image_logits, data, checks, seed, f"{desc}, clean", on_clean)
-    records, files = [clean_record(clean)], []
-    if shard:
-        clean.save(plan.kept(CLEAN, clean.digest, places.told, shard).finished)
-    for attack in plan.attacks:
-        kept = plan.kept(attack, clean.digest, places.told, shard)
-        if shard and (kept.finished.exists() or only is not None and kept.key not in only):
+    if request.source != WHITE_BOX and not request.source.logits_fns:
+        raise ValueError(f"the models of source {request.source.name} are not loaded")
+    fingerprint = fingerprint or _fingerprint(model, request)
+    places = places_of(loader, request.subset)
+    data = Data(*part_of(loader, places, request.shard), parse_batch)
+    clean = _clean_pass(model, data, request, f"{desc}, clean", on_clean)
+
+    def files_of(attack: Attack) -> EvaluationFiles:
+        return evaluation_files(request, attack, fingerprint, clean.digest, places.stated)
+
+    records, fresh = [clean_record(clean)], []
+    if request.shard:
+        clean.save(files_of(CLEAN).finished)
+    for attack in request.attacks:
+        files = files_of(attack)
+        if files.ended:
+            if not request.shard:
+                records.append(files.read().record)
             continue
-        if kept.finished and kept.finished.exists():
-            records.append(read_verdicts(kept.finished).record)
-            continue
-        run = _Attacked(attack, image_logits, data, clean, kept)
-        run.run(source, PRECISIONS[precision], seed, f"{desc}, {attack.name}")
-        if shard:
-            kept.unfinished.rename(kept.finished)
-        records.append(attack_record(plan, kept, attack, run.state, clean))
-        files.append((records[-1], kept, run.state))
-    finish(records, split, places, [] if shard else files, clean.labels)
+        running = _RunningAttack(attack, model, data, clean, files)
+        running.run(request, f"{desc}, {attack.name}")
+        if request.shard:
+            files.unfinished.rename(files.finished)
+        records.append(attack_record(request, attack, files.key, running.state, clean))
+        fresh.append((records[-1], files, running.state))
+    finish(records, request.split, places, [] if request.shard else fresh, clean.labels)
     return records
+
+
+def _fingerprint(model: LogitsFn, request: EvaluationRequest) -> str:
+    if not request.attacks or not (request.store or request.save_adv):
+        return ""
+    if not isinstance(model, nn.Module):
+        raise UserError("to store what a function is attacked by, give its fingerprint")
+    return model_fingerprint(model)
 
 
 def clean_record(clean: Clean) -> dict:
@@ -128,9 +119,11 @@ def clean_record(clean: Clean) -> dict:
     return {**record, "checks": {"commonest": 100 * commonest / record["total"]}}
 
 
-def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, clean: Clean) -> dict:
-    """Of an attack that is at its end."""
-    record = _record(attack.name, plan.conditions(attack), state.lost == 0, state.seconds)
+def attack_record(
+    request: EvaluationRequest, attack: Attack, key: str, state: AttackState, clean: Clean
+) -> dict:
+    """Of an attack that is at its end; ``key`` of its files."""
+    record = _record(attack.name, request.conditions(attack), state.lost == 0, state.seconds)
     attacked = max(int((state.lost != WRONG).sum()), 1)
     if len(attack.stages) > 1:
         fell = [int((state.lost == k).sum()) for k in range(1, len(attack.stages) + 1)]
@@ -142,32 +135,29 @@ def attack_record(plan: Plan, kept: Kept, attack: Attack, state: AttackState, cl
         "moved": None if moved is None else 100 * int(moved.sum()) / attacked,
         **clean.checks(),
     }
-    return {**record, "key": kept.key}
+    return {**record, "key": key}
 
 
 def finish(
     records: list[dict],
     split: str,
     places: Places,
-    files: list[tuple[dict, Kept, AttackState]],
+    fresh: list[tuple[dict, EvaluationFiles, AttackState]],
     labels: Tensor,
 ) -> None:
-    """Say of all records what they are about and what is odd, and keep those of ``files``."""
+    """Say of all records which images they are about and what is odd; keep the ``fresh`` ones."""
     for record in records:
-        record["split"], record["images"] = split, places.told
+        record["split"], record["images"] = split, places.stated
     add_flags(records)
-    for record, kept, state in files:
-        verdicts = Verdicts(record, kept.identity, state.lost.numpy(), labels.numpy())
-        for folder in kept.folders:
-            write_verdicts(folder / f"{kept.key}.json", verdicts)
-            (folder / f"{kept.key}.pt").unlink(missing_ok=True)
+    for record, files, state in fresh:
+        files.write(Verdicts(record, files.identity, state.lost.numpy(), labels.numpy()))
 
 
 class Places(NamedTuple):
     """Which of a data set's images an evaluation is about."""
 
     index: Tensor | None  # None: all
-    told: str | dict  # "all", or size and seed of the subset
+    stated: str | dict  # in records: "all", or size and seed of the subset
 
 
 def places_of(loader: Iterable, count: int) -> Places:
@@ -257,14 +247,15 @@ class Data:
                 yield rows
 
 
-def _look(
-    image_logits: LogitsFn, data: Data, checks: bool, seed: int, desc: str, on_clean
+def _clean_pass(
+    model: LogitsFn, data: Data, request: EvaluationRequest, desc: str, on_clean
 ) -> Clean:
     """The pass over the clean images.
 
-    With ``checks`` it also asks whether logits are random, and which of the first images stand
-    when the attack may do anything.
+    With the request's checks it also asks whether logits are random, and which of the first images
+    stand when the attack may do anything.
     """
+    checks = request.checks and bool(request.attacks)
     predicted, label, tested, stood = [], [], [], []
     seconds, batch_size, count, right, random_logits = 0.0, 0, 0, 0, False
     digest = ImageDigest()
@@ -274,24 +265,24 @@ def _look(
         digest.update(images, labels)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             began = time.perf_counter()
-            logits = image_logits(images)
-            fine = correct(logits, labels).cpu()
+            logits = model(images)
+            is_right = correct(logits, labels).cpu()
             seconds += time.perf_counter() - began
             if on_clean:
                 on_clean(logits, labels)
             if checks and not label:
-                again = image_logits(images)
+                again = model(images)
                 random_logits = not torch.allclose(logits, again, rtol=1e-3, atol=1e-3)
         if checks and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
-            some = fine.nonzero()[:left, 0]
+            some = is_right.nonzero()[:left, 0]
             tested.append(count + some)
             places = data.places(count, len(labels))[some]
             on = some.to(images.device)
-            stood.append(_unbounded(image_logits, images[on], labels[on], places, seed))
+            stood.append(_unbounded(model, images[on], labels[on], places, request.seed))
         predicted.append(logits.argmax(dim=1).cpu())
         label.append(labels.cpu())
         batch_size = max(batch_size, len(labels))
-        count, right = count + len(labels), right + int(fine.sum())
+        count, right = count + len(labels), right + int(is_right.sum())
         progress.update()
         progress.set_postfix(clean=f"{100 * right / count:.1f}%")
     progress.close()
@@ -311,34 +302,32 @@ def _look(
 
 
 def _unbounded(
-    image_logits: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int
+    model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int
 ) -> Tensor:
     """Which of the images stand when the attack may do anything, (B,) bool on the CPU."""
     stands = torch.zeros(len(images), dtype=torch.bool)
     row = {place: i for i, place in enumerate(places.tolist())}
     rows = {"index": places, "image": images, "label": labels}
     try:
-        for done, _ in PGD(UNBOUNDED).run(
-            Supply([rows]), image_logits, batch_size=len(images), seed=seed
-        ):
+        for done, _ in PGD(UNBOUNDED).run(Supply([rows]), model, batch_size=len(images), seed=seed):
             stands[[row[place] for place in done["index"].tolist()]] = done["right"].cpu()
     except NonFiniteLoss:  # the attack itself will say so
         pass
     return stands
 
 
-class _Attacked:
+class _RunningAttack:
     """One attack on all images; goes on from its state."""
 
     def __init__(
-        self, attack: Attack, image_logits: LogitsFn, data: Data, clean: Clean, kept: Kept
+        self, attack: Attack, model: LogitsFn, data: Data, clean: Clean, files: EvaluationFiles
     ) -> None:
-        self.attack, self.image_logits, self.data, self.clean = attack, image_logits, data, clean
-        self.kept = kept
+        self.attack, self.model, self.data, self.clean = attack, model, data, clean
+        self.files = files
         self.state = AttackState(clean.right, bool(attack.conditions["last_iterate"]))
-        self.state.load(kept.unfinished)
+        self.state.load(files.unfinished)
 
-    def run(self, source: Source | None, precision: torch.dtype | None, seed: int, desc: str):
+    def run(self, request: EvaluationRequest, desc: str) -> None:
         state, count = self.state, len(self.clean.labels)
         to_row = {place: row for row, place in enumerate(self.data.places(0, count).tolist())}
         progress = tqdm(
@@ -355,11 +344,11 @@ class _Attacked:
             began, unsaved, settled = self.data.clock(), 0, []
             decisions = stage.run(
                 supply,
-                self.image_logits,
+                self.model,
                 batch_size=self.clean.batch_size,
-                sources=source.logits_fns if source else (),
-                precision=precision,
-                seed=seed,
+                sources=request.source.logits_fns,
+                precision=PRECISIONS[request.precision],
+                seed=request.seed,
             )
             for rows, pool in decisions:
                 index = [to_row[place] for place in rows["index"].tolist()]
@@ -381,14 +370,14 @@ class _Attacked:
 
     def _save(self, settled: list[Rows]) -> None:
         settled = [rows for rows in settled if len(rows["index"])]
-        if self.kept.adv and settled:
+        if self.files.adv and settled:
             columns = {name: column.numpy() for name, column in join(settled).items()}
             # a run that is killed before its state is saved writes the same file again
-            with atomic_write(self.kept.adv / f"{self.state.files:06d}.npz") as temporary:
+            with atomic_write(self.files.adv / f"{self.state.files:06d}.npz") as temporary:
                 with open(temporary, "wb") as file:
                     np.savez_compressed(file, **columns)
             self.state.files += 1
-        self.state.save(self.kept.unfinished)
+        self.state.save(self.files.unfinished)
 
 
 def _record(attack: str, threat_model: dict | None, right: Tensor, seconds: float) -> dict:

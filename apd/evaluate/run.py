@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
-from apd.attacks import ThreatModel, doubts, find_attack
 from apd.config import default, flat, merge
 from apd.errors import UserError, one_line
 from apd.evaluate.flags import add_flags
 from apd.evaluate.loop import evaluate
-from apd.evaluate.plan import LogitsFn, Shard, Source
+from apd.evaluate.request import WHITE_BOX, EvaluationRequest, LogitsFn, Source, attack_seed
 from apd.evaluate.state import fingerprint
 from apd.host import build_trainer, set_random_seed
-from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
 from apd.results.verdicts import (
     Verdicts,
@@ -31,11 +27,31 @@ from apd.results.verdicts import (
 )
 
 
+class SavedRun(NamedTuple):
+    """What a process needs to load a run.
+
+    Attributes:
+        folder: of the run.
+        results: its results, or of them config, prompts_from, method and seed.
+        root: folder that holds the data sets; "": the run's.
+        compiled: whether the model is compiled (torch.compile).
+    """
+
+    folder: Path
+    results: dict
+    root: str = ""
+    compiled: bool = False
+
+    def load(self) -> Run:
+        return Run(self)
+
+
 class Run:
     """A finished run: its trainer, with the prompts that results.json is about."""
 
-    def __init__(self, folder: Path, results: dict, root: str = "", compiled: bool = False) -> None:
-        self.folder, self.results = folder, results
+    def __init__(self, saved: SavedRun) -> None:
+        self.saved = saved
+        self.folder, self.results = folder, results = saved.folder, saved.results
         cfg = default()
         config = {
             key: value
@@ -45,18 +61,19 @@ class Run:
         }
         merge(cfg, config.items(), f"the config in {folder}")
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = str(folder), "", False
-        cfg.DATASET.ROOT = root or cfg.DATASET.ROOT
+        cfg.DATASET.ROOT = saved.root or cfg.DATASET.ROOT
         cfg.freeze()
         with contextlib.redirect_stdout(io.StringIO()):
-            set_random_seed(max(cfg.SEED, 0))
+            set_random_seed(attack_seed(cfg))
             self.trainer = trainer = build_trainer(cfg)
             if trainer.learns:
                 loaded = results["prompts_from"] or {"model_dir": str(folder), "epoch": None}
                 trainer.load_model(loaded["model_dir"], epoch=loaded["epoch"])
         self.cfg, self.logits = cfg, trainer.image_logits()
-        if compiled:
+        if saved.compiled:
             self.logits = self.compiled(self.logits)
         self.fingerprint = fingerprint(trainer.model)
+        self._source = WHITE_BOX
 
     @torch.no_grad()
     def compiled(self, logits: LogitsFn) -> LogitsFn:
@@ -72,28 +89,24 @@ class Run:
     def name(self) -> str:
         return f"{self.results['method']}, seed {self.results['seed']}"
 
-    def threats(self, args: argparse.Namespace) -> list[ThreatModel]:
-        """One for each eps."""
-        threat, part = self.trainer.test_threat, self.cfg.AT.TEST
-        if threat is None and not args.eps:
-            raise UserError(f"{self.folder} has no AT.TEST.EPS: give --eps")
-        norm = args.norm or part.NORM
-        if norm != part.NORM and not args.eps:
-            raise UserError(f"--norm {norm}: give its --eps too")
-        wanted = [float(eps) for eps in args.eps] or [threat.eps]
-        for eps in wanted:
-            for _, text in doubts(eps, part.STEPS):
-                print(f"warning: {text}")
-        ratio = threat.alpha / threat.eps if threat and threat.eps else 0.25
-        base = threat or ThreatModel(part.NORM, 1, 1, part.STEPS, part.RESTARTS, loss=part.LOSS)
-        return [replace(base, norm=norm, eps=eps, alpha=ratio * eps) for eps in wanted]
+    def resolved(self, request: EvaluationRequest) -> EvaluationRequest:
+        """The request with the models of its source loaded; those of the last one are kept."""
+        if request.source.logits_fns:
+            return request
+        if self._source.name != request.source.name:
+            self._source = self.source(request.source.name)
+        return replace(request, source=self._source)
 
     @torch.no_grad()
-    def source(self, name: str) -> Source | None:
-        """Where attacks are made; None: white-box."""
+    def source(self, name: str) -> Source:
+        """The models of white-box, transfer:zeroshot, transfer:RUN or adaptive.
+
+        Raises:
+            UserError: no such source, or one that does not fit this run.
+        """
         trainer = self.trainer
-        if name == "white-box":
-            return None
+        if name == WHITE_BOX.name:
+            return WHITE_BOX
         if name == "adaptive":
             if (beside := trainer.beside(self.folder)) is None:
                 raise UserError(f"{self.folder} has no teacher that adaptive attacks go through")
@@ -110,7 +123,7 @@ class Run:
         found = load_runs([folder])
         if len(found) > 1:
             raise UserError(f"{name}: one run, please; there are {', '.join(map(str, found))}")
-        other = Run(*next(iter(found.items())), root=self.cfg.DATASET.ROOT)
+        other = SavedRun(*next(iter(found.items())), self.cfg.DATASET.ROOT).load()
         for what, ours, theirs in (
             ("classes", self.classnames, other.classnames),
             ("INPUT.SIZE", list(self.cfg.INPUT.SIZE), list(other.cfg.INPUT.SIZE)),
@@ -123,64 +136,25 @@ class Run:
     def classnames(self) -> list[str]:
         return list(self.trainer.dm.dataset.classnames)
 
-    def loader(self, args: argparse.Namespace) -> tuple[DataLoader, Callable, int]:
-        """The images that are asked for: loader, ``parse_batch`` and subset of ``evaluate``."""
-        split = args.split or self.cfg.TEST.SPLIT
-        subset = self.cfg.AT.TEST.SUBSET if args.subset is None else args.subset
-        return self.trainer.split_loader(split), self.trainer.parse_batch_test, subset
-
-    @torch.no_grad()
-    def asked(self, args: argparse.Namespace) -> Iterator[dict]:
-        """Further arguments of ``evaluate``, for each source and precision."""
-        part, split = self.cfg.AT.TEST, args.split or self.cfg.TEST.SPLIT
-        names = args.attack.split(",") if args.attack else part.ATTACKS or [f"pgd-{part.STEPS}"]
-        attacks = [
-            find_attack(name, threat, part.LAST_ITERATE)
-            for threat in self.threats(args)
-            for name in names
-        ]
-        for source in args.source.split(","):
-            made_on = self.source(source)
-            for precision in args.prec.split(",") if args.prec else [part.PREC]:
-                yield {
-                    "attacks": attacks,
-                    "split": split,
-                    "source": made_on,
-                    "precision": precision,
-                    "seed": max(self.cfg.SEED, 0),
-                    "store": self.folder / EVALUATIONS,
-                    "fingerprint": self.fingerprint,
-                    "save_adv": args.save_adv and Path(args.save_adv),
-                }
-
-    def evaluate(
-        self,
-        args: argparse.Namespace,
-        asked: dict,
-        shard: Shard | None = None,
-        only: Collection[str] | None = None,
-    ) -> list[dict]:
-        """The clean record, and those of all attacks and radii; ``asked`` is one of ``asked``."""
-        loader, parse_batch, subset = self.loader(args)
-        source = asked["source"].name if asked["source"] else "white-box"
-        desc = f"{self.name} {source}" + (f", shard {shard}" if shard else "")
+    def evaluate(self, request: EvaluationRequest) -> list[dict]:
+        """The clean record, and those of all attacks; the source may be a name only."""
+        request = self.resolved(request)
+        desc = f"{self.name} {request.source.name}"
         with torch.no_grad():
             return evaluate(
                 self.logits,
-                loader,
-                parse_batch=parse_batch,
-                subset=subset,
-                desc=desc,
-                shard=shard,
-                only=only,
-                **asked,
+                self.trainer.split_loader(request.split),
+                request,
+                parse_batch=self.trainer.parse_batch_test,
+                fingerprint=self.fingerprint,
+                desc=desc + (f", shard {request.shard}" if request.shard else ""),
             )
 
     def stored(self) -> list[Verdicts]:
         """All finished evaluations of these prompts."""
         paths = [verdicts_path(self.folder, key) for key in verdicts_keys(self.folder)]
-        found = [read_verdicts(path) for path in paths]
-        return [one for one in found if one.identity["model"] == self.fingerprint]
+        verdicts = [read_verdicts(path) for path in paths]
+        return [v for v in verdicts if v.identity["model"] == self.fingerprint]
 
     def flagged(self, records: list[dict]) -> list[dict]:
         """Records whose flags come from all that is known of this run, and are stored."""

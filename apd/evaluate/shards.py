@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.attacks import Attack, ThreatModel
+from apd.attacks import Attack
+from apd.evaluate.files import CLEAN, EvaluationFiles, evaluation_files
 from apd.evaluate.loop import Data, attack_record, clean_record, finish, part_of, places_of
-from apd.evaluate.plan import CLEAN, SHARDS, Kept, Plan, Shard, Source
+from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source
 from apd.evaluate.state import AttackState, Clean, ImageDigest
-from apd.results.verdicts import read_verdicts
 from apd.sweep.lock import owner
 
 
@@ -24,7 +25,8 @@ class Images:
     """What the images of an evaluation are: read once, and shown to no model.
 
     Args:
-        loader, parse_batch, subset: as of ``evaluate``.
+        loader, parse_batch: as of ``evaluate``.
+        subset: how many of the loader's images; 0: all.
         count: of shards.
 
     Attributes:
@@ -36,9 +38,9 @@ class Images:
     def __init__(
         self,
         loader: Iterable,
-        parse_batch: Callable[..., tuple[Tensor, Tensor]],
         subset: int,
         count: int,
+        parse_batch: Callable[..., tuple[Tensor, Tensor]] = tuple,
     ) -> None:
         self.places = places_of(loader, subset)
         whole, parts = ImageDigest(), {shard: ImageDigest() for shard in Shard.all(count)}
@@ -61,53 +63,47 @@ class Merger:
     another evaluation are never taken for one of this.
 
     Args:
-        threat to save_adv: as of ``evaluate``.
+        request: for all images, with a ``store``.
+        fingerprint: of the model.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        threat: ThreatModel | None = None,
-        attacks: Sequence[str | Attack] = (),
-        *,
-        split: str = "test",
-        last_iterate: bool = False,
-        source: Source | None = None,
-        precision: str = "fp32",
-        seed: int = 0,
-        store: Path,
-        fingerprint: str,
-        save_adv: Path | None = None,
-    ) -> None:
-        self.images, self.split = images, split
-        self.plan = Plan.of(
-            threat, attacks, last_iterate, source, precision, seed, fingerprint, store, save_adv
-        )
+    def __init__(self, request: EvaluationRequest, images: Images, fingerprint: str) -> None:
+        self.request, self.images, self.fingerprint = request, images, fingerprint
 
-    def open(self) -> list[Attack]:
-        """The attacks that are not finished."""
-        found = ((attack, self._whole(attack)) for attack in self.plan.attacks)
-        return [attack for attack, kept in found if not kept.finished.exists()]
+    def unfinished(self) -> tuple[Attack, ...]:
+        """The attacks that have no verdicts on all images yet."""
+        return tuple(a for a in self.request.attacks if not self._whole(a).ended)
 
-    def wanted(self, shard: Shard) -> list[Kept]:
-        """What a shard has to leave; nothing if every attack is finished."""
-        attacks = self.open()
-        if self.plan.attacks and not attacks:
+    @property
+    def finished(self) -> bool:
+        """Whether there are attacks, and every one has verdicts on all images."""
+        return bool(self.request.attacks) and not self.unfinished()
+
+    def shard_request(self, shard: Shard) -> EvaluationRequest | None:
+        """What a process has to be asked for so that this shard ends; None: nothing is left to do.
+
+        The source is only named: the process loads it itself.
+        """
+        if self.missing_files(shard):
+            source = Source(self.request.source.name)
+            return replace(self.request, attacks=self.unfinished(), shard=shard, source=source)
+        return None
+
+    def missing_files(self, shard: Shard) -> list[Path]:
+        """What a shard has yet to leave; nothing if every attack is finished."""
+        if self.finished:
             return []
-        return [self._part(attack, shard) for attack in (CLEAN, *attacks)]
+        parts = [self._part(attack, shard) for attack in (CLEAN, *self.unfinished())]
+        return [files.finished for files in parts if not files.ended]
 
     def missing(self) -> list[Shard]:
         """The shards that have not ended."""
-        return [
-            shard
-            for shard in self.images.digests
-            if not all(kept.finished.exists() for kept in self.wanted(shard))
-        ]
+        return [shard for shard in self.images.digests if self.missing_files(shard)]
 
     def records(self, on_clean: Callable[[Tensor, Tensor], None] | None = None) -> list[dict]:
         """As of ``evaluate``, "seconds" being those of all shards together.
 
-        All shards must have ended, and one attack at least must have been open. Then their files
+        All shards must have ended, and the evaluation must not be ``finished``. Then their files
         are deleted. ``on_clean`` is given the predictions, one-hot, for want of logits.
         """
         shards = list(self.images.digests)
@@ -115,38 +111,42 @@ class Merger:
         clean = Clean.join(parts, self.images.digest)
         if on_clean:
             on_clean(F.one_hot(clean.predicted).float(), clean.labels)
-        records, files = [clean_record(clean)], []
-        for attack in self.plan.attacks:
+        records, fresh = [clean_record(clean)], []
+        for attack in self.request.attacks:
             whole = self._whole(attack)
-            if whole.finished.exists():
-                records.append(read_verdicts(whole.finished).record)
+            if whole.ended:
+                records.append(whole.read().record)
                 continue
             parts = [self._part(attack, shard) for shard in shards]
             state = AttackState.join([part.finished for part in parts])
             if whole.adv:
                 _move_images(parts, whole.adv)
-            records.append(attack_record(self.plan, whole, attack, state, clean))
-            files.append((records[-1], whole, state))
-        finish(records, self.split, self.images.places, files, clean.labels)
-        for shard in shards:
-            self._clear(shard)
-        _clear_folders(self.plan.store, shards)
+            records.append(attack_record(self.request, attack, whole.key, state, clean))
+            fresh.append((records[-1], whole, state))
+        finish(records, self.request.split, self.images.places, fresh, clean.labels)
+        self.clear()
         return records
 
-    def _whole(self, attack: Attack) -> Kept:
-        return self.plan.kept(attack, self.images.digest, self.images.places.told)
+    def clear(self) -> None:
+        """Delete what the shards have left."""
+        for shard in self.images.digests:
+            for attack in (CLEAN, *self.request.attacks):
+                files = self._part(attack, shard)
+                for path in (files.unfinished, files.finished):
+                    path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not empty, or not there
+                    files.finished.parent.rmdir()
+        _clear_folders(self.request.store, self.images.digests)
 
-    def _part(self, attack: Attack, shard: Shard) -> Kept:
-        digest = self.images.digests[shard]
-        return self.plan.kept(attack, digest, self.images.places.told, shard)
+    def _whole(self, attack: Attack) -> EvaluationFiles:
+        return self._files(self.request, attack, self.images.digest)
 
-    def _clear(self, shard: Shard) -> None:
-        for attack in (CLEAN, *self.plan.attacks):
-            kept = self._part(attack, shard)
-            for path in (kept.unfinished, kept.finished):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty, or not there
-                kept.finished.parent.rmdir()
+    def _part(self, attack: Attack, shard: Shard) -> EvaluationFiles:
+        return self._files(replace(self.request, shard=shard), attack, self.images.digests[shard])
+
+    def _files(self, request: EvaluationRequest, attack: Attack, digest: str) -> EvaluationFiles:
+        places = self.images.places.stated
+        return evaluation_files(request, attack, self.fingerprint, digest, places)
 
 
 def _clear_folders(store: Path, shards: Iterable[Shard]) -> None:
@@ -158,7 +158,7 @@ def _clear_folders(store: Path, shards: Iterable[Shard]) -> None:
                 shutil.rmtree(place)
 
 
-def _move_images(parts: list[Kept], folder: Path) -> None:
+def _move_images(parts: list[EvaluationFiles], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
         for path in sorted(part.adv.glob("*.npz")):

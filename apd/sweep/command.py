@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
             cell.forgive()
     before = sum(state.kind == "done" for state in states.values())
     try:
-        ended = engine.run_cells(list(states), args, jobs)
+        ended = engine.run_cells(list(states), engine.EngineOptions.of(args), jobs)
     except KeyboardInterrupt:
         print("interrupted: the same command continues this sweep", file=sys.stderr)
         return 130

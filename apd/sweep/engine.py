@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import TextIO
 
 from apd.errors import UserError
@@ -16,6 +17,32 @@ from apd.sweep.display import Display
 from apd.sweep.executors import make_executor
 from apd.sweep.lock import check_system
 from apd.sweep.scheduler import Sweep
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where cells run; the defaults are processes on this machine.
+
+    Args:
+        executor: local, ray or slurm.
+        jobs: cells at a time; None: the caller's choice.
+        threads: per cell; None: the processors divided by ``jobs``.
+        gpus: per cell, for ray and slurm.
+        address: of a Ray cluster; "": start Ray here.
+        slurm: submitit's options, as KEY=VALUE.
+    """
+
+    executor: str = "local"
+    jobs: int | None = None
+    threads: int | None = None
+    gpus: float | None = None
+    address: str = ""
+    slurm: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> EngineOptions:
+        """From the arguments of ``add_arguments``."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
 
 def add_arguments(parser: argparse.ArgumentParser, what: str, jobs: str) -> None:
@@ -46,9 +73,9 @@ def gpus() -> int:
 
 
 def run_cells(
-    cells: list[Cell], args: argparse.Namespace, jobs: int, file: TextIO | None = None
+    cells: list[Cell], options: EngineOptions, jobs: int, file: TextIO | None = None
 ) -> dict[Cell, State]:
-    """Run cells as the arguments say; how each has ended.
+    """Run cells, ``jobs`` at a time; how each has ended.
 
     Args:
         file: where the end of each is told, if nobody watches (default: stdout).
@@ -61,9 +88,9 @@ def run_cells(
     check_system()
     output = cells[0].output
     check_writable(output, "--output")
-    options = dict(_pair(text) for text in args.slurm)
+    slurm = dict(_pair(text) for text in options.slurm)
     executor = make_executor(
-        args.executor, output, jobs, args.threads, args.gpus, args.address, options
+        options.executor, output, jobs, options.threads, options.gpus, options.address, slurm
     )
     display = Display(cells, output, file)
     sweep = Sweep(cells, executor, display)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from apd.attacks import ThreatModel, seeded_start
 from apd.errors import NonFiniteLoss, UserError
-from apd.evaluate import evaluate, loop
+from apd.evaluate import EvaluationRequest, evaluate, loop
 
 CLASSES = 4
 THREAT = ThreatModel("linf", eps=6, alpha=2, steps=5)
@@ -31,8 +31,9 @@ def data(model, n=30, wrong=5, batch_size=8):
     return DataLoader(TensorDataset(images, labels), batch_size)
 
 
-def run(model, loader, *args, **more):
-    return evaluate(model, loader, *args, parse_batch=tuple, **more)
+def run(model, loader, threat=None, *, desc="evaluation", on_clean=None, **asked):
+    request = EvaluationRequest.within(threat, **asked)
+    return evaluate(model, loader, request, desc=desc, on_clean=on_clean)
 
 
 def test_records_state_what_was_done(model):

@@ -103,6 +103,24 @@ def test_adversarial_images_are_saved(runs, call, tmp_path):
     assert list(folder.glob("*.npz"))
 
 
+@pytest.mark.parametrize("flags", [(), ("--shards", 2)], ids=["whole", "shards"])
+def test_runs_with_the_same_predictions_share_saved_images(runs, call, tmp_path, inline, flags):
+    """Each has verdicts of its own, and those of either are the other's."""
+    folders = [shutil.copytree(runs / "AdvIVLP", tmp_path / name) for name in "ab"]
+    for folder in folders:
+        shutil.rmtree(folder / "evaluations")
+    more = ("--attack", "pgd-2,fgsm", "--save-adv", tmp_path / "adv", *flags)
+    code, out, err = call(*folders, *more)
+    assert code == 0 and "error" not in err
+    assert len([line for line in out.splitlines() if "/255" in line and line[0] != "["]) == 4
+    first, second = (records(folder) for folder in folders)
+    assert len(first) == 2 and first == second
+    assert len(list((tmp_path / "adv").iterdir())) == 2
+    assert all(list(folder.glob("*.npz")) for folder in (tmp_path / "adv").iterdir())
+    for folder in folders:
+        assert list(folder.glob("evaluations/shards/*-of-*")) == []
+
+
 def test_an_impossible_result_has_exit_code_1_and_its_flag_in_the_table(runs, call, tmp_path):
     """A stored accuracy is edited: these runs' attacks gain no image."""
     shutil.copytree(runs / "AdvIVLP", run := tmp_path / "run")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from apd.attacks import ThreatModel
 from apd.errors import UserError
-from apd.evaluate import Source, evaluate
+from apd.evaluate import EvaluationRequest, Source, evaluate
 from apd.evaluate.state import AttackState, fingerprint
 
 CLASSES, N = 4, 50
@@ -36,12 +36,12 @@ def data(n=N, seed=1, batch_size=8):
     return DataLoader(TensorDataset(images, labels), batch_size)
 
 
-def run(store, *attacks, model=None, loader=None, threat=THREAT, **more):
-    model = model or net()
-    more = {"fingerprint": fingerprint(model), "checks": False, **more}
-    return evaluate(
-        model, loader or data(), threat, attacks, parse_batch=tuple, store=store, **more
-    )
+def asked(store, *attacks, threat=THREAT, **more):
+    return EvaluationRequest.within(threat, attacks, store=store, checks=False, **more)
+
+
+def run(store, *attacks, model=None, loader=None, **more):
+    return evaluate(model or net(), loader or data(), asked(store, *attacks, **more))
 
 
 def counts(records):
@@ -110,15 +110,7 @@ def test_what_is_behind_is_not_done_again(tmp_path):
             passes[name] += len(images)
             return model(images)
 
-        evaluate(
-            counted,
-            data(),
-            THREAT,
-            parse_batch=tuple,
-            store=store,
-            checks=False,
-            fingerprint=fingerprint(model),
-        )
+        evaluate(counted, data(), asked(store), fingerprint=fingerprint(model))
     assert N < passes["rest"] < 0.8 * passes["all"]
 
 
@@ -129,15 +121,7 @@ def test_a_finished_evaluation_costs_the_clean_pass(tmp_path):
         sizes.append(len(images))
         return net()(images)
 
-    second = evaluate(
-        counted,
-        data(),
-        THREAT,
-        parse_batch=tuple,
-        store=tmp_path,
-        checks=False,
-        fingerprint=fingerprint(net()),
-    )
+    second = evaluate(counted, data(), asked(tmp_path), fingerprint=fingerprint(net()))
     assert counts(first) == counts(second)
     assert sum(sizes) == N
 
@@ -287,7 +271,7 @@ def test_batches_stay_full_as_images_fall():
             sizes.append(len(images))
         return net()(images)
 
-    evaluate(counted, data(n=200), THREAT, parse_batch=tuple, checks=False)
+    evaluate(counted, data(n=200), asked(None))
     full = [size == 8 for size in sizes]
     assert full.index(False) > 0.8 * len(full) and not any(full[full.index(False) :])
 
@@ -299,5 +283,5 @@ def test_the_loader_is_read_once_for_clean_images_and_once_an_attack():
         passes.append(len(batch[0]))
         return batch
 
-    evaluate(net(), data(), THREAT, ("pgd-6", "fgsm"), parse_batch=parse, checks=False)
+    evaluate(net(), data(), asked(None, "pgd-6", "fgsm"), parse_batch=parse)
     assert sum(passes) == 3 * N

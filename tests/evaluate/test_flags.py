@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from apd.attacks import ThreatModel, find_attack
-from apd.evaluate import Source, evaluate
+from apd.evaluate import EvaluationRequest, Source, evaluate
 from apd.evaluate.flags import add_flags
+from apd.evaluate.request import WHITE_BOX
 
 CLASSES = 4
 
@@ -97,11 +98,15 @@ def data(model, n=24, wrong=8, kind="noise"):
     return DataLoader(TensorDataset(images, labels), 8)
 
 
-def flags(model, *attacks, loader=None, sources=(None,), threat=THREAT, **more):
+def evaluated(model, loader, threat=THREAT, **more):
+    return evaluate(model, loader, EvaluationRequest.within(threat, **more))
+
+
+def flags(model, *attacks, loader=None, sources=(WHITE_BOX,), **more):
     """Of each attack and source, from real evaluations; compared as apd-eval does."""
     loader, records = loader or data(model), []
     for source in sources:
-        found = evaluate(model, loader, threat, attacks, parse_batch=tuple, source=source, **more)
+        found = evaluated(model, loader, attacks=attacks, source=source, **more)
         records += found[1:] if records else found
     add_flags(records)
     return [set(record["flags"]) for record in records[1:]]
@@ -141,7 +146,7 @@ def test_a_flag_is_raised_by_a_model_built_to_raise_it_and_not_by_a_sound_one(
     flag, model, evaluations, recipe
 ):
     attacks = [one for one in evaluations if not isinstance(one, Source)]
-    sources = (None, *(one for one in evaluations if isinstance(one, Source)))
+    sources = (WHITE_BOX, *(one for one in evaluations if isinstance(one, Source)))
 
     def found(model):
         torch.manual_seed(0)  # of the random forward
@@ -183,14 +188,14 @@ def test_an_attack_that_attacks_nothing_is_flagged(eps, attack, flagged):
 
 
 def test_how_many_images_moved_is_told():
-    _, record = evaluate(NET, data(NET), THREAT, parse_batch=tuple)
+    _, record = evaluated(NET, data(NET))
     assert record["checks"]["moved"] == 100
 
 
 @pytest.mark.parametrize("wrong, flagged", [(1, True), (8, False)])
 def test_guessing_is_told_from_knowing(wrong, flagged):
     """All labels changed, or every eighth: none of the images right, or seven in eight."""
-    (clean,) = evaluate(NET, data(NET, wrong=wrong), parse_batch=tuple)
+    (clean,) = evaluated(NET, data(NET, wrong=wrong), None)
     assert ("chance" in clean["flags"]) == flagged
 
 
@@ -201,7 +206,7 @@ def test_the_commonest_class_for_every_image_is_guessing():
     def constant(images):
         return torch.eye(CLASSES)[commonest].expand(len(images), -1)
 
-    (clean,) = evaluate(constant, loader, parse_batch=tuple)
+    (clean,) = evaluated(constant, loader, None)
     share = (loader.dataset.tensors[1] == commonest).float().mean()
     assert clean["accuracy"] == clean["checks"]["commonest"] == pytest.approx(100 * share.item())
     assert "not above" in clean["flags"]["chance"]
@@ -224,7 +229,7 @@ def test_the_share_of_images_is_told():
         seen = images.mean(dim=(1, 2, 3), keepdim=True) > 0.5
         return NET(torch.where(seen, images, images.detach()))
 
-    _, record = evaluate(half, data(half), THREAT, parse_batch=tuple)
+    _, record = evaluated(half, data(half))
     images, labels = data(half).dataset.tensors
     right = half(images).argmax(1) == labels
     dark = (images.mean(dim=(1, 2, 3)) < 0.5) & right
@@ -235,7 +240,7 @@ def test_the_share_of_images_is_told():
 
 
 def test_broken_gradients_come_with_their_share():
-    _, record = evaluate(broken, data(broken), THREAT, parse_batch=tuple)
+    _, record = evaluated(broken, data(broken))
     assert 0 < record["checks"]["broken_gradients"] < 100
 
 

@@ -109,14 +109,14 @@ def test_a_shard_that_another_process_has_is_left_to_it(copies, call):
 def test_a_failed_worker_is_told_in_one_line_and_done_again(copies, call, inline, monkeypatch):
     from apd.evaluate import workers
 
-    evaluate_shard, run = workers.evaluate_shard, copies[0]
+    evaluate_requests, run = workers.evaluate_requests, copies[0]
 
-    def failing(job, shard, only):
-        if shard.number == 2:
+    def failing(saved, requests):
+        if requests[0].shard.number == 2:
             raise workers.WorkerFailed("no memory for this one")
-        return evaluate_shard(job, shard, only)
+        return evaluate_requests(saved, requests)
 
-    monkeypatch.setattr(workers, "evaluate_shard", failing)
+    monkeypatch.setattr(workers, "evaluate_requests", failing)
     code, _, err = call(run, "--attack", "pgd-2", "--shards", 2)
     assert code == 1 and err.splitlines()[-1] == (
         f"error: {run}, shard 2/2: exit code 1 (no memory for this one); "

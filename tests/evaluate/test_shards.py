@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from apd.attacks import ThreatModel
 from apd.errors import UserError
-from apd.evaluate import Shard, Source, evaluate, fingerprint
+from apd.evaluate import EvaluationRequest, Shard, Source, evaluate, fingerprint
 from apd.evaluate.shards import Images, Merger, shard_counts
 from apd.evaluate.state import AttackState
 
@@ -47,25 +47,19 @@ def data(seed=1):
     return DataLoader(TensorDataset(images, labels), 8)
 
 
-def options(store, *attacks, threat=THREAT, model=NET, **more):
-    asked = {"threat": threat, "attacks": attacks, "store": store, **more}
-    return {"fingerprint": fingerprint(model), **asked}
+def asked(store, *attacks, threat=THREAT, **more):
+    return EvaluationRequest.within(threat, attacks, store=store, **more)
 
 
-def run(store, *attacks, shard=None, model=NET, logits=None, loader=None, subset=0, **more):
-    return evaluate(
-        logits or model,
-        loader or data(),
-        **options(store, *attacks, model=model, **more),
-        parse_batch=tuple,
-        shard=shard,
-        subset=subset,
-    )
+def run(store, *attacks, model=NET, logits=None, loader=None, **more):
+    request = asked(store, *attacks, **more)
+    return evaluate(logits or model, loader or data(), request, fingerprint=fingerprint(model))
 
 
-def merger(store, *attacks, count=3, loader=None, subset=0, **more):
-    images = Images(loader or data(), tuple, subset, count)
-    return Merger(images, **options(store, *attacks, **more))
+def merger(store, *attacks, count=3, model=NET, loader=None, **more):
+    request = asked(store, *attacks, **more)
+    images = Images(loader or data(), request.subset, count)
+    return Merger(request, images, fingerprint(model))
 
 
 def in_shards(store, *attacks, count=3, logits=None, **more):
@@ -171,17 +165,14 @@ def test_only_what_is_missing_is_wanted(tmp_path):
     in_shards(tmp_path, "fgsm")
     assert merger(tmp_path, "fgsm").missing() == []
     both = merger(tmp_path, "fgsm", "pgd-6")
-    assert [attack.name for attack in both.open()] == ["pgd-6"]
+    assert [attack.name for attack in both.unfinished()] == ["pgd-6"]
     passes = []
-    only = {file.key for shard in Shard.all(3) for file in both.wanted(shard)}
     for shard in Shard.all(3):
         evaluate(
             lambda x: passes.append(x.requires_grad) or NET(x),
             data(),
-            parse_batch=tuple,
-            shard=shard,
-            only=only,
-            **options(tmp_path, "fgsm", "pgd-6"),
+            both.shard_request(shard),
+            fingerprint=fingerprint(NET),
         )
     assert told(both.records()) == told(run(tmp_path / "whole", "fgsm", "pgd-6"))
     assert any(passes)
@@ -230,13 +221,13 @@ def test_more_shards_than_images_are_told(tmp_path):
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_shards_of_a_version_that_did_not_look_what_moved_are_merged(tmp_path, ended):
+    _, old = merger(tmp_path / "parts", count=2).missing_files(Shard(1, 2))
     for shard in Shard.all(2):
         run(tmp_path / "parts", shard=shard)
-    _, old = merger(tmp_path / "parts", count=2).wanted(Shard(1, 2))
-    state = torch.load(old.finished)
+    state = torch.load(old)
     del state["moved"]
-    old.finished.unlink()
-    torch.save(state, old.finished if ended else old.unfinished)
+    old.unlink()
+    torch.save(state, old if ended else old.with_name(old.name.replace(".done", "")))
     if not ended:
         run(tmp_path / "parts", shard=Shard(1, 2))
     parts = told(merger(tmp_path / "parts", count=2).records())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apd.attacks import ThreatModel
 from apd.results import read_results
 
 MEAN = ("INPUT.PIXEL_MEAN", "[0.48, 0.46, 0.41]", "INPUT.PIXEL_STD", "[0.27, 0.26, 0.28]")
@@ -255,16 +256,19 @@ def test_best_val_chooses_on_validation_images_and_under_the_training_attack(
 
     calls, evaluate = [], base.evaluate
 
-    def recorded(logits, loader, threat, **more):
-        calls.append((len(loader.dataset), threat))
-        return evaluate(logits, loader, threat, **more)
+    def recorded(model, loader, request, **more):
+        calls.append((len(loader.dataset), [attack.conditions for attack in request.attacks]))
+        return evaluate(model, loader, request, **more)
 
     monkeypatch.setattr(base, "evaluate", recorded)
     monkeypatch.setattr(base.PromptTrainer, "zero_shot_accuracy", lambda *_: 0.0)
     result = run(method, tmp_path, "TEST.FINAL_MODEL", "best_val")
     assert (result.code, result.err) == (0, "")
-    train = base.ThreatModel("linf", 1.0, 0.7, 2) if attacked else None
-    test = base.ThreatModel("linf", 1.0, 0.5, 3)
+    train, test = (
+        {**ThreatModel("linf", 1.0, alpha, steps).asdict(), "last_iterate": False}
+        for alpha, steps in ((0.7, 2), (0.5, 3))
+    )
+    train, test = [train] if attacked else [], [test]
     assert calls == [(8, train), (8, train), (20, test)]  # 2 of 2 a class, after either epoch
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
     assert best["val_result"] in [100 * n / 8 for n in range(9)]

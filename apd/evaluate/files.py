@@ -1,0 +1,97 @@
+"""Where an evaluation keeps what an attack has found, and what these files are known by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from apd.attacks import Attack
+from apd.evaluate.request import WHITE_BOX, EvaluationRequest, Shard
+from apd.evaluate.state import digest
+from apd.results.verdicts import Verdicts, read_verdicts, write_verdicts
+
+CLEAN = Attack("clean", (), {})
+
+
+class EvaluationFiles(NamedTuple):
+    """The files of one attack on some images.
+
+    Attributes:
+        key: their name: a digest of ``identity``.
+        identity: all that the attack's verdicts depend on.
+        adv: folder for the images that decided; None: they are not saved.
+        folders: that get the verdicts; the first has the unfinished state too. Empty: nothing is
+            kept.
+        shard: the part of the images that they are about; None: all.
+    """
+
+    key: str
+    identity: dict
+    adv: Path | None
+    folders: tuple[Path, ...]
+    shard: Shard | None
+
+    @property
+    def unfinished(self) -> Path | None:
+        return self.folders[0] / f"{self.key}.pt" if self.folders else None
+
+    @property
+    def finished(self) -> Path | None:
+        """Verdicts of all images, or the state of a shard that has ended."""
+        suffix = "done.pt" if self.shard else "json"
+        return self.folders[0] / f"{self.key}.{suffix}" if self.folders else None
+
+    @property
+    def ended(self) -> bool:
+        return self.finished is not None and self.finished.exists()
+
+    def read(self) -> Verdicts:
+        """The verdicts of an attack that has ended, written to the folders that lack them.
+
+        Runs with the same predictions share the folder of the attacked images, each has verdicts
+        of its own.
+        """
+        verdicts = read_verdicts(self.finished)
+        for folder in self.folders:
+            if not (path := folder / f"{self.key}.json").exists():
+                write_verdicts(path, verdicts)
+        return verdicts
+
+    def write(self, verdicts: Verdicts) -> None:
+        """Keep the verdicts; the unfinished state is deleted."""
+        for folder in self.folders:
+            write_verdicts(folder / f"{self.key}.json", verdicts)
+            (folder / f"{self.key}.pt").unlink(missing_ok=True)
+
+
+def evaluation_files(
+    request: EvaluationRequest, attack: Attack, fingerprint: str, images: str, places: str | dict
+) -> EvaluationFiles:
+    """The files of one attack of a request.
+
+    Args:
+        fingerprint: of the model.
+        images: their digest (of a shard: of its images).
+        places: which of the data set's images all shards together are about.
+    """
+    source = request.source
+    identity = {
+        "attack": attack.name,
+        "threat_model": request.conditions(attack),
+        "model": fingerprint,
+        "made_on": fingerprint if source == WHITE_BOX else source.fingerprint,
+        "images": images,
+        "places": places,
+    }
+    if request.shard:
+        identity["shard"] = str(request.shard)
+    key = digest(identity)
+    adv = None
+    if request.save_adv and attack.stages:
+        adv = request.save_adv / f"{attack.name}-{key}"
+    store = request.store
+    if store and request.shard:
+        # a shard's state is of use only beside the images that were written with it
+        store = None if adv else store / request.shard.folder
+    folders = tuple(folder for folder in (adv, store) if folder)
+    return EvaluationFiles(key, identity, adv, folders, request.shard)
