@@ -73,7 +73,7 @@ _APD = {
     "TAU": 1.0,  # temperature of the distillation [O]
     "BETA": 0.0,  # the student's feedback to an online teacher [O]
     "TEACHER": {
-        "MODE": "online",  # online, offline, frozen or checkpoint
+        "MODE": "online",  # online, offline, frozen, checkpoint or auto [O]
         "LR": 0.1,  # of its prompts, as a multiple of OPTIM.LR [O: docs/study/history.md]
         "TAU": 1.0,  # a temperature of its own; below 1 the student learns sharper targets [O]
         "BACKBONE": "",  # another CLIP than the student's
@@ -251,7 +251,7 @@ _RULES: dict[str, Rule] = {
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
     "TRAINER.APD.TEACHER.LR": number(above=0),
     "TRAINER.APD.TEACHER.TAU": number(above=0),
-    "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint"),
+    "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint", "auto"),
 }
 _WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
 _RULES_OF_TRAINERS = {  # in every section

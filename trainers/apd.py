@@ -13,17 +13,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from apd import ranks
 from apd.clip import PromptedCLIP, backbone_sha256
-from apd.config import plain
-from apd.distill import feature_alignment, kl_distillation
+from apd.config import differences, plain
+from apd.distill import feature_alignment, kl_distillation, mean_probability
 from apd.errors import UserError
+from apd.files import read_json, write_json
 from apd.host import TRAINER_REGISTRY, register
 from apd.interchange import prompts_folder
+from apd.results import read_results
 from apd.results.provenance import training
 from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
+
+JUDGED = "judged.json"  # in the teacher's folder: what TEACHER.MODE auto chose, and why
 
 
 @register(TRAINER_REGISTRY)
@@ -32,6 +37,8 @@ class APD(AdversarialTraining, IVLP):
 
     section = "APD"
     batches = ("adv_full",)  # clean images weigh in by LAMBDA_NAT and LAMBDA_KD_NAT
+    second: PromptedCLIP | None = None  # its probabilities are averaged with the teacher's
+    judged: dict | None = None  # of TEACHER.MODE auto: what ``judge`` says
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         o, student, teacher = self.options, self.model, self.teacher
@@ -41,6 +48,9 @@ class APD(AdversarialTraining, IVLP):
             teacher_text = teacher.text_features()
             teacher_image = teacher.image_features(self.for_teacher(images))
             teacher_logits = teacher.logits(teacher_image, teacher_text)
+            if self.second:
+                second = self.second(self.for_teacher(images))
+                teacher_logits = mean_probability(teacher_logits, second)
         target = teacher_logits.detach() / o.TEACHER.TAU
 
         # 1. attack the student
@@ -86,6 +96,11 @@ class APD(AdversarialTraining, IVLP):
     def build_model(self) -> None:
         super().build_model()
         options = self.options
+        if options.TEACHER.MODE == "auto" and (options.LAMBDA_IMG or options.LAMBDA_TXT):
+            raise UserError(
+                "TRAINER.APD.TEACHER.MODE is auto, which may average two teachers, whose features "
+                "are not one's: set LAMBDA_IMG and LAMBDA_TXT to 0"
+            )
         self.teacher = self.build_teacher(options.TEACHER)
         width, teacher_width = (
             model.clip.text_projection.shape[1] for model in (self.model, self.teacher)
@@ -129,12 +144,20 @@ class APD(AdversarialTraining, IVLP):
         self.load_prompts(teacher, prompts_folder(Path(folder)), asked=asked)
 
     def before_train(self) -> None:
-        if self.options.TEACHER.MODE == "offline":
+        mode = self.options.TEACHER.MODE
+        if mode == "auto" and not self.has_validation:
+            raise UserError(
+                "TRAINER.APD.TEACHER.MODE is auto, but there are no validation images (and test "
+                "images must not choose the teacher): use online, offline or frozen"
+            )
+        if mode in ("offline", "auto"):
             self.load_teacher(self.teacher, self.tune_teacher())
+        if mode == "auto":
+            self.take(self.judge())
         super().before_train()
 
     def tune_teacher(self) -> str:
-        """TEACHER.MODE offline: tune the teacher's prompts on clean images first, as IVLP does.
+        """TEACHER.MODE offline and auto: tune the teacher's prompts on clean images, as IVLP does.
 
         Returns the folder with them. It is a run of its own, and resumes as one, random state
         included, so that the student draws the same whether its teacher was ready or not.
@@ -161,13 +184,83 @@ class APD(AdversarialTraining, IVLP):
         cfg.freeze()
         return cfg
 
+    def judge(self) -> dict:
+        """TEACHER.MODE auto: which teacher is right on most validation images, clean ones.
+
+        "frozen" is zero-shot CLIP, "tuned" the teacher that ``tune_teacher`` made, "mean" the mean
+        of their probabilities. Of equals the first one is taken that stands here before the others:
+        frozen, mean, tuned, as it has learned less from the few images that the student learns from
+        too. Our choice. It is made once: a run that resumes reads it.
+
+        Returns:
+            "taken", the name; "right", the count of each; "images", how many there are.
+        """
+        path = Path(self.output_dir) / "teacher" / JUDGED
+        if not ranks.rank() and not self.judged_before(path):
+            right = self.count_right()
+            taken = max(right, key=lambda name: right[name])
+            images = len(self.dm.dataset.val)
+            found = {"taken": taken, "right": right, "images": images, "config": self.config}
+            write_json(path, found)
+        ranks.barrier()
+        return {k: v for k, v in read_json(path).items() if k != "config"}
+
+    def judged_before(self, path: Path) -> bool:
+        """Whether the file is of this very configuration."""
+        try:
+            return not differences(self.config, read_json(path)["config"])
+        except (KeyError, OSError, TypeError, ValueError):  # there is none, or a damaged one
+            return False
+
     @torch.no_grad()
-    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], PromptedCLIP]:
-        """The teacher."""
-        if self.options.TEACHER.MODE == "offline":
+    def count_right(self) -> dict[str, int]:
+        frozen, tuned = (m.eval().classifier() for m in (self.zero_shot(), self.teacher))
+        right = dict.fromkeys(("frozen", "mean", "tuned"), 0)
+        with torch.random.fork_rng(devices=[]):  # a loader draws a number when it starts
+            for batch in self.val_loader:
+                images, labels = self.parse_batch_test(batch)
+                images = self.for_teacher(images)
+                logits = {"frozen": frozen(images), "tuned": tuned(images)}
+                logits["mean"] = mean_probability(*logits.values())
+                for name, z in logits.items():
+                    right[name] += int((z.argmax(dim=1) == labels).sum())
+        print(f"Teachers, right on {len(self.dm.dataset.val):,} validation images: {right}")
+        return right
+
+    def zero_shot(self) -> PromptedCLIP:
+        """CLIP with the hand-written template, on the teacher's backbone."""
+        return self.build_prompted_clip(self.teacher.clip)
+
+    @torch.no_grad()
+    def take(self, judged: dict) -> None:
+        """Teach by what ``judge`` chose: ``teacher`` is the tuned one before."""
+        self.judged = judged
+        if judged["taken"] == "mean":
+            self.second = self.zero_shot()
+        elif judged["taken"] == "frozen":
+            self.teacher = self.zero_shot()
+
+    def findings(self) -> dict:
+        return {"teacher": self.judged} if self.judged else {}
+
+    @torch.no_grad()
+    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+        """The teacher, or both whose probabilities are averaged."""
+        mode = self.options.TEACHER.MODE
+        if mode in ("offline", "auto"):
             self.load_teacher(self.teacher, str(folder / "teacher"))
+        if mode == "auto":
+            self.take(read_results(folder)["teacher"])
         logits = self.teacher.eval().classifier()
-        return lambda images: logits(self.for_teacher(images)), self.teacher
+        if not self.second:
+            return lambda images: logits(self.for_teacher(images)), self.teacher
+        others = self.second.eval().classifier()
+
+        def averaged(images: Tensor) -> Tensor:
+            images = self.for_teacher(images)
+            return mean_probability(logits(images), others(images))
+
+        return averaged, nn.ModuleList([self.teacher, self.second])
 
     def for_teacher(self, images: Tensor) -> Tensor:
         """The images at the teacher's resolution."""

@@ -452,6 +452,7 @@ class PromptTrainer(ResumableTrainer):
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
                 "trained_on": self.trained_on if self.prompts_from else self.provenance(),
+                **self.findings(),
                 "fingerprint": self.fingerprint,
                 "evaluations": evaluations,
                 "epochs": len(self.history),
@@ -472,6 +473,10 @@ class PromptTrainer(ResumableTrainer):
             "shots": cfg.DATASET.NUM_SHOTS,
             "seed": cfg.SEED,
         }
+
+    def findings(self) -> dict:
+        """Further fields of results.json, of a method that decides something by itself."""
+        return {}
 
     def provenance(self) -> dict | None:
         """Of the prompts that this run trains; None: it has none to train."""

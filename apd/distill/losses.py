@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +31,9 @@ def feature_alignment(features: Tensor, target_features: Tensor) -> Tensor:
     For image features (B, d) or text features (C, d), of equal width on both sides.
     """
     return 1 - F.cosine_similarity(features, target_features.detach(), dim=-1).mean()
+
+
+def mean_probability(*logits: Tensor) -> Tensor:
+    """Logits (B, C) whose softmax is the mean of the softmax of each of ``logits``, all (B, C)."""
+    logs = torch.stack([F.log_softmax(one, dim=-1) for one in logits])
+    return logs.logsumexp(dim=0) - math.log(len(logits))

@@ -1,7 +1,7 @@
 """results.json: what one run found, and under which conditions.
 
 Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory, argv, those from
-class_names to trained_on, and the split of evaluations, which is filled in when they are read):
+class_names to teacher, and the split of evaluations, which is filled in when they are read):
     schema: version of this list.
     complete: true; the file is written last, so a run is complete when it says so.
     method: trainer name.
@@ -25,6 +25,8 @@ class_names to trained_on, and the split of evaluations, which is filled in when
     prompts_from: model_dir and epoch of the prompts that an evaluation alone loaded; None: the
         run trained its own.
     trained_on: what the prompts were trained on (``apd.results.provenance``).
+    teacher: of APD with TEACHER.MODE auto: "taken" (frozen, mean or tuned), "right" (of each, the
+        validation images that it is right on) and "images" (how many there are).
     epochs: that were trained.
     train_seconds, seconds: training alone, and training with evaluation.
     peak_memory: in bytes, of the process that finished the run: on the GPU, or else all of it.
@@ -71,6 +73,7 @@ _LATER = {  # what earlier versions lack
     "backbone_sha256": (str,),
     "prompts_sha256": (str, _NONE),
     "trained_on": (dict, _NONE),
+    "teacher": (dict,),
 }
 _TRAINED_ON = {
     **dict.fromkeys(("method", "dataset", "subsample"), (str,)),

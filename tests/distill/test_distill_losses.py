@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apd.distill import feature_alignment, kl_distillation
+from apd.distill import feature_alignment, kl_distillation, mean_probability
 
 B, C = 5, 7
 
@@ -169,3 +169,11 @@ def test_alignment_gradient_turns_features_towards_the_target(logits, target):
         assert feature_alignment(logits - 0.1 * logits.grad, target) < before
         # moving along a feature changes nothing, so its gradient is at right angles
         assert (logits * logits.grad).sum(-1).abs().max() < 1e-12
+
+
+def test_mean_probability_is_the_log_of_the_mean_of_softmaxes(logits, target):
+    got = mean_probability(logits, 50 * target)  # as far apart as CLIP's logits can be
+    for row, first, second in zip(got.tolist(), logits.tolist(), (50 * target).tolist()):
+        wanted = [(a + b) / 2 for a, b in zip(softmax(first), softmax(second))]
+        assert [math.exp(z) for z in row] == pytest.approx(wanted, rel=1e-12)
+    torch.testing.assert_close(mean_probability(logits).softmax(1), logits.softmax(1))

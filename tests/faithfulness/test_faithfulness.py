@@ -1,5 +1,6 @@
 """Each method's logits, loss and gradients are those of the plain computation, to 1e-8."""
 
+import copy
 import shlex
 from functools import partial
 from types import SimpleNamespace
@@ -189,6 +190,33 @@ def test_logits_loss_and_gradients(trainer64, backbones, names, batch, case):
             (got,) = torch.autograd.grad(loss, prompt, retain_graph=True)
             (want,) = torch.autograd.grad(wanted[model], prompt, retain_graph=True)
             assert_same(got, want, 1e-8)
+
+
+@pytest.mark.parametrize("attack", ["ce", "kl"])
+def test_apd_of_two_teachers_learns_from_the_mean_of_their_probabilities(
+    trainer64, backbones, names, batch, attack
+):
+    weights = {"CE": 0.3, "KD": 0.7, "KD_NAT": 0.5, "IMG": 0, "TXT": 0, "NAT": 0}
+    options = [f"TRAINER.APD.LAMBDA_{k} {w}" for k, w in weights.items()]
+    options += [f"TRAINER.APD.ATTACK_LOSS {attack} TRAINER.APD.TEACHER.MODE auto"]
+    trainer = trainer64("APD", *ATTACK, *shlex.split(" ".join(options)))
+    trainer.take({"taken": "mean"})
+    clip = backbones["own"].clip
+    student = plain.Plain(clip, names, WORDS, prompts_of(trainer.model))
+    tuned = plain.Plain(clip, names, WORDS, prompts_of(trainer.teacher))
+    frozen = plain.Plain(clip, names, PHOTO, {})
+    teacher = copy.copy(tuned)
+    both = tuned, frozen
+    teacher.logits = lambda x: (sum(one.logits(x).softmax(1) for one in both) / 2).log()
+    torch.manual_seed(3)
+    loss = trainer.losses(*batch)["loss"]
+    torch.manual_seed(3)
+    wanted = plain.apd(student, teacher, *batch, weights, False, attack=attack, **THREAT)
+    (want,) = wanted.values()
+    assert_same(loss, want, 1e-8)
+    for prompt in student.prompts.values():
+        got, other = (torch.autograd.grad(x, prompt, retain_graph=True)[0] for x in (loss, want))
+        assert_same(got, other, 1e-8)
 
 
 def test_advpt_embeds_attacked_images_and_minimises_ce_on_them(trainer64, backbones, names, root):

@@ -263,7 +263,7 @@ def test_the_ablation_is_of_all_our_choices(monkeypatch):
         default = configs[0]
         keys = set(default) - {"CTX_INIT", "PREC", "TEACHER"}
         assert [key for key in keys if all(c[key] == default[key] for c in configs)] == []
-        assert {c.TEACHER.MODE for c in configs} == {"online", "offline", "frozen"}
+        assert {c.TEACHER.MODE for c in configs} == {"online", "offline", "frozen", "auto"}
 
 
 # -- a search, and what it chose -------------------------------------------------------------------

@@ -132,8 +132,8 @@ def test_unknown_mode_is_refused(run, tmp_path):
     result = run("APD", tmp_path / "out", f"{TEACHER}.MODE", "offlime")
     assert result.code == 2
     assert result.err == (
-        "error: command line: TRAINER.APD.TEACHER.MODE is offlime: use online, offline, frozen or "
-        "checkpoint\n"
+        "error: command line: TRAINER.APD.TEACHER.MODE is offlime: use online, offline, frozen, "
+        "checkpoint or auto\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -196,3 +196,114 @@ def test_coupled_student(run, tmp_path, mode, extra):
     learner = result.trainer.model.prompt_learner
     assert type(learner).__name__ == "CoupledPrompts"
     assert [c.shape for c in learner.visual_contexts()] == [(2, VISION)] * 2
+
+
+# -- auto ------------------------------------------------------------------------------------------
+
+AUTO = (f"{TEACHER}.MODE", "auto", "DATASET.VAL_SHOTS", 0)
+
+
+def plain_counts(trainer, tuned):
+    """Images that zero-shot CLIP, tuned prompts and the mean of both are right on."""
+    frozen = trainer.build_prompted_clip(trainer.clip_model)
+    right = dict.fromkeys(("frozen", "mean", "tuned"), 0)
+    with torch.no_grad():
+        for batch in trainer.dm.val_loader:
+            p, q = frozen(batch["img"]).softmax(1), tuned(batch["img"]).softmax(1)
+            for name, scores in (("frozen", p), ("tuned", q), ("mean", (p + q) / 2)):
+                right[name] += int((scores.argmax(1) == batch["label"]).sum())
+    return right
+
+
+def test_auto_takes_the_teacher_that_is_right_on_most_validation_images(run, tmp_path):
+    result = run("APD", tmp_path / "auto", *AUTO)
+    assert (result.code, result.err) == (0, "")
+    offline = run("APD", tmp_path / "offline", f"{TEACHER}.MODE", "offline", *AUTO[2:])
+    right = plain_counts(result.trainer, offline.trainer.teacher)
+    found = read_results(tmp_path / "auto")["teacher"]
+    assert found["right"] == right and found["images"] == 8
+    assert right[found["taken"]] == max(right.values())
+    assert list(right) == ["frozen", "mean", "tuned"]
+    assert found["taken"] == next(name for name in right if right[name] == max(right.values()))
+    assert read_results(tmp_path / "auto")["trainable_parameters"] == BIMODAL
+    assert "teacher" not in read_results(tmp_path / "offline")
+
+
+@pytest.mark.parametrize(
+    "right, taken",
+    [
+        ({"frozen": 5, "mean": 5, "tuned": 5}, "frozen"),
+        ({"frozen": 4, "mean": 5, "tuned": 5}, "mean"),
+        ({"frozen": 4, "mean": 4, "tuned": 5}, "tuned"),
+    ],
+)
+def test_auto_teaches_by_what_it_takes_and_of_equals_by_what_learned_less(
+    run, tmp_path, monkeypatch, right, taken
+):
+    from apd.trainers.apd import APD
+
+    monkeypatch.setattr(APD, "count_right", lambda self: right)
+    result = run("APD", tmp_path / "auto", *AUTO)
+    assert (result.code, result.err) == (0, "")
+    trainer, model = result.trainer, result.trainer.model
+    tuned = state(tmp_path / "auto" / "teacher", "prompt_learner", 2)
+    frozen = trainer.build_prompted_clip(trainer.clip_model)
+    images = next(iter(trainer.dm.test_loader))["img"]
+    model.prompt_learner.load_state_dict(tuned)  # of the same shape
+    with torch.no_grad():
+        each = {"frozen": frozen(images).softmax(1), "tuned": model(images).softmax(1)}
+        each["mean"] = (each["frozen"] + each["tuned"]) / 2
+    # what taught is what an adaptive attack of the finished run goes through
+    teach = build_again(trainer, tmp_path / "auto").beside(tmp_path / "auto")[0]
+    torch.testing.assert_close(teach(images).softmax(1), each[taken], rtol=1e-5, atol=1e-6)
+    assert (trainer.second is None) == (taken != "mean")
+    if taken == "tuned":  # to the bit
+        assert run("APD", tmp_path / "b", f"{TEACHER}.MODE", "offline", *AUTO[2:]).code == 0
+        ours, theirs = (state(tmp_path / name, "prompt_learner", 2) for name in ("auto", "b"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def build_again(trainer, folder):
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder / "again")
+    return type(trainer)(cfg)
+
+
+def test_auto_judges_once_and_resumes_to_the_same_bits(run, tmp_path, monkeypatch):
+    from apd.trainers.apd import APD
+
+    counts = {"frozen": 4, "mean": 5, "tuned": 4}
+    monkeypatch.setattr(APD, "count_right", lambda self: counts)
+    assert run("APD", tmp_path / "whole", *AUTO).code == 0
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(APD, "before_epoch", killed)  # of APD: its teacher is an IVLP
+        assert run("APD", tmp_path / "killed", *AUTO).code == 130
+    monkeypatch.setattr(APD, "count_right", lambda self: pytest.fail("judged again"))
+    assert run("APD", tmp_path / "killed", *AUTO).code == 0
+    whole, again = (state(tmp_path / name, "prompt_learner", 2) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    found = [read_results(tmp_path / name)["teacher"] for name in ("whole", "killed")]
+    assert found[0] == found[1] == {"taken": "mean", "right": counts, "images": 8}
+
+
+def test_auto_draws_nothing_while_it_judges(build, tmp_path):
+    trainer = build("APD", tmp_path, *AUTO)
+    before = torch.get_rng_state()
+    trainer.count_right()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_auto_needs_validation_images_and_one_teacher_s_features(run, tmp_path, tiny):
+    shutil.copytree(f"{tiny.root}/shapes", tmp_path / "shapes")
+    shutil.rmtree(tmp_path / "shapes" / "val")
+    result = run("APD", tmp_path / "out", *AUTO, flags=("--root", str(tmp_path)))
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "TEACHER.MODE is auto, but there are no validation images" in result.err
+    result = run("APD", tmp_path / "other", *AUTO, "TRAINER.APD.LAMBDA_TXT", 1)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "set LAMBDA_IMG and LAMBDA_TXT to 0" in result.err
