@@ -60,6 +60,8 @@ _CBAFAPT = {
     "LAMBDA_TAA": 0.03,  # maps of the text, its gamma [P]
 }
 
+_MMOP = {**_IVLP, "NUM_EXPERTS": 5}  # of each deeper layer's context [P]
+
 _APD = {
     **_IVLP,  # prompts as MAPT's, the authors' later work [O]
     "COUPLED": False,  # True: MaPLe's text-to-vision projection [O: independent]
@@ -151,6 +153,7 @@ KEYS: dict[str, dict] = {
         "AdvMaPLe": _MAPLE,
         "FAP": _FAP,
         "CBAFAPT": _CBAFAPT,
+        "MMoP": _MMOP,
         "APD": _APD,
     },
 }
@@ -255,7 +258,7 @@ _RULES: dict[str, Rule] = {
 }
 _WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
 _RULES_OF_TRAINERS = {  # in every section
-    **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), _COUNT),
+    **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION", "NUM_EXPERTS"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
     "CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
     "PREC": _PRECISION,

@@ -21,7 +21,8 @@ class Method:
     Attributes:
         section: of TRAINER, whose keys it reads.
         prompts: their kind: "text", "visual", "text + visual" (independent), "text-to-visual" or
-            "visual-to-text" (projected); "": none is trained.
+            "visual-to-text" (projected), "text + visual mixtures" (of experts); "": none is
+            trained.
         attacks: when training attacks its images: "each step", "once" (before it) or "never".
         image_passes: of a training image through the image encoder, beside the attack's; a
             backward pass counts as one.
@@ -58,6 +59,7 @@ METHODS = {  # baselines first
     "AdvMaPLe": Method("AdvMaPLe", "text-to-visual", "each step", 2, 2, BLUE, "v"),
     "FAP": Method("FAP", "visual-to-text", "each step", 5, 2, PURPLE, "P"),
     "CBAFAPT": Method("CBAFAPT", "visual-to-text", "each step", 4, 2, BLACK, "*"),
+    "MMoP": Method("MMoP", "text + visual mixtures", "each step", 2, 2, GREY, "h"),
     "APD": Method("APD", "text + visual", "each step", 4, 4, RED, "o"),
 }
 

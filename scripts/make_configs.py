@@ -133,6 +133,7 @@ class Method:
         special: file -> fields that differ in it.
         visual: whether it needs a ViT.
         clip_norm: OPTIM.CLIP_NORM.
+        warmup: OPTIM.WARMUP_EPOCH; on a mini CLIP 1.
     """
 
     source: str
@@ -149,6 +150,7 @@ class Method:
     special: dict[str, dict] = field(default_factory=dict)
     visual: bool = True
     clip_norm: float = 0.0
+    warmup: int = SCHEDULE["WARMUP_EPOCH"]
 
 
 def both(n_ctx: int, visual: int, text: int) -> dict:
@@ -301,6 +303,26 @@ METHODS = {
         section="CBAFAPT",
         prompts={"N_CTX": 2, "PROMPT_DEPTH": 9},
     ),
+    "MMoP": Method(
+        "MMoP's published setting [P] (xinwong/MMoP, configs/trainers/MoEAdvIVLP/"
+        "{file}_c2_ep100_batch32_2+2ctx_*depth.yaml).",
+        section="MMoP",
+        prompts={**both(2, visual=9, text=9), "NUM_EXPERTS": 5},
+        mini={**both(4, visual=4, text=3), "NUM_EXPERTS": 5},
+        lr=0.0035,
+        epochs=100,
+        train={**ONE_STEP, "AT_LOSS_TYPE": "adv_half"},
+        special={
+            "vit_b32": {"warmup": 5},
+            "vit_b16": {"more": "It evaluates epoch 80 (--load-epoch 80)."},
+            "vit_l14": {
+                "warmup": 10,
+                "prompts": {**both(2, visual=18, text=12), "NUM_EXPERTS": 5},
+                "more": "It evaluates epoch 20 (--load-epoch 20); its PROMPT_DEPTH_TEXT of 18 is "
+                "all of the 12 layers.",
+            },
+        },
+    ),
     "APD": Method(
         "Our choice [O]: no source that we can read fixes APD's setting. Prompts, optimiser and "
         "attack are MAPT's (the authors' later work) with 50 epochs; loss weights are the defaults "
@@ -356,6 +378,7 @@ def _mini(name: str, method: Method, stem: str, clip: Mini) -> str:
         "transforms": "[]",
         "train": train,
         "clip_norm": clip.clip_norm,
+        "warmup": SCHEDULE["WARMUP_EPOCH"],
     }
     return _file([f"{said}.", UNITS], replace(method, **ours), clip, clip.special.get(name))
 
@@ -376,6 +399,7 @@ def _file(comments: list[str], method: Method, clip: Clip, special: dict | None 
     }
     if method.section:
         optim = {"NAME": "sgd", "LR": method.lr, "MAX_EPOCH": method.epochs, **SCHEDULE}
+        optim["WARMUP_EPOCH"] = method.warmup
         if method.clip_norm:
             optim["CLIP_NORM"] = method.clip_norm
         config |= {

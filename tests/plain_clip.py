@@ -47,8 +47,9 @@ def layout(name, n_ctx, words="", ending=".", position="end"):
 def text_features(model, layouts, contexts, seen=None):
     """Unnormalised text features (C, d) over all 77 positions.
 
-    contexts[i] is (M, D) or (C, M, D); it takes the slots before block i. ``seen`` is a dict that
-    gets the last block's attention.
+    contexts[i] is (M, D) or (C, M, D); it takes the slots before block i. Or it is a function from
+    the other tokens (C, L - M, D), after the block's first layer norm, to these. ``seen`` is a dict
+    that gets the last block's attention.
     """
     length = model.context_length
     dtype = model.positional_embedding.dtype
@@ -69,7 +70,14 @@ def text_features(model, layouts, contexts, seen=None):
     x = model.token_embedding.weight[ids]
     for i, block in enumerate(model.transformer.resblocks):
         if i < len(contexts):
-            x = free * x + where @ contexts[i]
+            context = contexts[i]
+            if callable(context):
+                others = [
+                    [x[c, p] for p in range(length) if free[c, p]] for c in range(len(layouts))
+                ]
+                others = torch.stack([torch.stack(tokens) for tokens in others])
+                context = context(_layer_norm(block.ln_1, others))
+            x = free * x + where @ context
         if i == 0:
             x = x + model.positional_embedding
         x = _block(block, x, causal, seen)
@@ -79,7 +87,7 @@ def text_features(model, layouts, contexts, seen=None):
 
 
 def image_features(visual, images, contexts, seen=None):
-    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D), ``seen`` as above."""
+    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D) or a function."""
     patch = visual.conv1.kernel_size[0]
     patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
     patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
@@ -89,7 +97,12 @@ def image_features(visual, images, contexts, seen=None):
     real = x.shape[1]
     for i, block in enumerate(visual.transformer.resblocks):
         if i < len(contexts):
-            x = torch.cat([x[:, :real], contexts[i].repeat(len(x), 1, 1)], 1)
+            context = contexts[i]
+            if callable(context):
+                context = context(_layer_norm(block.ln_1, x[:, :real]))
+            else:
+                context = context.repeat(len(x), 1, 1)
+            x = torch.cat([x[:, :real], context], 1)
         if i == 0:
             x = _layer_norm(visual.ln_pre, x)
         x = _block(block, x, torch.zeros((), dtype=x.dtype), seen)

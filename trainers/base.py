@@ -165,8 +165,12 @@ class PromptTrainer(ResumableTrainer):
         options = self.cfg.OPTIM.clone()
         options.defrost()
         options.LR *= lr
-        optim = build_optimizer(learner, options)
+        optim = build_optimizer(learner, options, self.parameter_groups(learner))
         self.register_model(name, learner, optim, build_lr_scheduler(optim, options))
+
+    def parameter_groups(self, learner: nn.Module) -> list[dict] | None:
+        """The optimiser's, where it does not treat all of ``learner`` alike."""
+        return None
 
     # -- training ------------------------------------------------------------------------------
 

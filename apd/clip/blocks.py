@@ -14,12 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
+Context = Tensor | Callable[[Tensor], Tensor]  # vectors, or a router that makes them from tokens
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Layer norm in the precision of its own weights, result in the precision of ``x``."""
     weight, bias = norm.weight, norm.bias
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)
+
+
+def context_vectors(context: Context, block: nn.Module, tokens: Tensor) -> Tensor:
+    """The context of ``block``: as it is, or what a router makes of the tokens that it joins.
+
+    A router is given the tokens (N, L, D) after the block's first layer norm.
+    """
+    return context(layer_norm(block.ln_1, tokens)) if callable(context) else context
 
 
 class Attended(NamedTuple):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.clip.text import tokenizer
@@ -13,6 +15,7 @@ from apd.clip.visual import NEEDS_VIT, is_vit
 from apd.errors import UserError
 
 _STD = 0.02  # of random context vectors, as in CoOp and MaPLe
+_TAU, _ALPHA = (0.7, 1.3), (0.0, 2.0)  # MMoP's TAU_MIN, TAU_MAX, ALPHA_MIN, ALPHA_MAX [P]
 
 
 class IndependentPrompts(nn.Module):
@@ -91,6 +94,66 @@ class ReverseCoupledPrompts(nn.Module):
         return [self.projections[0](self.text[0]), *self.visual]
 
 
+class Mixture(nn.Module):
+    """Context of one layer that a router mixes from E experts, by the tokens that it joins (MMoP).
+
+    base + alpha (sum_e w_e expert_e - base), w = softmax(gate(mean of the tokens) / tau), with a
+    learned base, tau in [0.7, 1.3] and alpha in [0, 2]; both start from 1. From the published code:
+    xinwong/MMoP, ``ResidualAttentionBlock_IVLP_MoE`` with GATE_MODE token_mean.
+
+    Args:
+        experts: (E, M, D); the base starts from their mean.
+    """
+
+    def __init__(self, experts: Tensor):
+        super().__init__()
+        self.base = nn.Parameter(experts.mean(dim=0))
+        self.experts = nn.Parameter(experts)
+        count, _, width = experts.shape
+        self.gate = nn.Linear(width, count).to(experts.device, experts.dtype)
+        for name in ("tau", "alpha"):  # softplus of it is the value
+            start = experts.new_full((1,), math.log(math.expm1(1)))
+            self.register_parameter(name, nn.Parameter(start))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, M, D), for tokens (N, L, D) without context, after the block's layer norm."""
+        tau, alpha = F.softplus(self.tau).clamp(*_TAU), F.softplus(self.alpha).clamp(*_ALPHA)
+        weights = (self.gate(tokens.mean(dim=1)) / tau).softmax(dim=-1)
+        mixed = torch.einsum("ne,emd->nmd", weights, self.experts)
+        return self.base + alpha * (mixed - self.base)
+
+
+class RoutedPrompts(nn.Module):
+    """Text and visual context side by side, that of the deeper layers mixed by routers (MMoP).
+
+    Args:
+        text, visual: (M, D) of the first layer, then (E, M, D) of each deeper one: the experts.
+    """
+
+    def __init__(self, text: Sequence[Tensor], visual: Sequence[Tensor]):
+        super().__init__()
+        self.text, self.visual = _Layers(*text), _Layers(*visual)
+
+    def text_contexts(self) -> list[Tensor | Mixture]:
+        return self.text.contexts()
+
+    def visual_contexts(self) -> list[Tensor | Mixture]:
+        return self.visual.contexts()
+
+
+class _Layers(nn.Module):
+    """Named "0", "1", ..., as the vectors of a ``ParameterList`` are."""
+
+    def __init__(self, first: Tensor, *deeper: Tensor):
+        super().__init__()
+        self.register_parameter("0", nn.Parameter(first))
+        for i, experts in enumerate(deeper, start=1):
+            self.add_module(str(i), Mixture(experts))
+
+    def contexts(self) -> list:
+        return [*self.parameters(recurse=False), *self.children()]
+
+
 def words_of(n_ctx: int, ctx_init: str) -> str:
     """The words that stand for the context: ``ctx_init``, or n_ctx placeholders.
 
@@ -131,6 +194,11 @@ def init_visual(clip_model: nn.Module, n_ctx: int, depth: int) -> list[Tensor]:
     """
     visual_width(clip_model, depth)
     return [_random_like(clip_model.visual.class_embedding, n_ctx) for _ in range(depth)]
+
+
+def init_experts(like: Tensor, experts: int, n_ctx: int, layers: int) -> list[Tensor]:
+    """(experts, n_ctx, D) for each of ``layers``, from N(0, 0.02), width and type as ``like``."""
+    return [_random_like(like, experts, n_ctx) for _ in range(layers)]
 
 
 def visual_width(clip_model: nn.Module, depth: int) -> int:

@@ -13,7 +13,9 @@ from apd.clip.contexts import (
     CoupledPrompts,
     IndependentPrompts,
     ReverseCoupledPrompts,
+    RoutedPrompts,
     check_depth,
+    init_experts,
     init_text,
     init_visual,
     visual_width,
@@ -43,7 +45,7 @@ class PromptedCLIP(nn.Module):
         self,
         clip_model: nn.Module,
         class_prompts: Sequence[ClassPrompts],
-        prompt_learner: IndependentPrompts | CoupledPrompts | ReverseCoupledPrompts,
+        prompt_learner: IndependentPrompts | CoupledPrompts | ReverseCoupledPrompts | RoutedPrompts,
         text_chunk: int = 0,
     ):
         super().__init__()
@@ -179,6 +181,7 @@ def build_prompted_clip(
     n_ctx_visual: int = 0,
     depth_visual: int = 1,
     coupled: str = "",
+    experts: int = 0,
     templates: Sequence[str] = ("a photo of a {}.",),
     text_chunk: int = 0,
 ) -> PromptedCLIP:
@@ -194,6 +197,8 @@ def build_prompted_clip(
         coupled: "text-to-visual": the visual context is projected from the text context (MaPLe);
             "visual-to-text": the other way round in all layers but the first (FAP). Both have
             n_ctx_text vectors in depth_text layers on either side. "": independent.
+        experts: of each deeper layer's context, mixed by a router (MMoP), for independent prompts
+            on both sides; 0: one context, no router.
         templates: with "{}" for the class name; several are an ensemble.
 
     Raises:
@@ -208,9 +213,10 @@ def build_prompted_clip(
             words=words,
             position=position,
             class_specific=class_specific,
+            routed=bool(experts),
         )
         classes = len(classnames) if class_specific else 0
-        depth = 1 if coupled == "visual-to-text" else depth_text
+        depth = 1 if coupled == "visual-to-text" or experts else depth_text
         text = init_text(clip_model, n_ctx_text, depth, ctx_init, classes)
         class_prompts = [prompts]
     else:
@@ -224,6 +230,12 @@ def build_prompted_clip(
         check_depth("text", depth_text, len(clip_model.transformer.resblocks))
         visual = init_visual(clip_model, n_ctx_text, depth_text)[1:]
         learner = ReverseCoupledPrompts(text[0], visual, width)
+    elif experts:
+        check_depth("text", depth_text, len(clip_model.transformer.resblocks))
+        visual = init_visual(clip_model, n_ctx_visual, depth_visual)[:1]
+        text += init_experts(text[0], experts, n_ctx_text, depth_text - 1)
+        visual += init_experts(visual[0], experts, n_ctx_visual, depth_visual - 1)
+        learner = RoutedPrompts(text, visual)
     else:
         visual = init_visual(clip_model, n_ctx_visual, depth_visual) if n_ctx_visual else []
         learner = IndependentPrompts(text, visual)

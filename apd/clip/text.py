@@ -9,6 +9,8 @@ features and gradients as the full 77 positions; tests/clip/test_text.py):
 * classes are grouped by length, so that short names do not pay for long ones;
 * in the last block only the end-of-text token is updated.
 
+Prompts whose context a router makes from all 77 positions (MMoP) have only the last of these.
+
 Where several processes train together, each encodes its part of the classes (``apd.ranks``).
 """
 
@@ -23,7 +25,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apd import ranks
-from apd.clip.blocks import Attended, KeysValues, attend, layer_norm, residual_block, update
+from apd.clip.blocks import (
+    Attended,
+    Context,
+    KeysValues,
+    attend,
+    context_vectors,
+    layer_norm,
+    residual_block,
+    update,
+)
 from apd.errors import UserError
 
 # Groups smaller than this cost more in overhead than their padding would.
@@ -52,6 +63,7 @@ class ClassPrompts(nn.Module):
         position: of the class name: "end", "middle" (after half of the context) or "front"
             (CoOp, section 3.2); the latter two with no fixed words.
         class_specific: the context differs by class (CSC), so classes share the start token only.
+        routed: a router reads all positions, the padding too, so all are run for each class.
 
     Raises:
         UserError: a prompt longer than the model's context (77 tokens), by class name.
@@ -67,8 +79,10 @@ class ClassPrompts(nn.Module):
         ending: str = ".",
         position: str = "end",
         class_specific: bool = False,
+        routed: bool = False,
     ):
         super().__init__()
+        self.routed = routed
         encode = tokenizer().encode
         start, end = tokenizer().encoder["<|startoftext|>"], tokenizer().encoder["<|endoftext|>"]
         if n_ctx > len(encode(words)):
@@ -89,7 +103,7 @@ class ClassPrompts(nn.Module):
                     f'the prompt of class "{name}" has {len(sequences[-1])} tokens, CLIP reads '
                     f"{clip_model.context_length}: use fewer context tokens or a shorter name"
                 )
-        length = max(map(len, sequences))
+        length = clip_model.context_length if routed else max(map(len, sequences))
         ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in sequences])
         slots = torch.tensor(slots, dtype=torch.long).reshape(len(ids), n_ctx)
         eot = torch.tensor([len(tokens) - 1 for tokens in sequences])
@@ -102,7 +116,7 @@ class ClassPrompts(nn.Module):
         else:  # a slot is common only where every class has the same slot
             differing = (slots != slots[0]).any(0)
             same[slots[:, differing]] = False
-        self.prefix = int(same.long().cumprod(0).sum())
+        self.prefix = 0 if routed else int(same.long().cumprod(0).sum())
         self.prefix_slots = int((slots[0] < self.prefix).sum())
 
         device = clip_model.token_embedding.weight.device
@@ -136,9 +150,13 @@ class ClassPrompts(nn.Module):
             if (longer and len(group) >= _MIN_GROUP) or (chunk and len(group) == chunk):
                 groups.append(group := [])
             group.append(c)
+        all_positions = self.embedding.shape[1]
         with torch.inference_mode(False):  # kept for training, whoever asks first
             self._groups[key] = [
-                (torch.tensor(group, device=self.eot.device), eot[group[-1]] + 1)
+                (
+                    torch.tensor(group, device=self.eot.device),
+                    all_positions if self.routed else eot[group[-1]] + 1,
+                )
                 for group in groups
             ]
         return self._groups[key]
@@ -147,7 +165,7 @@ class ClassPrompts(nn.Module):
 def encode_text(
     clip_model: nn.Module,
     prompts: ClassPrompts,
-    contexts: Sequence[Tensor] = (),
+    contexts: Sequence[Context] = (),
     *,
     chunk: int = 0,
 ) -> Tensor:
@@ -156,7 +174,8 @@ def encode_text(
     Args:
         prompts: the token sequences of C classes, with M slots.
         contexts: J tensors (M, D), or (C, M, D) when class-specific: ``contexts[0]`` fills the
-            slots of the embedded prompt, ``contexts[i]`` replaces them before block i.
+            slots of the embedded prompt, ``contexts[i]`` replaces them before block i. A deeper
+            one may be a router (``context_vectors``), if the prompts are ``routed``.
         chunk: run at most so many classes at a time and recompute them in the backward pass, so
             that memory does not grow with C (0: all at once, no recomputation).
 
@@ -180,12 +199,14 @@ def encode_text(
 
 
 def front(
-    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Tensor] = ()
-) -> list[KeysValues]:
+    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Context] = ()
+) -> list[KeysValues | None]:
     """Keys and values of the classes' common front in each block; arguments as ``encode_text``."""
+    if not prompts.prefix:
+        return [None] * len(clip_model.transformer.resblocks)
     slots = prompts.prefix_slots
     x = prompts.embedding[:1, : prompts.prefix]
-    past: list[KeysValues] = []
+    past: list[KeysValues | None] = []
     for i, block in enumerate(clip_model.transformer.resblocks):
         if i < len(contexts) and slots:
             x = fill(x, contexts[i][:slots], prompts.slots[:1, :slots])
@@ -205,8 +226,8 @@ def _encode_rest(clip_model: nn.Module, *which) -> Tensor:
 def to_last(
     clip_model: nn.Module,
     prompts: ClassPrompts,
-    contexts: Sequence[Tensor],
-    past: Sequence[KeysValues],
+    contexts: Sequence[Context],
+    past: Sequence[KeysValues | None],
     group: Tensor,
     end: int,
 ) -> Attended:
@@ -229,9 +250,11 @@ def to_last(
     x = prompts.embedding[group, start:end]
     for i, (block, keys_values) in enumerate(zip(blocks, past)):
         if i < len(contexts) and slots.shape[1]:
-            context = contexts[i]
-            own = context[group][:, shared:] if context.dim() == 3 else context[shared:]
-            x = fill(x, own, slots)
+            if callable(contexts[i]):
+                context = context_vectors(contexts[i], block, _without(x, slots))
+            else:
+                context = contexts[i][group] if contexts[i].dim() == 3 else contexts[i]
+            x = fill(x, context[..., shared:, :], slots)
         if i == 0:
             x = x + clip_model.positional_embedding[start:end].to(x.dtype)
         if i < len(blocks) - 1:
@@ -250,3 +273,9 @@ def fill(x: Tensor, context: Tensor, slots: Tensor) -> Tensor:
     """Put ``context`` (M, D) or (N, M, D) at the positions ``slots`` (N, M) of x (N, L, D)."""
     index = slots.unsqueeze(-1).expand(-1, -1, x.shape[-1])
     return x.scatter(1, index, context.to(x.dtype).expand_as(index))
+
+
+def _without(x: Tensor, slots: Tensor) -> Tensor:
+    """(N, L - M, D): the tokens (N, L, D) that are not at the positions ``slots`` (N, M)."""
+    others = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return x[others.scatter(1, slots, False)].view(len(x), -1, x.shape[-1])

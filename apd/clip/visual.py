@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from apd.clip.blocks import Attended, attend, layer_norm, residual_block, update
+from apd.clip.blocks import (
+    Attended,
+    Context,
+    attend,
+    context_vectors,
+    layer_norm,
+    residual_block,
+    update,
+)
 from apd.errors import UserError
 
 NEEDS_VIT = (
@@ -21,7 +29,7 @@ def is_vit(visual: nn.Module) -> bool:
     return hasattr(visual, "class_embedding")
 
 
-def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
+def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Context] = ()) -> Tensor:
     """Image features, not normalised: ``clip.model``'s own when there are no prompts.
 
     Args:
@@ -29,7 +37,8 @@ def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] =
         images: (B, 3, R, R), already normalised by CLIP's mean and std.
         contexts: J tensors (M, D): ``contexts[0]`` is appended to the patch tokens (after the
             positional embedding, before ``ln_pre``), ``contexts[i]`` takes its place before
-            block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement).
+            block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement). A deeper one may be
+            a router (``context_vectors``).
 
     Returns:
         (B, embed_dim).
@@ -46,7 +55,7 @@ def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] =
     return embed(visual, attended.tokens, attended.output)
 
 
-def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()) -> Attended:
+def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Context] = ()) -> Attended:
     """The class token's attention in a ViT's last block; arguments as ``encode_image``.
 
     Its keys and values are those of the class token, the patches and the prompts, in this order.
@@ -61,7 +70,7 @@ def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()) 
     blocks = visual.transformer.resblocks
     for i, block in enumerate(blocks):
         if 0 < i < len(contexts):
-            x = append(x[:, :length], contexts[i])
+            x = append(x[:, :length], context_vectors(contexts[i], block, x[:, :length]))
         if i < len(blocks) - 1:
             x, _ = residual_block(block, x)
     # after the last block only the class token is read
@@ -86,5 +95,5 @@ def patches(images: Tensor, size: int) -> Tensor:
 
 
 def append(tokens: Tensor, context: Tensor) -> Tensor:
-    """(B, L, D) and (M, D) to (B, L + M, D)."""
+    """(B, L, D) and (M, D) or (B, M, D) to (B, L + M, D)."""
     return torch.cat([tokens, context.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)

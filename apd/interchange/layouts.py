@@ -1,7 +1,8 @@
 """The names that prompts have in checkpoints: ours, and those of the projects of our peers.
 
-CoOp, APT, AdvPT and AdvCoOp save their prompt learner; MaPLe, FAP, VPT, IVLP and MAPT's AdvMaPLe,
-AdvVPT and AdvIVLP save the frozen CLIP with it. All of them save the embedded class names too.
+CoOp, APT, AdvPT and AdvCoOp save their prompt learner; MaPLe, FAP, VPT, IVLP, MMoP and MAPT's
+AdvMaPLe, AdvVPT and AdvIVLP save the frozen CLIP with it. All of them save the embedded class
+names too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ _PROJECTIONS = {
     for name in [f"compound_prompt_projections.{i - 1}" if i else "proj"]
     for part in ("weight", "bias")
 }
+_MIXTURES = {
+    f"{part}.{i}.{ours}": f"{encoder}.transformer.resblocks.{i}.{theirs}"
+    for part, encoder in (("text", "text_encoder"), ("visual", "image_encoder"))
+    for i in _LAYERS[1:]
+    for ours, theirs in (
+        ("base", "base_prompt"),
+        ("experts", "expert_prompts"),
+        *((name, name) for name in ("gate.weight", "gate.bias", "tau", "alpha")),
+    )
+}
 
 # kind of prompts: the folder that peers save them in, and their name for each of ours
 PEERS = {
@@ -41,6 +52,10 @@ PEERS = {
             },
             **_VISUAL,
         },
+    ),
+    "text + visual mixtures": (
+        "VLPromptLearner",
+        {"text.0": _CTX, "visual.0": _VISUAL["visual.0"], **_MIXTURES},
     ),
     "text-to-visual": (
         "MultiModalPromptLearner",
@@ -87,6 +102,8 @@ class SavedPrompts:
     def kind(self) -> str:
         """A key of ``PEERS``, or "deep text"."""
         parts = {name.partition(".")[0] for name in self.prompts}
+        if not _MIXTURES.keys().isdisjoint(self.prompts):
+            return "text + visual mixtures"
         if "projections" in parts:  # of one layer they are the same either way
             return "visual-to-text" if "visual" in parts else "text-to-visual"
         if parts == {"text"} and len(self.prompts) > 1:
@@ -94,8 +111,9 @@ class SavedPrompts:
         return " + ".join(sorted(parts))
 
     def context(self, part: str) -> list[Tensor]:
-        """The vectors learned for "text" or "visual", layer by layer."""
-        layers = (self.prompts.get(f"{part}.{i}") for i in _LAYERS)
+        """The vectors learned for "text" or "visual", layer by layer; of mixtures the base."""
+        names = ((f"{part}.{i}", f"{part}.{i}.base") for i in _LAYERS)
+        layers = (self.prompts.get(name, self.prompts.get(base)) for name, base in names)
         return [vectors for vectors in layers if vectors is not None]
 
     @property
@@ -144,13 +162,15 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
         for name, v in state.items()
     }
     ours, frozen, vectors, unknown = {}, {}, {}, []
+    # MMoP's; its other mixtures of experts have no base
+    mixtures = any(_MIXTURES[f"{part}.1.base"] in state for part in ("text", "visual"))
     for name, value in state.items():
         prefix = next((p for p in _FROZEN if name.startswith(p)), None)
-        if name in _OURS:
+        if name in _OURS and (mixtures or _OURS[name] not in _MIXTURES):
             ours[_OURS[name]] = value
         elif (last := name.removeprefix("prompt_learner.")) in ("token_prefix", "token_suffix"):
             vectors[last] = value
-        elif prefix and "gate" not in name and "expert" not in name:  # MAPT's mixtures of experts
+        elif prefix and "gate" not in name and "expert" not in name:
             frozen[_FROZEN[prefix] + name.removeprefix(prefix)] = value
         else:
             unknown.append(name)
@@ -161,7 +181,7 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
         found = ", ".join(sorted(unknown)[:4]) or "no prompts"
         raise UserError(
             f"{where} holds {found}: these are not prompts of CoOp, APT, AdvPT, VPT, IVLP, MaPLe, "
-            "FAP or their adversarial trainers, which are what can be read here"
+            "FAP, MMoP or their adversarial trainers, which are what can be read here"
         )
     if len(vectors) == 2 and _alike(vectors["token_prefix"], vectors["token_suffix"]):
         tokens = torch.cat([vectors["token_prefix"], vectors["token_suffix"]], dim=1)
@@ -190,8 +210,10 @@ def peers_state_dict(saved: SavedPrompts) -> dict[str, Tensor]:
 
 def _dimensions(name: str) -> tuple[int, ...]:
     """How many dimensions prompts may have, by our names."""
-    if name.endswith("bias"):
+    if name.endswith(("bias", "tau", "alpha")):
         return (1,)
+    if name.endswith("experts"):
+        return (3,)
     return (2, 3) if name == "text.0" else (2,)  # 3: class-specific
 
 
@@ -218,9 +240,18 @@ def _lacking(saved: SavedPrompts) -> list[str]:
         f"{part}.{i}{end}"
         for part, layers in depth.items()
         for i in range(layers)
-        for end in ((".weight", ".bias") if part == "projections" else ("",))
+        for end in _ends(saved.kind, part, i)
     ]
     return [name for name in wanted if name not in saved.prompts]
+
+
+def _ends(kind: str, part: str, layer: int) -> tuple[str, ...]:
+    """What the names of a layer's parameters end in."""
+    if part == "projections":
+        return (".weight", ".bias")
+    if kind.endswith("mixtures") and layer:
+        return (".base", ".experts", ".gate.weight", ".gate.bias", ".tau", ".alpha")
+    return ("",)
 
 
 def _vectors(layers: list[Tensor], part: str) -> str:

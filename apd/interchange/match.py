@@ -79,6 +79,8 @@ def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mappi
     if text:
         wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]
         wanted |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
+    if saved.kind.endswith("mixtures") and "text.1.experts" in saved.prompts:
+        wanted["NUM_EXPERTS"] = len(saved.prompts["text.1.experts"])
     if visual and saved.kind != "visual-to-text":
         wanted |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
     keys = [f"TRAINER.{section}.{k} {v}" for k, v in wanted.items() if options.get(k, v) != v]

@@ -22,7 +22,8 @@ from apd.sweep.cell import Cell
 
 SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
 SURVIVING = 0.4  # of the test images' attack steps are needed: lost images leave the attack
-TOKENS = 16  # of 77 are computed for a class: our text pass stops at the longest prompt
+TOKENS = 16  # of 77 are computed for a class: our text pass stops at the longest prompt (but
+# MMoP's, whose routers read all)
 
 # 10^9 operations of an image and of a class of 77 tokens, forward, as OpenCLIP's profile has them
 _GFLOP = {
@@ -48,9 +49,10 @@ def gpu_seconds(cell: Cell) -> float:
     part = _share(cfg.DATASET, counts.classes)
     classes, tested = counts.classes * part, counts.test * part
     of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
-    of_class *= TOKENS / 77
     attack = cfg.AT.TRAIN
     method = _known(METHODS, "trainer", cfg.TRAINER.NAME)
+    if not method.prompts.endswith("mixtures"):
+        of_class *= TOKENS / 77
 
     steps = cfg.AT.TEST.STEPS if cfg.AT.TEST.EPS is not None else 0
     work = tested * of_image * (1 + 2 * steps * SURVIVING) + classes * of_class

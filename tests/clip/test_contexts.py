@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from apd.clip import CoupledPrompts, build_prompted_clip
-from apd.clip.contexts import words_of
+from apd.clip.contexts import Mixture, words_of
 from apd.errors import UserError
 
 NAMES = ["cat", "golden retriever", "ox"]
@@ -140,3 +140,18 @@ def test_a_depth_that_does_not_fit_the_encoder_is_refused(vit, modality, depth):
 def test_visual_prompts_on_a_resnet_are_refused(resnet, options):
     with pytest.raises(UserError, match="need a ViT backbone, this one is a ResNet"):
         build_prompted_clip(resnet, NAMES, **options)
+
+
+def test_a_mixture_starts_from_its_experts_and_keeps_its_scales_in_bounds():
+    experts = torch.randn(3, 2, 8)
+    mixture, tokens = Mixture(experts), torch.randn(4, 5, 8)
+    assert torch.allclose(mixture.base, experts.mean(0))
+    weights = mixture.gate(tokens.mean(1)).softmax(1)  # tau and alpha are 1
+    mixed = (weights[:, :, None, None] * experts).sum(1)
+    torch.testing.assert_close(mixture(tokens), mixed)
+    with torch.no_grad():
+        mixture.tau.fill_(-9)  # softplus 0.0001, below the least, 0.7
+        mixture.alpha.fill_(9)  # above the most, 2
+    weights = (mixture.gate(tokens.mean(1)) / 0.7).softmax(1)
+    mixed = (weights[:, :, None, None] * experts).sum(1)
+    torch.testing.assert_close(mixture(tokens), mixture.base + 2 * (mixed - mixture.base))

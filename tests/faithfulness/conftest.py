@@ -94,8 +94,11 @@ def trainer64(build, backbones, load64, root, monkeypatch, tmp_path):
 
     def draw(model, seed):
         generator = torch.Generator().manual_seed(seed)
-        for weight in model.prompt_learner.parameters():
+        for name, weight in model.prompt_learner.named_parameters():
             torch.nn.init.normal_(weight, std=0.3, generator=generator)  # no two layers alike
+            if name.endswith((".tau", ".alpha")):  # within MMoP's bounds, where they have gradients
+                with torch.no_grad():
+                    weight.mul_(0.3).add_(0.5)
 
     def trainer64(method, *options):
         options = [backbones[o].path if o in backbones else o for o in options]

@@ -30,6 +30,8 @@ class Plain:
 
     def contexts(self):
         """Of the text layers, of the visual layers."""
+        if self.coupling == "mixtures":
+            return self.mixtures("text"), self.mixtures("visual")
         text, visual = (
             [p for name, p in self.prompts.items() if name.startswith(part)]
             for part in ("text.", "visual.")
@@ -40,6 +42,11 @@ class Plain:
             visual = [self.project(0, text[0]), *visual]
             text += [self.project(i, visual[i]) for i in range(1, len(visual))]
         return text, visual
+
+    def mixtures(self, part):
+        layers = {name.split(".")[1] for name in self.prompts if name.startswith(part)}
+        deeper = [Mixture(self.prompts, f"{part}.{i}") for i in range(1, len(layers))]
+        return [self.prompts[f"{part}.0"], *deeper]
 
     def project(self, i, context):
         weight, bias = (self.prompts[f"projections.{i}.{name}"] for name in ("weight", "bias"))
@@ -66,6 +73,27 @@ class Plain:
         other = copy.copy(self)
         other.prompts = prompts
         return other
+
+
+class Mixture:
+    """MMoP's context of a layer: b + alpha (sum_e w_e p_e - b), for each sequence of tokens."""
+
+    def __init__(self, prompts, name):
+        parts = ("base", "experts", "gate.weight", "gate.bias", "tau", "alpha")
+        self.base, self.experts, self.weight, self.bias, tau, alpha = (
+            prompts[f"{name}.{part}"] for part in parts
+        )
+        self.tau, self.alpha = (1 + tau.exp()).log(), (1 + alpha.exp()).log()  # softplus
+        self.shape = self.base.shape
+
+    def __call__(self, sequences):
+        contexts = []
+        for sequence in sequences:
+            scores = self.weight @ (sum(sequence) / len(sequence)) + self.bias
+            weights = torch.exp(scores / self.tau)
+            mixed = sum(w * expert for w, expert in zip(weights / weights.sum(), self.experts))
+            contexts.append(self.base + self.alpha * (mixed - self.base))
+        return torch.stack(contexts)
 
 
 def written(template, name):

@@ -110,8 +110,12 @@ def deep_cases():
             yield case(key, "AdvVPT", vpt("AdvVPT") + at, PHOTO, only_visual, loss)
             yield case(key, "AdvIVLP", ivlp("AdvIVLP") + at, WORDS, both, loss)
             yield case(key, "AdvMaPLe", maple("AdvMaPLe") + at, WORDS, coupled, loss, "maple")
+            mixed = ivlp("MMoP") + "TRAINER.MMoP.NUM_EXPERTS 3 " + at
+            yield case(key, "MMoP", mixed, WORDS, both, loss, "mixtures")
         chunked = ivlp("AdvIVLP") + "TRAINER.PROMPT.TEXT_CHUNK 2"
         yield case(f"{name}-chunked", "AdvIVLP", chunked, WORDS, both, adversarial)
+        chunked = ivlp("MMoP") + "TRAINER.PROMPT.TEXT_CHUNK 2"
+        yield case(f"{name}-chunked", "MMoP", chunked, WORDS, both, adversarial, "mixtures")
         fap = partial(plain.fap, weight=1.5, **THREAT)
         yield case(name, "FAP", maple("FAP"), TEMPLATE, coupled, fap, "fap")
         cba = partial(plain.cbafapt, weights=MAPS, **THREAT)

@@ -74,6 +74,19 @@ def fap(weights, words="a photo of a {}.", names=NAMES):
     }
 
 
+def mmop(weights, experts=5):
+    """MMoP's MoEAdvIVLP; N_CTX 2 + 2, PROMPT_DEPTH 2."""
+    folder, state = ivlp(weights)
+    for encoder, width in (("text_encoder", TEXT), ("image_encoder", VISION)):
+        block = f"{encoder}.transformer.resblocks.1"
+        del state[f"{block}.VPT_shallow"]
+        shapes = {"base_prompt": (2, width), "expert_prompts": (experts, 2, width)}
+        shapes |= {"gate.weight": (experts, width), "gate.bias": (experts,)}
+        shapes |= {"tau": (1,), "alpha": (1,)}
+        state |= {f"{block}.{name}": draw(*shape) for name, shape in shapes.items()}
+    return folder, state
+
+
 def vpt(weights):
     """VPT, AdvVPT."""
     return "prompt_learner", {

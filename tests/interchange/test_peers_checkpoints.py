@@ -53,6 +53,19 @@ def bimodal(own, state):
     ]
 
 
+def mixed(own, state):
+    theirs = {"base": "base_prompt", "experts": "expert_prompts"}
+    contexts = [
+        (own.text.get_parameter("0"), state["prompt_learner.ctx"]),
+        (own.visual.get_parameter("0"), state["image_encoder.VPT"]),
+    ]
+    for layers, encoder in ((own.text, "text_encoder"), (own.visual, "image_encoder")):
+        for name, parameter in layers.get_submodule("1").named_parameters():
+            name = f"{encoder}.transformer.resblocks.1.{theirs.get(name, name)}"
+            contexts.append((parameter, state[name]))
+    return contexts
+
+
 POSITION = "TRAINER.COOP.CLASS_TOKEN_POSITION"
 CASES = {
     "CoOp": ("CoOp", peers.coop, text_only),
@@ -91,6 +104,7 @@ CASES = {
         True,
     ),
     "FAP": ("FAP", peers.fap, coupled),
+    "MMoP": ("MMoP", peers.mmop, mixed),
 }
 
 
@@ -340,6 +354,7 @@ def test_a_clip_without_prompts(refused):
     [
         (peers.ivlp, "prompt_learner.ctx", "text.0"),
         (peers.vpt, "image_encoder.VPT", "visual.0"),
+        (peers.mmop, "image_encoder.transformer.resblocks.1.tau", "visual.1.tau"),
         (peers.maple, "prompt_learner.compound_prompts_text.0", "text.1"),
         (peers.maple, "prompt_learner.proj.bias", "projections.0.bias"),
         (peers.fap, "prompt_learner.ctx", "text.0"),

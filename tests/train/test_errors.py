@@ -184,7 +184,7 @@ def test_image_size_that_does_not_fit_the_backbone(refused):
     assert line.startswith("INPUT.SIZE is (64, 64), but the backbone ") and "(32, 32)" in line
 
 
-VISUAL = ("VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "APD")
+VISUAL = ("VPT", "IVLP", "MaPLe", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "MMoP", "APD")
 
 
 @pytest.mark.parametrize("method", VISUAL)

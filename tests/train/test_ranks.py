@@ -43,6 +43,7 @@ CASES = {
     "AdvMaPLe": ("AdvMaPLe", "AT.TRAIN.AT_LOSS_TYPE", "clean"),
     "FAP": ("FAP",),
     "CBAFAPT": ("CBAFAPT",),
+    "MMoP": ("MMoP",),
     "APD": ("APD", *TERMS, "TRAINER.APD.ATTACK_LOSS", "kl"),
     "APD-offline": ("APD", "TRAINER.APD.TEACHER.MODE", "offline"),
     "APD-frozen": ("APD", "TRAINER.APD.TEACHER.MODE", "frozen"),

@@ -8,7 +8,7 @@ from apd.results.history import read_history
 from apd.trainers.base import PromptTrainer
 
 # one of each way to train: the others differ from these in their prompts or attack alone
-METHODS = ("CoOp", "AdvPT", "FAP", "CBAFAPT")  # and APD, below
+METHODS = ("CoOp", "AdvPT", "FAP", "CBAFAPT", "MMoP")  # and APD, below
 
 
 @pytest.fixture

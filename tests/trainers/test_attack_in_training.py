@@ -32,7 +32,7 @@ def attacked(build, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", ["APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "APD"]
+    "method", ["APT", "AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "MMoP", "APD"]
 )
 def test_every_step_attacks_the_current_prompts(attacked, method):
     seen = attacked(method)

@@ -51,6 +51,7 @@ PROMPTS = {  # (vectors, layers) of text and of image prompts: published, and th
     "AdvMaPLe": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
     "FAP": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
     "CBAFAPT": [((2, 9), (2, 9)), ((4, 3), (4, 3))],
+    "MMoP": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
     "APD": [((2, 9), (2, 9)), ((4, 3), (4, 4))],
 }
 
@@ -65,6 +66,14 @@ def parameters(method, text, image, text_width, image_width):
         first = text_count * text_width + text_width * image_width + image_width
         other = image_count * image_width + image_width * text_width + text_width
         return first + (image_layers - 1) * other
+    if method == "MMoP":  # vectors; in deeper layers 5 experts, their base, a router and two scales
+        return sum(
+            count * width + (layers - 1) * (6 * count * width + 5 * width + 5 + 2)
+            for count, layers, width in (
+                (text_count, text_layers, text_width),
+                (image_count, image_layers, image_width),
+            )
+        )
     independent = text_count * text_layers * text_width
     if image_layers:
         independent += image_count * image_layers * image_width
@@ -99,7 +108,7 @@ def test_config_builds_its_trainer(method, file, tiny, monkeypatch):
     for contexts, (count, layers), width in zip(
         (learner.text_contexts(), learner.visual_contexts()), (text, image), widths
     ):
-        assert [tuple(context.shape) for context in contexts] == [(count, width)] * layers
+        assert [tuple(getattr(c, "base", c).shape) for c in contexts] == [(count, width)] * layers
     sides = {"text": text, "visual": image}
     modality = " + ".join(side for side, (count, _) in sides.items() if count)
     assert trainer.model.modality == (modality or "none")

@@ -94,6 +94,10 @@ PUBLISHED = {  # METHOD.md, "Published settings"
     "AdvMaPLe": MAPT | {
         "TRAINER.AdvMaPLe.N_CTX": 2, "TRAINER.AdvMaPLe.PROMPT_DEPTH": 9,
     },
+    "MMoP": {key: value for key, value in MAPT.items() if "WARMUP_EPOCH" not in key} | {
+        "TRAINER.MMoP.N_CTX_VISION": 2, "TRAINER.MMoP.N_CTX_TEXT": 2,
+        "TRAINER.MMoP.NUM_EXPERTS": 5, "AT.TRAIN.AT_LOSS_TYPE": "adv_half",
+    },
     "APD": MAPT | {
         "OPTIM.MAX_EPOCH": 50, "AT.TRAIN.AT_LOSS_TYPE": "adv_full",
         "TRAINER.APD.N_CTX_VISION": 2, "TRAINER.APD.PROMPT_DEPTH_VISION": 9,
@@ -112,6 +116,7 @@ ORIGINAL = {  # what has a published file; all else is carried over from one of 
     ("APT", "rn50"),
     ("FAP", "vit_b32"),
     ("CBAFAPT", "vit_b32"),
+    *(("MMoP", file) for file in ("vit_b32", "vit_b16", "vit_l14")),
     *(("AdvPT", file) for file in ("vit_b16", "vit_l14", "rn50")),
 }
 VITS = ("vit_b32", "vit_b16", "vit_l14")
@@ -202,6 +207,17 @@ def test_advpts_resnets(file, lr, epochs, batch):
     assert cfg.DATALOADER.TRAIN_X.BATCH_SIZE == batch
 
 
+@pytest.mark.parametrize(
+    "file, warmup, visual, text",
+    [("vit_b32", 5, 9, 9), ("vit_b16", 1, 9, 9), ("vit_l14", 10, 18, 12)],
+)
+def test_mmops_warm_up_and_depth_differ_by_clip(file, warmup, visual, text):
+    cfg = load(CONFIGS / f"trainers/MMoP/{file}.yaml")
+    options = cfg.TRAINER.MMoP
+    assert cfg.OPTIM.WARMUP_EPOCH == warmup
+    assert (options.PROMPT_DEPTH_VISION, options.PROMPT_DEPTH_TEXT) == (visual, text)
+
+
 def test_mapts_batches_are_half_attacked():
     for method in ("AdvVPT", "AdvIVLP", "AdvMaPLe"):
         cfg = load(CONFIGS / "trainers" / method / "vit_b32.yaml")
@@ -241,7 +257,7 @@ def test_docs_name_every_default():
 
 
 @pytest.mark.parametrize(
-    "section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "CBAFAPT", "APD"]
+    "section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "CBAFAPT", "MMoP", "APD"]
 )
 def test_docs_name_every_key(section):
     node = default().TRAINER[section]

@@ -19,6 +19,8 @@ SHALLOW = 4 * TEXT  # CoOp: 4 vectors
 VISUAL = 2 * 2 * VISION  # 2 vectors in 2 layers
 BIMODAL = 2 * 2 * TEXT + VISUAL
 REVERSED = 2 * TEXT + 2 * VISION + 2 * TEXT * VISION + TEXT + VISION
+# vectors; in the second layer 5 experts, a base, a router and two scales
+MIXED = sum(2 * d + 6 * 2 * d + 5 * d + 5 + 2 for d in (TEXT, VISION))
 COUPLED = 2 * 2 * TEXT + 2 * (TEXT * VISION + VISION)  # and a projection for each layer
 
 METHODS = {  # modality of the prompts, how many numbers are learned
@@ -35,6 +37,7 @@ METHODS = {  # modality of the prompts, how many numbers are learned
     "AdvMaPLe": ("text + visual", COUPLED),
     "FAP": ("text + visual", REVERSED),
     "CBAFAPT": ("text + visual", REVERSED),
+    "MMoP": ("text + visual", MIXED),
     "APD": ("text + visual", 2 * BIMODAL),  # its online teacher has as many
 }
 TRAINED = [name for name in METHODS if "Zeroshot" not in name]

@@ -29,7 +29,9 @@ def same(a, b):
 SECTIONS = {"CoOp": "COOP", "MaPLe": "MAPLE", "APT": "COOP", "AdvPT": "ADV"}
 
 
-@pytest.mark.parametrize("method", ["CoOp", "AdvPT", "AdvVPT", "MaPLe", "FAP", "CBAFAPT", "APD"])
+@pytest.mark.parametrize(
+    "method", ["CoOp", "AdvPT", "AdvVPT", "MaPLe", "FAP", "CBAFAPT", "MMoP", "APD"]
+)
 def test_half_precision_makes_nearly_the_same_step(build, run, tmp_path, monkeypatch, method):
     key = f"TRAINER.{SECTIONS.get(method, method)}.PREC"
     one = (

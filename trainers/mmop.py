@@ -1,0 +1,30 @@
+"""MMoP: multimodal mixture of prompts (Wang 2026; github.com/xinwong/MMoP, its MoEAdvIVLP)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from apd.host import TRAINER_REGISTRY, register
+from apd.trainers.adversarial import AdversarialTraining
+from apd.trainers.ivlp import IVLP
+
+
+@register(TRAINER_REGISTRY)
+class MMoP(AdversarialTraining, IVLP):
+    """IVLP's prompts, those of the deeper layers mixed from experts by routers; CE(z(x'), y).
+
+    A router reads the tokens that its layer is given, so every image and every class has prompts
+    of its own, and the attack goes through the routers.
+    """
+
+    section = "MMoP"
+
+    def prompts(self) -> dict:
+        return {**super().prompts(), "experts": self.options.NUM_EXPERTS}
+
+    def parameter_groups(self, learner: nn.Module) -> list[dict]:
+        """The scales of the mixtures have no weight decay [P]."""
+        scales, others = [], []
+        for name, parameter in learner.named_parameters():
+            (scales if name.endswith((".tau", ".alpha")) else others).append(parameter)
+        return [{"params": others}, {"params": scales, "weight_decay": 0.0}]
