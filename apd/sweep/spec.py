@@ -18,6 +18,7 @@
     variants:                   # further grids, each joined to the one above, one after another
       - {}
       - {TRAINER.APD.TAU: [2.0, 4.0]}
+                                # in lists of grids: each of the first list with each of the next
     set:                        # config keys for every cell
       TRAIN.PRINT_FREQ: 50
     where:                      # config keys for the cells that have these grid values
@@ -119,6 +120,7 @@ def _checked(spec: dict) -> dict:
     for key, kind in (("grid", dict), ("set", dict), ("variants", list), ("where", list)):
         if not isinstance(spec[key], kind):
             raise UserError(f"{key} is no {'mapping' if kind is dict else 'list'}")
+    spec["variants"] = _combined(spec["variants"])
     if spec["protocol"] not in _PROTOCOLS:
         raise UserError(f"protocol is {spec['protocol']}: use {', '.join(_PROTOCOLS)}")
     configs = _config_keys()
@@ -137,6 +139,17 @@ def _checked(spec: dict) -> dict:
         if spec["variants"] != [{}] or spec["protocol"] != "few-shot":
             raise UserError("a search has no variants, and no protocol but few-shot")
     return spec
+
+
+def _combined(variants: list) -> list:
+    """Lists of variants: every combination, the first list's outermost; else as they are."""
+    lists = all(isinstance(variant, list) for variant in variants)
+    if not lists or not all(isinstance(grid, dict) for grids in variants for grid in grids):
+        return variants  # what is no mapping is refused where variants are checked
+    return [
+        {key: value for grid in grids for key, value in grid.items()}
+        for grids in itertools.product(*variants)
+    ]
 
 
 def _check_search(search, configs: set[str]) -> None:

@@ -113,6 +113,20 @@ def test_variants_come_one_after_another(cells):
     ]
 
 
+def test_lists_of_variants_are_combined_the_first_list_outermost(cells):
+    found = cells(
+        variants=[
+            [{"dataset": "digits"}, {"dataset": "letters", "DATASET.CLASSES": "1/2/0"}],
+            [{"trainer": ["AdvIVLP", "APD"]}, {"TRAINER.APD.TAU": 2.0}],
+        ]
+    )
+    assert folders(found) == [
+        f"output/{place}/{run}_16shots/seed1"
+        for place in ("digits", "letters+1-2")
+        for run in ("AdvIVLP/mini", "APD/mini", "APD/mini+APD.TAU=2.0")
+    ]
+
+
 def test_what_is_set_stays_out_of_the_folder_and_the_command_line_wins(cells):
     rule = {"trainer": ["CoOp", "APT"], "shots": [1], "set": {"OPTIM.MAX_EPOCH": 5}}
     more = {
