@@ -1,8 +1,9 @@
-"""Processes that train one run together, started by torchrun; a process alone is one of one.
+"""Processes ("ranks") that train one run together, started by torchrun.
 
-All of them draw the same random numbers and read the same batches. Each takes its part of a batch;
-gradients, losses and text features are put together again, so that every rank takes the same step,
-the one that a single process would take.
+A process that torchrun has not started is rank 0 of 1. All ranks draw the same random numbers and
+read the same batches. Each rank computes on its slice of a batch. Gradients, losses and text
+features are then combined over the ranks, so that every rank takes the step that a single process
+would take.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from apd import errors
 from apd.errors import WorkerFailed
 
-LOST = "another rank has stopped: the same command goes on after the last finished epoch"
+RANK_STOPPED = "another rank has stopped: the same command goes on after the last finished epoch"
 
 _stepping = False  # inside ``step``
 
@@ -39,8 +40,8 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
 
 
-def hush() -> None:
-    """Of all that torchrun has started, only rank 0 prints, errors that all meet too."""
+def silence_nonzero_ranks() -> None:
+    """Let only rank 0 print, also an error that every rank meets."""
     if started() > 1 and int(os.environ["RANK"]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         errors.silent = True
@@ -48,10 +49,10 @@ def hush() -> None:
 
 @contextlib.contextmanager
 def joined(cuda: bool) -> Iterator[None]:
-    """Be one of the processes that torchrun has started, if it has.
+    """Join the process group of torchrun's processes; without torchrun, do nothing.
 
     Raises:
-        WorkerFailed: another one has stopped.
+        WorkerFailed: another rank has stopped.
     """
     if started() == 1:
         yield
@@ -63,28 +64,28 @@ def joined(cuda: bool) -> Iterator[None]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        # ranks wait for the slowest one's part of an evaluation; a lost one is noticed at once
+        # ranks wait for the slowest shard of an evaluation; a rank that stops is noticed at once
         timeout=datetime.timedelta(days=7),
         device_id=device,
     )
-    handler = signal.signal(signal.SIGTERM, _lost)
+    handler = signal.signal(signal.SIGTERM, _raise_rank_stopped)
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise WorkerFailed(LOST) from error
+            raise WorkerFailed(RANK_STOPPED) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, handler)
         dist.destroy_process_group()
 
 
-def _lost(*_) -> None:
-    raise WorkerFailed(LOST)
+def _raise_rank_stopped(*_) -> None:
+    raise WorkerFailed(RANK_STOPPED)
 
 
-def hidden() -> bool | None:
-    """tqdm's ``disable``: nothing where nobody watches, nor from ranks beside the first."""
+def progress_disabled() -> bool | None:
+    """tqdm's ``disable``: True on ranks other than 0; None, tqdm's "where there is no terminal"."""
     return True if rank() else None
 
 
@@ -96,12 +97,14 @@ def barrier() -> None:
 # -- a step ----------------------------------------------------------------------------------------
 
 
-class Share(NamedTuple):
-    """This rank's part of a batch: the ``first``-th image and each ``step``-th on.
+class BatchSlice(NamedTuple):
+    """This rank's images of a batch: number ``first`` and every ``step``-th after it.
 
     Attributes:
-        count: images of the batch.
-        weight: of a mean over this part, in the mean over the batch.
+        count: number of images in the batch.
+        first: number of this rank's first image, from 0.
+        step: distance to its next image: the number of ranks, or 1 where a rank has all images.
+        weight: of this slice's mean loss in the batch's mean loss; those of all ranks sum to 1.
     """
 
     count: int
@@ -114,29 +117,35 @@ class Share(NamedTuple):
         return slice(self.first, None, self.step)
 
     def before(self, number: int) -> int:
-        """How many of this part are among the batch's first ``number``."""
+        """How many images of this slice are among the batch's first ``number``."""
         return len(range(self.first, number, self.step))
 
-    def after(self, number: int) -> Share:
-        """The part that is left without the batch's first ``number``; its weight is in those."""
-        left = self.count - number
+    def after(self, number: int) -> BatchSlice:
+        """This rank's slice of the batch without its first ``number`` images.
+
+        Its weight is that of a mean over the remaining images.
+        """
+        remaining = self.count - number
         first = (self.first - number) % self.step
-        own = len(range(first, left, self.step))
-        alone = self.step == 1
-        return Share(left, first, self.step, self.weight if alone else own / max(left, 1))
+        own = len(range(first, remaining, self.step))
+        weight = self.weight if self.step == 1 else own / max(remaining, 1)
+        return BatchSlice(remaining, first, self.step, weight)
 
 
-def share(count: int, least: int = 1) -> Share:
-    """This rank's part of a batch of ``count``; all of it where some would have under ``least``."""
+def batch_slice(count: int, least: int = 1) -> BatchSlice:
+    """This rank's slice of a batch of ``count`` images.
+
+    Where a rank would get fewer than ``least`` images, every rank computes on the whole batch.
+    """
     if count < least * size():
-        return Share(count, weight=1 / size())
+        return BatchSlice(count, weight=1 / size())
     own = len(range(rank(), count, size()))
-    return Share(count, rank(), size(), own / count if size() > 1 else 1.0)
+    return BatchSlice(count, rank(), size(), own / count if size() > 1 else 1.0)
 
 
 @contextlib.contextmanager
 def step() -> Iterator[None]:
-    """A training step, in which the ranks share the text encoder's work too."""
+    """A training step: inside it, each rank runs the text encoder on its slice of the classes."""
     global _stepping
     _stepping = size() > 1
     try:
@@ -145,7 +154,8 @@ def step() -> Iterator[None]:
         _stepping = False
 
 
-def shares_text(classes: int) -> bool:
+def divides_text(classes: int) -> bool:
+    """Whether each rank runs the text encoder on a slice of the ``classes`` classes only."""
     return _stepping and classes >= size()
 
 
@@ -158,35 +168,35 @@ def total(values: Tensor) -> Tensor:
 
 
 def total_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over ranks, in one piece."""
+    """The sum over ranks of each tensor; one message for all of them."""
     if size() == 1 or not tensors:
         return list(tensors)
-    whole = total(torch.cat([tensor.detach().flatten() for tensor in tensors]))
-    parts = whole.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
+    flat = total(torch.cat([tensor.detach().flatten() for tensor in tensors]))
+    sums = flat.split([tensor.numel() for tensor in tensors])
+    return [values.view_as(tensor) for values, tensor in zip(sums, tensors)]
 
 
 def total_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Give every rank the sum of all ranks' gradients."""
     if size() > 1:
-        found = [p for p in parameters if p.grad is not None]
-        for p, gradient in zip(found, total_of([p.grad for p in found])):
+        with_gradient = [p for p in parameters if p.grad is not None]
+        for p, gradient in zip(with_gradient, total_of([p.grad for p in with_gradient])):
             p.grad.copy_(gradient)
 
 
-def whole(own: Tensor, share: Share) -> Tensor:
-    """A row for each image of the batch, from each rank's ``own`` part of it."""
-    if share.step == 1:
+def gather_batch(own: Tensor, images: BatchSlice) -> Tensor:
+    """A row for each image of the batch, in the batch's order, from every rank's ``own`` rows."""
+    if images.step == 1:
         return own
-    counts = [len(range(first, share.count, share.step)) for first in range(share.step)]
-    rows = torch.cat([torch.arange(first, share.count, share.step) for first in range(share.step)])
-    return gather(own, counts)[rows.argsort().to(own.device)]
+    slices = [torch.arange(first, images.count, images.step) for first in range(images.step)]
+    rows = gather(own, [len(numbers) for numbers in slices])
+    return rows[torch.cat(slices).argsort().to(own.device)]
 
 
 def gather(own: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of all ranks, of which each has ``counts`` many, one rank after another.
+    """The rows of all ranks, rank 0's first; rank i gives ``counts[i]`` rows.
 
-    A gradient goes to the rank that gave the row: the sum of what all ranks do with it.
+    The gradient of a row is the sum of all ranks' gradients, and goes to the rank that gave it.
     """
     return _Gather.apply(own, tuple(counts))
 
@@ -197,9 +207,9 @@ class _Gather(torch.autograd.Function):
         ctx.rows = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
         padded = own.new_zeros(max(counts), *own.shape[1:])
         padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:count] for rows, count in zip(gathered, counts)])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

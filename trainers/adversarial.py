@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apd.attacks import ThreatModel, pgd
-from apd.ranks import Share
+from apd.ranks import BatchSlice
 
 
 class AdversarialTraining:
@@ -24,8 +24,8 @@ class AdversarialTraining:
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         text = self.model.text_features()
-        share = self.share or Share(len(images))
-        first = share.before(self.unattacked(share.count))
+        own = self.batch_slice or BatchSlice(len(images))
+        first = own.before(self.unattacked(own.count))
         adversarial = self.attack(images[first:], labels[first:], text)
         images = torch.cat([images[:first], adversarial])
         logits = self.model.logits(self.model.image_features(images), text)
@@ -53,7 +53,8 @@ class AdversarialTraining:
         reference: Tensor | None = None,
     ) -> Tensor:
         """PGD of AT.TRAIN, in its own precision whatever training has."""
-        share = self.share and self.share.after(self.unattacked(self.share.count))
+        own = self.batch_slice
+        attacked = own and own.after(self.unattacked(own.count))
         with self.autocast(self.cfg.AT.TRAIN.PREC):
             return pgd(
                 logits_fn,
@@ -61,7 +62,7 @@ class AdversarialTraining:
                 labels,
                 self.threat(),
                 reference=reference,
-                rows=share and (share.count, share.rows),
+                rows=attacked and (attacked.count, attacked.rows),
             )
 
     def threat(self) -> ThreatModel:

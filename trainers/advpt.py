@@ -78,22 +78,23 @@ class AdvPT(CoOp):
             dataset_wrapper=DatasetWrapper,
         )
         stored = []
-        for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=ranks.hidden()):
+        hidden = ranks.progress_disabled()
+        for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=hidden):
             images, labels = self.parse_batch_train(batch)
-            share = ranks.share(len(labels))
-            own = images[share.rows]
+            own = ranks.batch_slice(len(labels))
+            clean = images[own.rows]
             with torch.no_grad(), self.autocast(cfg.AT.TRAIN.PREC):
                 attacked = pgd(
                     embed,
-                    own,
-                    labels[share.rows],
+                    clean,
+                    labels[own.rows],
                     threat,
-                    reference=embed(own),
+                    reference=embed(clean),
                     generator=generator,
-                    rows=(share.count, share.rows),
+                    rows=(own.count, own.rows),
                 )
             with torch.no_grad():
-                embeddings = ranks.whole(embed(attacked), share).cpu()
+                embeddings = ranks.gather_batch(embed(attacked), own).cpu()
                 stored += [
                     {"img": embedding, "label": label}
                     for embedding, label in zip(embeddings, labels.cpu())

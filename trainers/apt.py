@@ -48,8 +48,8 @@ class APT(AdversarialTraining, CoOp):
         model = self.model
         perturbed = copy.deepcopy(model.prompt_learner)
         contexts = list(perturbed.parameters())
-        share = self.share
-        weight = share.after(self.unattacked(share.count)).weight if share else 1
+        own = self.batch_slice
+        weight = own.after(self.unattacked(own.count)).weight if own else 1
 
         def logits(images: Tensor) -> Tensor:
             text = model.text_features(perturbed)

@@ -57,7 +57,7 @@ class PromptTrainer(ResumableTrainer):
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
     argv: list[str] | None = None  # the command line, where it is train.py's
     fingerprint = ""  # of the model, in the final evaluation
-    share: ranks.Share | None = None  # this process's part of the batch, inside a step
+    batch_slice: ranks.BatchSlice | None = None  # this rank's images of the batch, inside a step
 
     def prompts(self) -> dict:
         """This method's prompts, as arguments of ``build_prompted_clip``."""
@@ -182,24 +182,25 @@ class PromptTrainer(ResumableTrainer):
             total=self.max_epoch * batches,
             initial=self.start_epoch * batches,
             unit="batch",
-            disable=ranks.hidden(),
+            disable=ranks.progress_disabled(),
         )
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
-        self.share = share = ranks.share(len(labels), least=2)  # half of them may be attacked
+        # two images at least: adv_half attacks half of them
+        self.batch_slice = own = ranks.batch_slice(len(labels), least=2)
         with ranks.step(), self.autocast(self.options.PREC):
-            losses = self.losses(images[share.rows], labels[share.rows])
-        self.share = None
+            losses = self.losses(images[own.rows], labels[own.rows])
+        self.batch_slice = None
         self.model_zero_grad()
-        self.scaler.scale(share.weight * losses["loss"]).backward()
+        self.scaler.scale(own.weight * losses["loss"]).backward()
         ranks.total_gradients(self.learned())
-        told = ranks.total(share.weight * torch.stack([x.detach() for x in losses.values()]))
-        norm = self.gradient_norm().to(told)
+        values = ranks.total(own.weight * torch.stack([x.detach() for x in losses.values()]))
+        norm = self.gradient_norm().to(values)
         # the step's one look at numbers, which a GPU makes wait for
-        *told, norm = torch.cat([told, norm[None]]).tolist()
-        told = dict(zip(losses, told))
-        self.detect_anomaly(told["loss"], "loss")
+        *values, norm = torch.cat([values, norm[None]]).tolist()
+        means = dict(zip(losses, values))
+        self.detect_anomaly(means["loss"], "loss")
         if not self.scaler.is_enabled():
             self.detect_anomaly(norm, "gradient")
         for name, optim in self._optims.items():
@@ -215,7 +216,7 @@ class PromptTrainer(ResumableTrainer):
             self.update_lr()
         self.progress.set_postfix(epoch=self.epoch + 1, refresh=False)
         self.progress.update()
-        self.logged.append(told)
+        self.logged.append(means)
         return self.logged[-1]
 
     def autocast(self, precision: str) -> torch.autocast:

@@ -184,7 +184,7 @@ def encode_text(
     """
     past = front(clip_model, prompts, contexts)
     shares = [(0, 1)]
-    if ranks.shares_text(len(prompts.eot)):
+    if ranks.divides_text(len(prompts.eot)):
         shares = [(rank, ranks.size()) for rank in range(ranks.size())]
     groups = [prompts.groups(chunk, share) for share in shares]
     own = groups[ranks.rank() if len(shares) > 1 else 0]

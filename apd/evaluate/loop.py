@@ -259,7 +259,9 @@ def _clean_pass(
     predicted, label, tested, stood = [], [], [], []
     seconds, batch_size, count, right, random_logits = 0.0, 0, 0, 0, False
     digest = ImageDigest()
-    progress = tqdm(desc=desc, total=_length(data.loader), unit="batch", disable=ranks.hidden())
+    progress = tqdm(
+        desc=desc, total=_length(data.loader), unit="batch", disable=ranks.progress_disabled()
+    )
     for images, labels in data.batches():
         _check_range(images)
         digest.update(images, labels)
@@ -335,7 +337,7 @@ class _RunningAttack:
             total=count,
             initial=int((state.lost != 0).sum()),
             unit="image",
-            disable=ranks.hidden(),
+            disable=ranks.progress_disabled(),
         )
         for number, stage in enumerate(self.attack.stages, start=1):
             last = number == len(self.attack.stages)

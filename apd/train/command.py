@@ -216,7 +216,7 @@ def _run(args: argparse.Namespace, cfg) -> None:
 def train(argv: list[str] | None = None) -> int:
     """What ``main`` does, errors raised; for callers that tell them in their own way."""
     apd.register()
-    ranks.hush()
+    ranks.silence_nonzero_ranks()
     try:
         run(parse_args(argv))
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from apd import ranks
-from apd.ranks import Share, share
+from apd.ranks import BatchSlice, batch_slice
 from apd.results import read_results
 
 SIZE = 2
@@ -251,7 +251,7 @@ def test_parts_of_a_batch(monkeypatch, count, clean):
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(ranks, "size", lambda: 3)
-        part = share(count)
+        part = batch_slice(count)
         own = images[part.rows]
         left = part.after(clean)
         assert torch.equal(own[part.before(clean) :], images[clean:][left.rows])
@@ -261,9 +261,13 @@ def test_parts_of_a_batch(monkeypatch, count, clean):
     assert sorted(found) == images.tolist() and sorted(attacked) == images[clean:].tolist()
     assert sum(weights) == pytest.approx(1)
     # fewer images than ranks: each takes them all
-    assert share(2) == Share(2, weight=1 / 3)
+    assert batch_slice(2) == BatchSlice(2, weight=1 / 3)
 
 
 def test_a_process_alone_has_all(monkeypatch):
-    assert share(7) == Share(7) and share(7).weight == 1 and share(7).rows == slice(0, None, 1)
-    assert not ranks.shares_text(1000)
+    assert (
+        batch_slice(7) == BatchSlice(7)
+        and batch_slice(7).weight == 1
+        and batch_slice(7).rows == slice(0, None, 1)
+    )
+    assert not ranks.divides_text(1000)
