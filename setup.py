@@ -62,6 +62,8 @@ setup(
         "hf": ["huggingface_hub>=0.20", "safetensors>=0.4"],
         "openclip": ["open_clip_torch>=2.24", "safetensors>=0.4"],
         "tensorboard": ["tensorboard>=2.10"],
+        # attack libraries that tests hold the classifier of apd.load against
+        "attacks": ["foolbox>=3.3", "adversarial-robustness-toolbox>=1.17", "pyautoattack>=0.2"],
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },

@@ -1,6 +1,13 @@
 """Adversarially robust prompt learning of CLIP, as a plugin for the Dassl / CoOp toolbox."""
 
+from __future__ import annotations
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers; PyTorch is imported at first use
+    from apd.models import Prediction, PromptedClassifier, load, zero_shot
 
 __version__ = "0.1.0"
 
@@ -11,7 +18,21 @@ if not (_HERE / "trainers").exists():
     __path__.append(str(_HERE.parent))
 
 from apd.config import extend_cfg  # noqa: E402
-from apd.errors import tell_uncaught  # noqa: E402
+from apd.errors import UserError, tell_uncaught  # noqa: E402
+
+_NEEDS_PYTORCH = {
+    name: "apd.models" for name in ("Prediction", "PromptedClassifier", "load", "zero_shot")
+}
+
+
+def __getattr__(name: str):
+    if name not in _NEEDS_PYTORCH:
+        raise AttributeError(f"module 'apd' has no attribute '{name}'")
+    return getattr(import_module(_NEEDS_PYTORCH[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def register(mend_host: bool = False) -> None:
@@ -34,4 +55,13 @@ def register(mend_host: bool = False) -> None:
         apd.host.mend()
 
 
-__all__ = ["__version__", "extend_cfg", "register"]
+__all__ = [
+    "Prediction",
+    "PromptedClassifier",
+    "UserError",
+    "__version__",
+    "extend_cfg",
+    "load",
+    "register",
+    "zero_shot",
+]

@@ -356,6 +356,24 @@ def default() -> CfgNode:
     return cfg
 
 
+def of_run(results: dict, folder: Path) -> CfgNode:
+    """The config of a run in ``folder``, from what its results.json says; not frozen.
+
+    A run on the other host has the sections of that host's trainers too: they are left out.
+
+    Raises:
+        UserError: a key that this version does not know, or a value that it does not take.
+    """
+    cfg = default()
+    known = (
+        (key, value)
+        for key, value in flat(results["config"])
+        if not key.startswith("TRAINER.") or key.split(".")[1] in cfg.TRAINER
+    )
+    merge(cfg, known, f"the config in {folder}")
+    return cfg
+
+
 def _add(node: CfgNode, keys: dict) -> None:
     for key, value in keys.items():
         if isinstance(value, dict):

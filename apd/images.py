@@ -38,11 +38,29 @@ def open_rgb(path: str | os.PathLike, decode: bool = True) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":  # convert would clip to 0..255: mostly white, or black
-                raise ValueError(f"mode {image.mode} has more than 8 bits: save it with 8")
-            return image.convert("RGB") if decode else image
+            return to_rgb(image) if decode else check_bits(image)
     except Image.DecompressionBombError as error:
         raise ValueError("it has more pixels than Pillow reads: make it smaller") from error
     except Exception as error:  # damaged bytes can raise anything
         reason = one_line(error).replace(f" '{os.fspath(path)}'", "") or type(error).__name__
         raise ValueError(reason) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` as 8-bit RGB.
+
+    Raises:
+        ValueError: it has more than 8 bits.
+    """
+    return check_bits(image).convert("RGB")
+
+
+def check_bits(image: Image.Image) -> Image.Image:
+    """``image``, which has 8 bits: ``convert`` would clip more to 0..255, mostly white or black.
+
+    Raises:
+        ValueError: it has more.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError(f"mode {image.mode} has more than 8 bits: save it with 8")
+    return image

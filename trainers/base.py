@@ -23,7 +23,6 @@ from apd.clip import (
     load_clip,
     weights_sha256,
 )
-from apd.clip.visual import is_vit
 from apd.config import KEYS, check, plain
 from apd.datasets.fewshot import FewShotDataset
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
@@ -62,6 +61,13 @@ class PromptTrainer(ResumableTrainer):
     def prompts(self) -> dict:
         """This method's prompts, as arguments of ``build_prompted_clip``."""
         raise NotImplementedError
+
+    @classmethod
+    def prompts_of(cls, cfg) -> dict:
+        """``prompts``, and the data set's template, of a config alone: without data set or CLIP."""
+        trainer = cls.__new__(cls)
+        trainer.cfg, trainer.options = cfg, cfg.TRAINER[cls.section]
+        return {"templates": [template(cfg.DATASET)], **trainer.prompts()}
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What to minimise, as "loss", and what else to log; images (B, 3, R, R) in [0, 1]."""
@@ -141,10 +147,7 @@ class PromptTrainer(ResumableTrainer):
 
     def load_clip(self, name: str, robust: str, resolution: int = 0) -> nn.Module:
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
-        model = load_clip(name, robust, resolution).to(self.device)
-        if self.device.type == "cuda" and not is_vit(model.visual):
-            model.visual.to(memory_format=torch.channels_last)  # what its convolutions run in
-        return model
+        return load_clip(name, robust, resolution, self.device)
 
     def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
         model = build_prompted_clip(
@@ -494,7 +497,7 @@ class PromptTrainer(ResumableTrainer):
         learner, images = self.model.prompt_learner, self.cfg.INPUT
         return {
             "class_names": list(self.dm.dataset.classnames),
-            "prompts": plain({"templates": [template(self.cfg.DATASET)], **self.prompts()}),
+            "prompts": plain(self.prompts_of(self.cfg)),
             "input": {
                 "size": list(images.SIZE),
                 "interpolation": images.INTERPOLATION,

@@ -19,6 +19,7 @@ from clip.model import build_model
 from torch import nn
 
 from apd.clip.foreign import ACTIVATIONS, Design, Tower, find_foreign
+from apd.clip.visual import is_vit
 from apd.errors import UserError, listed, one_line
 from apd.host.checkpoint import load_checkpoint
 
@@ -31,8 +32,10 @@ _BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # their hashes
 SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
 
 
-def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
-    """A frozen CLIP in float32 and eval mode, on the CPU.
+def load_clip(
+    name: str, robust: str = "", resolution: int = 0, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """A frozen CLIP in float32 and eval mode.
 
     Its ``mean`` and ``std`` are those of the pixels that it was trained on.
 
@@ -44,6 +47,7 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
         robust: a file with an adversarially fine-tuned image encoder for it (see
             ``load_robust_encoder``).
         resolution: of the images, in pixels; 0: what the CLIP was trained on (see ``resize``).
+        device: where it is put, in the memory format that is fast there.
 
     Raises:
         UserError: unknown name, unreadable file, a file that does not fit, or a download that
@@ -77,7 +81,10 @@ def load_clip(name: str, robust: str = "", resolution: int = 0) -> nn.Module:
         load_robust_encoder(model.visual, robust)
     if resolution:
         resize(model.visual, resolution)
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False).to(device)
+    if torch.device(device).type == "cuda" and not is_vit(model.visual):
+        model.visual.to(memory_format=torch.channels_last)  # what its convolutions run in
+    return model
 
 
 def weights_sha256(module: nn.Module) -> str:

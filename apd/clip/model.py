@@ -68,16 +68,17 @@ class PromptedCLIP(nn.Module):
         """
         contexts = (prompt_learner or self.prompt_learner).text_contexts()
         if contexts:
-            return self._encode_text(contexts)
+            return self.encode_classes(contexts)
         fixed = self._fixed_text  # hand-written prompts never change
         if fixed is None or (fixed.device, fixed.dtype) != (self.mean.device, self.mean.dtype):
             # kept in full precision and fit for training, whoever asks first
             plain = torch.autocast(self.mean.device.type, enabled=False)
             with torch.inference_mode(False), torch.no_grad(), plain:
-                self._fixed_text = self._encode_text(())
+                self._fixed_text = self.encode_classes(())
         return self._fixed_text
 
-    def _encode_text(self, contexts: Sequence[Tensor]) -> Tensor:
+    def encode_classes(self, contexts: Sequence[Tensor]) -> Tensor:
+        """(C, embed_dim), unit length, with these context vectors; () for hand-written prompts."""
         features = [
             self.unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
             for prompts in self.class_prompts

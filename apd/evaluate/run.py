@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from apd.config import default, flat, merge
+from apd.config import of_run
 from apd.errors import UserError, one_line
 from apd.evaluate.flags import add_flags
 from apd.evaluate.loop import evaluate
@@ -52,14 +52,7 @@ class Run:
     def __init__(self, saved: SavedRun) -> None:
         self.saved = saved
         self.folder, self.results = folder, results = saved.folder, saved.results
-        cfg = default()
-        config = {
-            key: value
-            for key, value in flat(results["config"])
-            # a run on the other host has the sections of that host's trainers too
-            if not key.startswith("TRAINER.") or key.split(".")[1] in cfg.TRAINER
-        }
-        merge(cfg, config.items(), f"the config in {folder}")
+        cfg = of_run(results, folder)
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = str(folder), "", False
         cfg.DATASET.ROOT = saved.root or cfg.DATASET.ROOT
         cfg.freeze()

@@ -64,7 +64,7 @@ def _shapes(saved: SavedPrompts) -> dict[str, torch.Size]:
 
 
 def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mapping) -> str:
-    text, visual = saved.context("text"), saved.context("visual")
+    text = saved.context("text")
     kinds = {name: method.prompts for name, method in METHODS.items() if method.prompts}
     trainers = [name for name, kind in kinds.items() if kind == saved.kind]
     if not trainers:
@@ -75,14 +75,7 @@ def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mappi
     alike = "-to-" in saved.kind and "-to-" in own.kind and 1 in (saved.depth, own.depth)
     if saved.kind != own.kind and not alike:
         return f"use --trainer {either(trainers)}"
-    wanted: dict = {"PROMPT_DEPTH": saved.depth}
-    if text:
-        wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]
-        wanted |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
-    if saved.kind.endswith("mixtures") and "text.1.experts" in saved.prompts:
-        wanted["NUM_EXPERTS"] = len(saved.prompts["text.1.experts"])
-    if visual and saved.kind != "visual-to-text":
-        wanted |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
+    wanted = fitting_options(saved)
     keys = [f"TRAINER.{section}.{k} {v}" for k, v in wanted.items() if options.get(k, v) != v]
     if keys:
         return f"set {' '.join(keys)}"
@@ -95,6 +88,20 @@ def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mappi
     if wanted.get("CSC") and text[0].shape[1:] == own.context("text")[0].shape[1:]:
         return "class-specific prompts need the classes they were trained on"
     return f"set TRAINER.{section}.CTX_INIT to the words it was trained with"
+
+
+def fitting_options(saved: SavedPrompts) -> dict:
+    """What keys of cfg.TRAINER.<section> say of prompts of this size; no trainer has all."""
+    text, visual = saved.context("text"), saved.context("visual")
+    wanted: dict = {"PROMPT_DEPTH": saved.depth}
+    if text:
+        wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]
+        wanted |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
+    if saved.kind.endswith("mixtures") and "text.1.experts" in saved.prompts:
+        wanted["NUM_EXPERTS"] = len(saved.prompts["text.1.experts"])
+    if visual and saved.kind != "visual-to-text":
+        wanted |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
+    return wanted
 
 
 def _close(theirs: Tensor, ours: Tensor) -> bool:

@@ -1,0 +1,269 @@
+"""CLIP with learned prompts as an image classifier."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms as T
+from torchvision.transforms import InterpolationMode
+
+from apd.clip import PromptedCLIP, build_prompted_clip
+from apd.errors import UserError, listed
+from apd.images import read_image, to_rgb
+from apd.models.description import Description
+
+ImageLike = str | os.PathLike | Image.Image | Tensor
+
+
+class Prediction(NamedTuple):
+    """What a classifier says of one image.
+
+    Attributes:
+        label: the class with the largest logit.
+        probability: its softmax probability, in [0, 1].
+        top: the most probable classes with their probabilities, best first.
+    """
+
+    label: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+class PromptedClassifier(nn.Module):
+    """A frozen CLIP with learned or hand-written prompts, classifying images in [0, 1].
+
+    What ``apd.load`` and ``apd.zero_shot`` give. Normalisation is inside, so attacks act in pixel
+    space through the whole model; logits equal those of the run's own evaluation to the bit.
+    Nothing in it is trained. Text features are computed once, and move with the module
+    (``.to``, ``.half``, ``copy.deepcopy``); ``load_state_dict`` computes them anew.
+
+    Args:
+        model: the CLIP with prompts, on the device where the text features are to be computed.
+        description: what it is.
+
+    Shape:
+        images (B, 3, R, R) in [0, 1], R = ``resolution``, to logits (B, C).
+
+    Raises:
+        UserError: (``forward``) images of another shape, or integers.
+    """
+
+    text: Tensor
+
+    def __init__(self, model: PromptedCLIP, description: Description) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.description = description
+        self.register_buffer("text", _text_features(model), persistent=False)
+        self.register_load_state_dict_post_hook(_refresh)
+        self.eval()
+
+    # -- what it computes ----------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        shape = (3, self.resolution, self.resolution)
+        if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
+            raise UserError(
+                f"images are {tuple(images.shape)} of {images.dtype}, but the model reads (B, 3, "
+                f"{shape[1]}, {shape[2]}) of floating point in [0, 1]: model.preprocess makes them"
+            )
+        return self.model.logits(self.model.image_features(images), self.text)
+
+    def text_features(self) -> Tensor:
+        """(C, embed_dim), unit length: one row per class. The logits are the scaled cosine
+        similarities of the image features to these."""
+        return self.text
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """A PIL image as the model reads it: (3, R, R) in [0, 1], on the CPU.
+
+        As in evaluation: the shorter edge is resized to R, the centre is cut out. It is not
+        normalised, which is the model's part.
+
+        Raises:
+            UserError: it has more than 8 bits.
+        """
+        try:
+            image = to_rgb(image)
+        except ValueError as error:
+            raise UserError(f"an image of {error}") from error
+        size = self.resolution
+        mode = InterpolationMode[self.description.interpolation.upper()]
+        steps = [T.Resize(size, mode), T.CenterCrop(size), T.ToTensor()]
+        return T.Compose(steps)(image)
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, batch_size: int = 64
+    ) -> list[Prediction]:
+        """Classify images, in batches, without gradients.
+
+        Args:
+            images: one or several: paths of files, PIL images, tensors (3, R, R) in [0, 1], or
+                one tensor (B, 3, R, R).
+            top: how many classes each prediction lists.
+            batch_size: images that go through the model together.
+
+        Raises:
+            UserError: a file that cannot be read, or a tensor of another shape or range.
+        """
+        predictions: list[Prediction] = []
+        for batch in _batches(self._tensors(images), batch_size):
+            probabilities = self.probabilities(torch.stack(batch))
+            values, places = probabilities.topk(min(top, len(self.class_names)))
+            for shares, classes in zip(values.tolist(), places.tolist()):
+                best = [(self.class_names[c], share) for c, share in zip(classes, shares)]
+                predictions.append(Prediction(*best[0], best))
+        return predictions
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(B, C), on the CPU in float32, of images (B, 3, R, R) in [0, 1] on any device."""
+        return self(images.to(self.text.device)).float().softmax(dim=1).cpu()
+
+    def _tensors(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Tensor]:
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            images = [images]
+        elif isinstance(images, Tensor) and images.dim() == 3:
+            images = images[None]
+        for image in images:
+            yield self._tensor(image)
+
+    def _tensor(self, image: ImageLike) -> Tensor:
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image)
+        if isinstance(image, Image.Image):
+            return self.preprocess(image)
+        if not isinstance(image, Tensor):
+            raise UserError(
+                f"an image is a {type(image).__name__}: use paths, PIL images or tensors"
+            )
+        low, high = (float(edge) for edge in image.aminmax())
+        if not (0 <= low and high <= 1):
+            raise UserError(
+                f"an image has values from {low:g} to {high:g}, the model reads [0, 1] and "
+                "normalises by itself: divide by 255, or leave out your normalisation"
+            )
+        return image.cpu()
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names, in the order of the logits."""
+        return list(self.description.class_names)
+
+    @property
+    def resolution(self) -> int:
+        """R: height and width of the images, in pixels."""
+        return self.model.clip.visual.input_resolution
+
+    @property
+    def threat_model(self) -> dict:
+        """What training and evaluation attacked: "train" and "test", each norm, eps and alpha (in
+        units of 1/255), steps, restarts, random_start and loss; None: no attack."""
+        return copy.deepcopy(self.description.threat_model)
+
+    @property
+    def results(self) -> dict:
+        """What results.json says of the run: evaluations, data set, shots, seed, ...
+
+        Empty where there was no run, and for other class names than the run's own.
+        """
+        return copy.deepcopy(self.description.results)
+
+    def classes(
+        self, class_names: Sequence[str], templates: Sequence[str] = ()
+    ) -> PromptedClassifier:
+        """The same prompts before other class names: a new module with a copy of all weights.
+
+        Args:
+            class_names: one or more, underscores read as spaces.
+            templates: in place of the hand-written ones, with {} for the class name; only where
+                no text context is learned.
+
+        Raises:
+            UserError: the context is class-specific, a template is of no use, or a name is too
+                long for CLIP.
+        """
+        named = check_class_names(class_names)
+        prompts = dict(self.description.prompts)
+        if prompts.get("class_specific") and named != self.description.class_names:
+            raise UserError(
+                f"the context of {self.description.method} is class-specific: it has vectors for "
+                f"{listed(self.class_names, 3)} only, not for other classes"
+            )
+        if templates:
+            if prompts.get("n_ctx_text"):
+                raise UserError("the text context is learned, hand-written templates are not used")
+            prompts["templates"] = list(templates)
+        model = prompted(copy.deepcopy(self.model.clip), named, prompts)
+        model.prompt_learner.load_state_dict(self.model.prompt_learner.state_dict())
+        same = (named, prompts) == (self.description.class_names, self.description.prompts)
+        results = self.description.results if same else {}
+        changed = replace(self.description, class_names=named, prompts=prompts, results=results)
+        return PromptedClassifier(model, changed)
+
+    def extra_repr(self) -> str:
+        about = self.description
+        names = listed(about.class_names, 3)
+        return f"{about.method} on {about.backbone.name}, {len(about.class_names)} classes: {names}"
+
+    # -- copies --------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict) -> PromptedClassifier:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce_ex__(self, protocol):
+        raise UserError(
+            "a classifier is not pickled, because to read a pickle runs what is in it: use "
+            "model.save(folder) and apd.load(folder), or torch.save(model.state_dict(), file)"
+        )
+
+
+def prompted(clip_model: nn.Module, class_names: Sequence[str], prompts: dict) -> PromptedCLIP:
+    """``build_prompted_clip`` whose fresh prompts draw nothing from the caller's random state."""
+    with torch.random.fork_rng(devices=[]):
+        return build_prompted_clip(clip_model, class_names, **prompts)
+
+
+def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+        UserError: there are none, one is no text or empty, or a name stands twice.
+    """
+    names = () if isinstance(class_names, str) else tuple(class_names)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"class names are {class_names!r}: use a list of one or more texts")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"class names have {listed(twice)} twice: use each once")
+    return names
+
+
+def _text_features(model: PromptedCLIP) -> Tensor:
+    """In the precision of the weights, and of use where gradients are computed, wherever it is
+    called."""
+    full = torch.autocast(model.mean.device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), full:
+        return model.encode_classes(model.prompt_learner.text_contexts())
+
+
+def _refresh(module: PromptedClassifier, _) -> None:
+    module.text = _text_features(module.model)
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch

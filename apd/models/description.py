@@ -1,0 +1,51 @@
+"""What a classifier is beside its numbers: plain data, without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP.
+
+    Attributes:
+        name: MODEL.BACKBONE.NAME.
+        robust: MODEL.BACKBONE.ROBUST, a file with an adversarially fine-tuned image encoder.
+        resolution: MODEL.BACKBONE.RESOLUTION, in pixels; 0: what the CLIP was trained on.
+        sha256: of what all these make (``apd.clip.backbone_sha256``); "": not known.
+    """
+
+    name: str
+    robust: str = ""
+    resolution: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A classifier but for the weights of its CLIP and its learned prompts.
+
+    Attributes:
+        method: the trainer's name.
+        class_names: in the order of the logits.
+        prompts: further arguments of ``build_prompted_clip``: number, depth and place of the
+            context vectors, hand-written templates.
+        backbone: the frozen CLIP.
+        interpolation: of the resize in ``preprocess``: bicubic, bilinear or nearest.
+        threat_model: "train" and "test", each the threat model as results.json has it, or None.
+        results: what results.json says of the run; empty where there was none.
+    """
+
+    method: str
+    class_names: tuple[str, ...]
+    prompts: dict
+    backbone: Backbone
+    interpolation: str = "bicubic"
+    threat_model: dict = field(default_factory=lambda: {"train": None, "test": None})
+    results: dict = field(default_factory=dict)
+
+    @property
+    def learned(self) -> bool:
+        """Whether there are learned prompts."""
+        return bool(self.prompts.get("n_ctx_text") or self.prompts.get("n_ctx_visual"))
