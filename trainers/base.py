@@ -33,7 +33,7 @@ from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Images, Merger
 from apd.evaluate.workers import run_shards
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
-from apd.host.kept import CHANCELESS, keeping
+from apd.host.in_memory import DETERMINISTIC_TRANSFORMS, cached_loader
 from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
@@ -109,9 +109,10 @@ class PromptTrainer(ResumableTrainer):
             print("normalize is taken out of INPUT.TRANSFORMS: the model normalises")
         super().build_data_loader()
         if self.cfg.DATALOADER.IN_MEMORY:
-            self.test_loader, self.val_loader = keeping(self.test_loader), keeping(self.val_loader)
-            if CHANCELESS.issuperset(self.cfg.INPUT.TRANSFORMS):
-                self.train_loader_x = keeping(self.train_loader_x)
+            self.test_loader = cached_loader(self.test_loader)
+            self.val_loader = cached_loader(self.val_loader)
+            if DETERMINISTIC_TRANSFORMS.issuperset(self.cfg.INPUT.TRANSFORMS):
+                self.train_loader_x = cached_loader(self.train_loader_x)
         self.check_data_keys()
         self.split_loader(self.cfg.TEST.SPLIT)
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:

@@ -1,14 +1,18 @@
-"""Images that are read once."""
+"""Data loaders that read each image file once (DATALOADER.IN_MEMORY)."""
 
 from __future__ import annotations
 
 from torch.utils.data import DataLoader, Dataset
 
-CHANCELESS = {"center_crop", "instance_norm", "normalize"}  # of INPUT.TRANSFORMS
+# of INPUT.TRANSFORMS: those without randomness, after which an image may be cached
+DETERMINISTIC_TRANSFORMS = {"center_crop", "instance_norm", "normalize"}
 
 
-class Kept(Dataset):
-    """The items of another dataset, without chance in it, each read once and kept in memory."""
+class CachedDataset(Dataset):
+    """The items of another dataset, each read once and then held in memory.
+
+    The other dataset must give the same item each time.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -23,15 +27,15 @@ class Kept(Dataset):
         return self.items[index]
 
 
-def keeping(loader: DataLoader | None) -> DataLoader | None:
-    """The same batches, and the same random numbers, from images in memory.
+def cached_loader(loader: DataLoader | None) -> DataLoader | None:
+    """A loader of the same batches that draws the same random numbers; None for None.
 
-    In this process: workers would each keep images of their own.
+    It has no worker processes, because each would hold a copy of the images.
     """
     if loader is None:
         return None
     return DataLoader(
-        Kept(loader.dataset),
+        CachedDataset(loader.dataset),
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,
