@@ -2,6 +2,18 @@
 # active one or else .venv, with this package (and the extras in $EXTRAS) installed. INSTALL=no
 # takes the environment as it is.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# committed: ends a script whose results must be those of a commit, where files of the clone have
+# changed; DIRTY=1 lets them be
+committed() {
+    [ -z "${DIRTY:-}" ] || return 0
+    local changed
+    changed=$(git status --porcelain --untracked-files=no 2> /dev/null) || return 0 # no clone
+    [ -z "$changed" ] && return
+    echo "files of this clone have changed: commit them first, or set DIRTY=1" >&2
+    exit 2
+}
+
 [ "${INSTALL:-yes}" = no ] && return
 
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

@@ -4,10 +4,11 @@
 #   bash scripts/study.sh - DATA       # they are there already
 # OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
 # Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses
-# among: gate search confirm claims attack tables (default: all).
+# among: gate search confirm claims attack tables (default: all). Runs are made from a clone as it
+# is committed; DIRTY=1 lets its files differ.
 set -euo pipefail
 shopt -s inherit_errexit  # what fails in $(...) ends this
-[ $# -eq 2 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+[ $# -eq 2 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
 ZIPS=$1 DATA=$(realpath -m "$2")
 [ "$ZIPS" = - ] || ZIPS=$(realpath "$ZIPS")
 source "$(dirname "$0")/env.sh"
@@ -19,6 +20,7 @@ PARTS=${PARTS:-$KNOWN}
 for part in $PARTS; do
     [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
 done
+[ "$PARTS" = tables ] || committed
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
 # results (no prompts) of cells that have finished already: they are not run again

@@ -7,7 +7,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apd.errors import UserError
 from apd.files import read_json, write_json
@@ -47,18 +47,28 @@ class Cell:
     needs: str = ""  # folder of the run whose prompts it evaluates
     like: tuple = ()  # whether an evaluation only, data set, trainer, name of the config, shots
 
+    def setup(self) -> tuple[Any, dict | None]:
+        """Its config, and the prompts that it only evaluates (None: it trains its own).
+
+        Raises:
+            UserError: the cell's configuration is wrong.
+        """
+        from apd.train.command import evaluated_prompts, parse_args, setup_cfg
+
+        args = parse_args(list(self.argv))
+        return setup_cfg(args), evaluated_prompts(args)
+
     def state(self) -> State:
         """What the folder says now.
 
         Raises:
             UserError: the cell's configuration is wrong.
         """
-        from apd.train.command import evaluated_prompts, finished, parse_args, setup_cfg
+        from apd.train.command import finished
 
-        args = parse_args(list(self.argv))
-        cfg = setup_cfg(args)
+        cfg, prompts_from = self.setup()
         try:
-            if finished(cfg, evaluated_prompts(args)):
+            if finished(cfg, prompts_from):
                 return State("done")
         except UserError as error:
             return State("blocked", str(error))

@@ -1,6 +1,6 @@
 """Run every cell of a sweep: a grid over methods, data sets, shots, seeds and config keys.
 
-    apd-sweep SPEC.yaml [--dry-run] [--jobs K] [--root DATA] [--dataset ...] [--shots ...] ...
+    apd-sweep SPEC.yaml [--dry-run | --plan FILE] [--jobs K] [--root DATA] [--dataset ...] ...
 
 SPEC is described in apd/sweep/spec.py; configs/sweeps/ has the usual ones. Run folders are those of
 the scripts. Finished cells are kept, killed ones go on where they were, and the same command again
@@ -14,19 +14,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
 from statistics import mean
 
 from tabulate import tabulate
 
 import apd
 from apd.commandline import Parser
-from apd.config import rule_of
-from apd.errors import UserError, exit_codes
+from apd.config import plain, rule_of
+from apd.errors import UserError, counted, exit_codes
+from apd.plans import write_plan
 from apd.ranges import whole
 from apd.results import read_results
 from apd.sweep import engine
 from apd.sweep.cell import Cell, State
-from apd.sweep.spec import read_spec
+from apd.sweep.spec import read_spec, spec_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +36,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("spec", metavar="SPEC.yaml")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their states")
     parser.add_argument("--folders", action="store_true", help="print the finished cells' folders")
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        type=Path,
+        help="write what is going to run into FILE, to be committed; run nothing",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
 
     group = parser.add_argument_group("in place of what SPEC says")
@@ -59,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     apd.register()
     cells = read_cells(args)
     states = {cell: cell.state() for cell in cells}
+    if args.plan:
+        _plan(args, states)
+        return 0
     jobs = args.jobs or max(1, engine.gpus())
     if args.dry_run:
         _list(states, jobs)
@@ -76,6 +87,19 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
         raise UserError("--set takes pairs of KEY and VALUE")
     options = dict(zip(args.set[::2], args.set[1::2]))
     return read_spec(args.spec, set=options, **replaced)
+
+
+def _plan(args: argparse.Namespace, states: dict[Cell, State]) -> None:
+    configs = {}
+    for cell in states:
+        cfg, prompts_from = cell.setup()
+        folder = Path(cell.folder).relative_to(cell.output).as_posix()
+        configs[folder] = plain(cfg), prompts_from is not None
+    finished = sum(state.kind == "done" for state in states.values())
+    write_plan(args.plan, spec_files(args.spec), configs, finished)
+    print(f"{args.plan}: {counted(len(configs), 'cell')}. Commit it before they run.")
+    if finished:
+        print(f"warning: {counted(finished, 'cell')} had finished before, and the plan says so")
 
 
 # -- running ---------------------------------------------------------------------------------------

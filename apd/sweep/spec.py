@@ -87,6 +87,13 @@ def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
         raise UserError(f"{path}: {error}") from error
 
 
+def spec_files(path: str | os.PathLike) -> list[Path]:
+    """The file of a specification that can be read, and its bases."""
+    found = Path(find_config(str(path)))
+    base = read_yaml(found).get("base")
+    return [found, *(spec_files(found.parent / str(base)) if base is not None else [])]
+
+
 # -- reading and checking --------------------------------------------------------------------------
 
 

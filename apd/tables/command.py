@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes
 from apd.files import atomic_write
+from apd.plans import Plan
 from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
@@ -64,6 +66,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "of a search: choose among trials at most so far below the method's best clean accuracy"
         ),
     )
+    add(
+        "--plan",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="say which runs follow this committed plan of apd-sweep, and what of it has not run",
+    )
     add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     add("--latex", metavar="FILE", help="write the tables as LaTeX (booktabs)")
@@ -96,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         paper = read_paper(args.published)
         add_rows(tables, runs, paper)
         tables.append(published(paper))
+    for path in args.plan:
+        tables[-1].notes += Plan(path).notes(runs)
     print(write(tables, "simple"))
     for option, style in _FILES.items():
         if path := getattr(args, option):

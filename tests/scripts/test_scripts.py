@@ -4,6 +4,7 @@ import csv
 import os
 import shlex
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,18 @@ case "$*" in *--folders*) echo one two; exit ;; esac
 echo $(basename "$0") "$@" >> "$CALLS"
 [ "$0" != "$FAILS" ] || exit "$CODE"
 """
-VARIABLES = ("METHODS", "CFG", "TARGETS", "SPEC", "OUTPUT", "OPTIONS", "FLAGS", "ATTACKED")
+VARIABLES = (
+    "DIRTY",
+    "PARTS",
+    "METHODS",
+    "CFG",
+    "TARGETS",
+    "SPEC",
+    "OUTPUT",
+    "OPTIONS",
+    "FLAGS",
+    "ATTACKED",
+)
 
 
 def bash(command, **environment):
@@ -108,6 +120,40 @@ def test_failed_cells_are_told_after_the_tables_of_the_others(calls):
     assert code == 1 and made[-1][0] == "apd-plot"
     made, code = calls("fewshot", fails="apd-sweep", code=130)
     assert code == 130 and len(made) == 1
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A committed clone with what study.sh reads."""
+    folder = tmp_path / "clone"
+    for name in ("scripts/study.sh", "scripts/env.sh"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "docs" / "study").mkdir(parents=True)
+    with tarfile.open(folder / "docs/study/runs.tar.gz", "w:gz"):
+        pass
+    who = "-c user.name=a -c user.email=a@b.c"
+    subprocess.run(f"git init -q && git add -A && git {who} commit -qm a", shell=True, cwd=folder)
+    return folder
+
+
+def test_the_study_runs_from_what_is_committed_unless_told(calls, clone, tmp_path):
+    def study(**environment):
+        command = f"cd {clone} && bash scripts/study.sh - {tmp_path}/data"
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        found = {"PARTS": "confirm", "OUTPUT": f"{tmp_path}/out", "PATH": path, **environment}
+        return bash(command, CALLS=str(tmp_path / "calls"), FAILS="", **found)
+
+    (clone / "new.txt").write_text("not in git")
+    result = study()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    (clone / "scripts" / "env.sh").write_text((ROOT / "scripts/env.sh").read_text() + "# changed\n")
+    result = study()
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "commit them first, or set DIRTY=1" in result.stderr
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    assert study(DIRTY="1").returncode == study(PARTS="tables").returncode == 0
 
 
 def test_from_the_first_line_to_the_report(tmp_path):
