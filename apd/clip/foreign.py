@@ -60,6 +60,7 @@ class Foreign(NamedTuple):
     files: list[Path]
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     design: Design
+    sizes: dict  # by the names of ``clip.model.CLIP``'s arguments
 
 
 def find_foreign(name: str) -> Foreign | None:
@@ -94,7 +95,11 @@ def _open_clip(name: str) -> Foreign:
             f"{name} needs OpenCLIP ({one_line(error)}): pip install 'apd-clip[openclip]'"
         ) from error
     model, _, tag = name.removeprefix(OPENCLIP).partition("/")
-    config = open_clip.get_model_config(model)
+    for prefix, ours in (("hf-hub:", HUB), ("local-dir:", "")):
+        if model.startswith(prefix):
+            same = f"{ours}{name.partition(prefix)[2]}"
+            raise UserError(f"{name}: what OpenCLIP calls so is {same} here: give that")
+    config = None if ":" in model else open_clip.get_model_config(model)
     if config is None:
         raise UserError(f"OpenCLIP has no model {model}{_near(model, open_clip.list_models())}")
     pretrained = open_clip.get_pretrained_cfg(model, tag)
@@ -109,12 +114,12 @@ def _open_clip(name: str) -> Foreign:
     # the tag knows what it was trained with; ViT-B-32/openai is a QuickGELU model all the same
     config = {**config, "quick_gelu": pretrained.get("quick_gelu", False)}
     found = {"model_cfg": config, "preprocess_cfg": pretrained}
-    openclip_model([], found, name)  # refused before anything is downloaded
+    foreign = openclip_model([], found, name)  # refused before anything is downloaded
     try:
         file = open_clip.download_pretrained(pretrained)
     except Exception as error:  # whatever the network and its libraries raise
         raise UserError(f"{name} could not be downloaded ({one_line(error)})") from error
-    return openclip_model([Path(file)], found, name)
+    return foreign._replace(files=[Path(file)])
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -160,6 +165,10 @@ LAYOUTS = {
 }
 
 
+# where transformers has the mean and std: version 5's file, then those of older versions
+_PIXELS = ("processor_config.json", "preprocessor_config.json")
+
+
 def _needed(names: Iterable[str]) -> list[str]:
     """The files to read of those in a folder: config, weights (or the index of their shards),
     then the shards and the preprocessing where there is any."""
@@ -171,7 +180,7 @@ def _needed(names: Iterable[str]) -> list[str]:
             stem, suffix = os.path.splitext(kind)
             shards = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
             rest = [file for file in names if first != kind and shards.fullmatch(file)]
-            return [config, first, *sorted(rest), *({"preprocessor_config.json"} & names)]
+            return [config, first, *sorted(rest), *(file for file in _PIXELS if file in names)]
     raise UserError(
         "there is no CLIP in it: it needs config.json (transformers) or open_clip_config.json "
         "(OpenCLIP), and the weights in safetensors or bin"
@@ -184,11 +193,12 @@ def _folder(folder: Path, name: str) -> Foreign:
         settings = _json(folder / config)
         if config == "open_clip_config.json":
             return openclip_model([folder / files[0]], settings, name)
-        pixels = {}
-        if files[-1] == "preprocessor_config.json":
-            pixels = _json(folder / files.pop())
+        pixels = [_json(folder / file) for file in files if file in _PIXELS]
+        files = [file for file in files if file not in _PIXELS]
         if files[0].endswith(".index.json"):
             files = sorted(set(_json(folder / files[0])["weight_map"].values()))
+        found = [*(each.get("image_processor") for each in pixels), *pixels[-1:]]
+        pixels = next(filter(None, found), {})
         return transformers_model([folder / file for file in files], settings, pixels, name)
     except UserError as error:
         message = str(error)
@@ -251,17 +261,43 @@ def openclip_model(files: list[Path], settings: dict, name: str) -> Foreign:
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     vit = isinstance(vision["layers"], int)
     pixels = settings.get("preprocess_cfg", {})
-    if (mode := pixels.get("interpolation", "bicubic")) != "bicubic":
-        print(f"note: {name} was trained on images resized by {mode}: see INPUT.INTERPOLATION")
+    _check_resizing(name, pixels.get("interpolation", "bicubic"))
     return Foreign(
         files,
         lambda weights: weights,
         Design(
             Tower(vision["width"] // vision.get("head_width", 64) if vit else None, activation),
             Tower(text.get("heads"), activation),
-            *_pixels(pixels.get("mean"), pixels.get("std")),
+            *_pixels(name, pixels.get("mean"), pixels.get("std")),
         ),
+        {
+            **_text_sizes(text, "context_length", "width", "heads", "layers"),
+            "embed_dim": config["embed_dim"],
+            "image_resolution": _side(vision.get("image_size", 224)),
+            "vision_layers": vision["layers"],
+            "vision_width": vision["width"],
+            "vision_patch_size": vision.get("patch_size", 16),
+        },
     )
+
+
+def _side(size) -> int:
+    """Of square images; a config may say both their sides."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"images of {height}x{width}, where OpenAI's CLIP has square ones")
+    return height
+
+
+def _text_sizes(text: dict, context: str, width: str, heads: str, layers: str) -> dict:
+    """Of a text encoder in a config with these keys; what is absent is as in OpenAI's ViT-B."""
+    return {
+        "context_length": text.get(context, 77),
+        "vocab_size": text.get("vocab_size", 49408),
+        "transformer_width": text.get(width, 512),
+        "transformer_heads": text.get(heads, 8),
+        "transformer_layers": text.get(layers, 12),
+    }
 
 
 def _refusal(name: str, odd: list[str]) -> UserError:
@@ -271,25 +307,40 @@ def _refusal(name: str, odd: list[str]) -> UserError:
     )
 
 
-def _pixels(mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _pixels(name: str, mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not (mean and std):
+        print(f"note: {name} does not say the mean and std of its pixels: OpenAI's are taken")
     return tuple(map(float, mean or MEAN)), tuple(map(float, std or STD))
+
+
+def _check_resizing(name: str, mode: str) -> None:
+    if mode != "bicubic":
+        print(f"note: {name} was trained on images resized by {mode}: see INPUT.INTERPOLATION")
 
 
 # -- Hugging Face's transformers ---------------------------------------------------------------
 
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
 
 def transformers_model(files: list[Path], config: dict, pixels: dict, name: str) -> Foreign:
-    """A transformers ``CLIPModel`` by its ``config.json`` and ``preprocessor_config.json``.
+    """A transformers ``CLIPModel`` by its ``config.json`` and its image processor's config.
 
     Raises:
         UserError: it is another model (by its model_type), or of other parts than OpenAI's.
     """
     if (kind := config.get("model_type")) != "clip":
         raise _refusal(name, [f"model_type {kind}"])
+    # older configs have the truth in ..._dict; absent keys are transformers' defaults
+    vision, text = (
+        {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
+        for part in ("vision", "text")
+    )
     towers, odd = [], []
-    for part, defaults in (("vision", (768, 3072, 12)), ("text", (512, 2048, 8))):
-        # older configs have the truth in ..._dict; absent keys are transformers' defaults
-        own = {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
+    for part, own, defaults in (
+        ("vision", vision, (768, 3072, 12)),
+        ("text", text, (512, 2048, 8)),
+    ):
         width, hidden, heads = (
             own.get(key, default)
             for key, default in zip(
@@ -301,13 +352,39 @@ def transformers_model(files: list[Path], config: dict, pixels: dict, name: str)
             odd.append(f"{part} hidden_act {activation}")
         if hidden != 4 * width:
             odd.append(f"{part} intermediate_size {hidden} of width {width}")
-        if part == "text" and own.get("vocab_size", 49408) != 49408:
-            odd.append(f"vocab_size {own['vocab_size']}")
         towers.append(Tower(heads, activation, own.get("layer_norm_eps", 1e-5)))
+    if text.get("vocab_size", 49408) != 49408:
+        odd.append(f"vocab_size {text['vocab_size']}")
+    if (
+        not pixels.get("do_rescale", True)
+        or abs(pixels.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6
+    ):
+        odd.append("pixels that are not scaled to [0, 1]")
     if odd:
         raise _refusal(name, odd)
-    design = Design(*towers, *_pixels(pixels.get("image_mean"), pixels.get("image_std")))
-    return Foreign(files, from_transformers, design)
+    mean, std = pixels.get("image_mean"), pixels.get("image_std")
+    if not pixels.get("do_normalize", True):
+        mean, std = (0, 0, 0), (1, 1, 1)
+    _check_resizing(name, _RESAMPLING.get(pixels.get("resample", 3), "another filter"))
+    return Foreign(
+        files,
+        from_transformers,
+        Design(*towers, *_pixels(name, mean, std)),
+        {
+            **_text_sizes(
+                text,
+                "max_position_embeddings",
+                "hidden_size",
+                "num_attention_heads",
+                "num_hidden_layers",
+            ),
+            "embed_dim": config.get("projection_dim", 512),
+            "image_resolution": vision.get("image_size", 224),
+            "vision_layers": vision.get("num_hidden_layers", 12),
+            "vision_width": vision.get("hidden_size", 768),
+            "vision_patch_size": vision.get("patch_size", 32),
+        },
+    )
 
 
 _NAMES = (

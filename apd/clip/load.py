@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -15,18 +14,17 @@ import clip
 import torch
 import torch.nn.functional as F
 from clip import clip as clip_module
-from clip.model import build_model
+from clip.model import CLIP, build_model
 from torch import nn
 
-from apd.clip.foreign import ACTIVATIONS, Design, Tower, find_foreign
+from apd.clip.foreign import ACTIVATIONS, OPENCLIP, Design, Foreign, Tower, find_foreign
+from apd.clip.torchscript import Module
 from apd.clip.visual import is_vit
+from apd.clip.weights import read_weights
 from apd.errors import UserError, listed, one_line
-from apd.host.checkpoint import load_checkpoint
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
 _BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # their hashes
 # small CLIPs that come with this package: of rendered characters, of photographs
 SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
@@ -54,17 +52,14 @@ def load_clip(
             fails.
     """
     if name in SHIPPED:
-        model = _from_file(SHIPPED[name])
+        model = _of_openai(SHIPPED[name], Design())
     elif name not in clip.available_models() and (foreign := find_foreign(name)):
-        weights: dict = {}
-        for file in foreign.files:
-            weights |= _read(file)
-        model = _model(name, foreign.convert(weights), foreign.design)
+        model = _of_others(name, foreign)
     elif os.path.isfile(name):
-        model = _from_file(name)
+        model = _of_openai(name)
     elif name in clip.available_models():
         try:
-            model = _from_file(clip_module._download(clip_module._MODELS[name], CACHE))
+            model = _of_openai(clip_module._download(clip_module._MODELS[name], CACHE), Design())
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CLIP {name} could not be downloaded ({error}): give MODEL.BACKBONE.NAME the "
@@ -130,18 +125,33 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"MODEL.BACKBONE.ROBUST: there is no file {path}")
-    weights = _read(path, "vision_encoder_state_dict")
+    weights = read_weights(path, "vision_encoder_state_dict").tensors
     if any(name.startswith("visual.") for name in weights):  # a whole CLIP
         weights = {
             name.removeprefix("visual."): w
             for name, w in weights.items()
             if name.startswith("visual.")
         }
-    own = visual.state_dict()
-    # counts of batches that older files lack; evaluation does not use them
-    missing = [k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked")]
+    # counts of batches are lacking in older files; evaluation does not use them
+    if faults := _faults(visual, weights, optional="num_batches_tracked"):
+        raise UserError(
+            f"{path} does not fit the image encoder of MODEL.BACKBONE.NAME ({faults}): choose the "
+            "backbone that it was fine-tuned from"
+        )
+    visual.load_state_dict(weights, strict=False)
+    print(f"Image encoder from {path}")
+
+
+def _faults(model: nn.Module, weights: dict[str, torch.Tensor], optional: str = "") -> str:
+    """In which names and shapes ``weights`` are not those of ``model``; "" if in none.
+
+    Args:
+        optional: how names end that may be missing.
+    """
+    own = model.state_dict()
+    missing = own.keys() - weights.keys()
     faults = {
-        "missing": missing,
+        "missing": [name for name in missing if not (optional and name.endswith(optional))],
         "unexpected": weights.keys() - own.keys(),
         "of another shape": [
             f"{k} ({_shape(weights[k])}, not {_shape(own[k])})"
@@ -149,16 +159,9 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
             if _shape(weights[k]) != _shape(own[k])
         ],
     }
-    if any(faults.values()):
-        found = "; ".join(
-            f"{what}: {listed(sorted(keys), most=8)}" for what, keys in faults.items() if keys
-        )
-        raise UserError(
-            f"{path} does not fit the image encoder of MODEL.BACKBONE.NAME ({found}): choose the "
-            "backbone that it was fine-tuned from"
-        )
-    visual.load_state_dict(weights, strict=False)
-    print(f"Image encoder from {path}")
+    return "; ".join(
+        f"{what}: {listed(sorted(keys), most=8)}" for what, keys in faults.items() if keys
+    )
 
 
 def _shape(value) -> tuple:
@@ -195,129 +198,144 @@ def resize(visual: nn.Module, resolution: int) -> None:
     visual.input_resolution = resolution
 
 
-def _from_file(path: str | os.PathLike) -> nn.Module:
-    weights = _read(path)
-    if "logit_scale" not in weights or "token_embedding.weight" not in weights:
+# -- from weights to a model ------------------------------------------------------------------
+
+_MISFITS = (  # what clip.model raises for sizes that are those of no CLIP
+    AttributeError,
+    AssertionError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+_ACTIVATIONS_OF = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # by the names of classes
+_OF_ANY_CLIP = {
+    "logit_scale",
+    "token_embedding.weight",
+    "positional_embedding",
+    "text_projection",
+    "visual.conv1.weight",
+}
+
+
+def _of_openai(path: str | os.PathLike, design: Design | None = None) -> nn.Module:
+    """A CLIP in a file of its own, under OpenAI's names; what it does not say is as in theirs."""
+    weights, modules = read_weights(path)
+    _check_names(path, weights)
+    if design is None:
+        said = [_said(modules, encoder) for encoder in ("visual.", "")]
+        design = Design(*(Tower(**each) for each in said))
+        _note_assumed(path, said[1])
+    return _model(path, weights, design)
+
+
+def _note_assumed(path: str | os.PathLike, said: dict) -> None:
+    if said.get("activation") == "quick_gelu":  # an archive of OpenAI's
+        return
+    assumed = [] if "activation" in said else ["QuickGELU"]
+    assumed += [] if "heads" in said else ["a head for every 64 channels"]
+    assumed += ["their mean and std"]
+    print(
+        f"note: {path} does not say all of its design and is read as OpenAI's are: "
+        f"{', '.join(assumed)} (OpenCLIP's are read by {OPENCLIP}MODEL/FILE)"
+    )
+
+
+def _said(modules: dict[str, Module], encoder: str) -> dict:
+    """What a TorchScript archive says of an encoder, by the names of ``Tower``."""
+    block = f"{encoder}transformer.resblocks.0."
+    found = {}
+    if (activation := modules.get(f"{block}mlp.gelu")) and activation.kind in _ACTIVATIONS_OF:
+        found["activation"] = _ACTIVATIONS_OF[activation.kind]
+    if (attention := modules.get(f"{block}attn")) and "num_heads" in attention.attributes:
+        found["heads"] = attention.attributes["num_heads"]
+    return found
+
+
+def _check_names(path: str | os.PathLike, weights: dict[str, torch.Tensor]) -> None:
+    """Raise UserError where what is lacking says what the file is instead."""
+    image = (
+        "visual.proj" if "visual.class_embedding" in weights else "visual.attnpool.c_proj.weight"
+    )
+    lacking = sorted({*_OF_ANY_CLIP, image} - weights.keys())
+    if any(name.startswith("text.") for name in weights) and "logit_scale" in weights:
+        raise _no_clip(
+            path,
+            "it is a CustomTextCLIP of OpenCLIP (its text encoder is apart, as text.*): choose a "
+            "CLIP of OpenAI's architecture",
+        )
+    if {"logit_scale", "token_embedding.weight"} <= {*lacking}:
         there = f"it has {listed(sorted(weights), 4)}" if weights else "it has no tensors"
-        raise UserError(
-            f"{path} does not hold the weights of a CLIP: {there}, where OpenAI's CLIP has "
-            "visual.*, transformer.*, token_embedding.weight and logit_scale"
+        raise _no_clip(
+            path,
+            f"{there}, where OpenAI's CLIP has visual.*, transformer.*, token_embedding.weight and "
+            "logit_scale",
         )
-    return _model(path, weights, Design())
+    if lacking:
+        raise _no_clip(path, f"it lacks {listed(lacking)}")
 
 
-def _read(path: str | os.PathLike, *wrappers: str) -> dict[str, torch.Tensor]:
-    """The weights in a file, out of what is around them (``unwrapped``)."""
-    weights = unwrapped(_load(path), *wrappers)
-    _check_finite(weights, path)
-    return weights
+def _of_others(name: str, foreign: Foreign) -> nn.Module:
+    """A CLIP of another library, held against what its config says."""
+    weights, modules = {}, {}
+    for file in foreign.files:
+        read = read_weights(file)
+        weights |= read.tensors
+        modules |= read.modules
+    weights = foreign.convert(weights)
+    _check_described(name, weights, modules, foreign)
+    return _model(name, weights, foreign.design)
 
 
-def _load(path: str | os.PathLike):
-    """What is in safetensors, a state dict or a JIT archive."""
-    if os.fspath(path).endswith(".safetensors"):
-        return _load_safetensors(path)
+def _check_described(name: str, weights: dict, modules: dict[str, Module], foreign: Foreign):
+    """Raise UserError unless the weights are of the model that a name or a config describes."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as not_a_state_dict:  # torch names no common type for a file it cannot read
-        try:
-            with warnings.catch_warnings():  # OpenAI's files are what they are
-                warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
-                return torch.jit.load(str(path), map_location="cpu").state_dict()
-        except Exception:
-            try:  # what training programs keep beside the weights may be of any class
-                return load_checkpoint(path, inert=True)
-            except UserError:
-                raise UserError(
-                    f"{path} is neither a state dict nor a JIT archive of CLIP, or it is damaged: "
-                    "fetch it again"
-                ) from not_a_state_dict
-
-
-def unwrapped(found, *more: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by their names, out of what training programs put around them.
-
-    That is a mapping with ``state_dict``, ``model``, ... in it (``more``: further names), and the
-    prefixes of DataParallel (module.), torch.compile (_orig_mod.) and of a model in a model.
-    """
-    while isinstance(found, dict):
-        inner = (found[k] for k in (*more, *_WRAPPERS) if isinstance(found.get(k), dict))
-        if (inside := next(inner, None)) is None:
-            break
-        found = inside
-    else:
-        return {}
-    weights = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    while weights and (prefix := next(iter(weights)).partition(".")[0] + ".") in _PREFIXES:
-        if not all(name.startswith(prefix) for name in weights):
-            break
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Raise UserError for NaN and infinite weights: later they would look like a wrong setting."""
-    broken = [name for name, value in weights.items() if not _is_finite(value)]
-    if broken:
+        with torch.device("meta"):
+            described = CLIP(**foreign.sizes, **_plain(CLIP))
+    except _MISFITS as error:
+        raise UserError(f"{name}: its config is of no CLIP ({one_line(error)})") from error
+    faults = _faults(described, weights)
+    for encoder, tower in (("visual.", foreign.design.image), ("", foreign.design.text)):
+        for what, value in _said(modules, encoder).items():
+            if value != (own := getattr(tower, what)) and own is not None:
+                faults = f"{encoder}transformer has {what} {value}, not {own}"
+    if faults:
         raise UserError(
-            f"{path} has NaN or infinite weights ({listed(broken, 3)}): fetch or train it again"
+            f"{name}: its weights are not of the model that its name or config describes "
+            f"({faults}): name the model that they were trained as"
         )
 
 
-def _is_finite(value: torch.Tensor) -> bool:
-    if value.is_floating_point() and value.numel():  # its extremes tell, and are found faster
-        of_a_byte = value.dtype.itemsize == 1  # float8 can only be converted
-        value = torch.stack(torch.aminmax(value.float() if of_a_byte else value))
-    return bool(value.isfinite().all())
-
-
-def _load_safetensors(path: str | os.PathLike) -> dict:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(
-            f"{path} needs safetensors ({one_line(error)}): pip install 'apd-clip[hf]'"
-        ) from error
-    try:
-        return load_file(path)
-    except Exception as error:  # a damaged header can raise anything
-        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
-
-
-def _no_clip(name: str | os.PathLike, error: Exception) -> UserError:
-    return UserError(f"{name} does not hold the weights of a CLIP: {one_line(error)}")
+def _no_clip(name: str | os.PathLike, why: object) -> UserError:
+    return UserError(f"{name} does not hold the weights of a CLIP: {one_line(why)}")
 
 
 def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
     try:
         model = _build(weights)
-    except (
-        AttributeError,
-        AssertionError,
-        IndexError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        ZeroDivisionError,
-    ) as error:
+        for encoder, tower in ((model, design.text), (model.visual, design.image)):
+            _finish(encoder, tower)
+    except _MISFITS as error:
         raise _no_clip(name, error) from error
     model.mean, model.std = design.mean, design.std
-    for encoder, tower in ((model, design.text), (model.visual, design.image)):
-        _finish(encoder, tower)
     return model
 
 
 def _build(weights: dict) -> nn.Module:
-    options = {}
-    if "design_details" in signature(build_model).parameters:
-        # a MaPLe checkout's clip/model.py, which shadows the package: ask it for the plain model
-        depths = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
-        options["design_details"] = {"trainer": "CoOp", **depths}
-    model = build_model(dict(weights), **options).float()
+    model = build_model(dict(weights), **_plain(build_model)).float()
     # build_model rounds to float16 on the way
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
+
+
+def _plain(make: Callable) -> dict:
+    """What a MaPLe checkout's clip/model.py, which shadows the package, takes for a plain CLIP."""
+    if "design_details" not in signature(make).parameters:
+        return {}
+    depths = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
+    return {"design_details": {"trainer": "CoOp", **depths}}
 
 
 def _finish(encoder: nn.Module, tower: Tower) -> None:
@@ -325,6 +343,8 @@ def _finish(encoder: nn.Module, tower: Tower) -> None:
     for block in _blocks(encoder):
         block.mlp.gelu = ACTIVATIONS[tower.activation]()
         if tower.heads:
+            if block.attn.embed_dim % tower.heads:
+                raise ValueError(f"{tower.heads} heads of width {block.attn.embed_dim}")
             block.attn.num_heads = tower.heads
             block.attn.head_dim = block.attn.embed_dim // tower.heads
     for name, module in encoder.named_modules():

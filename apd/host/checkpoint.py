@@ -86,6 +86,11 @@ class _Inert:
         pass
 
 
+def is_placeholder(value) -> bool:
+    """Whether it stands for an object that ``load_checkpoint`` did not make (``inert``)."""
+    return isinstance(value, _Inert)
+
+
 def _placeholder(name: str) -> type:
     """A class that the unpickler takes for the class or function of that full name."""
     module, _, last = name.rpartition(".")

@@ -153,6 +153,67 @@ def test_a_transformers_folder_in_shards(vit, tmp_path, stem, suffix):
     assert (model.mean, model.std) == (MEAN, STD)  # where there is no preprocessor_config.json
 
 
+@pytest.mark.parametrize(
+    "files, want",
+    [
+        ({"processor_config.json": {"image_processor": PIXELS}}, PIXELS),  # transformers 5
+        (
+            {
+                "processor_config.json": {"image_processor": PIXELS},
+                "preprocessor_config.json": {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
+            },
+            PIXELS,
+        ),
+        (  # transformers 4 wrote both, of which the former said little
+            {
+                "processor_config.json": {"processor_class": "CLIP"},
+                "preprocessor_config.json": PIXELS,
+            },
+            PIXELS,
+        ),
+        (
+            {"preprocessor_config.json": {**PIXELS, "do_normalize": False}},
+            {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
+        ),
+        ({}, None),
+        ({"processor_config.json": {"processor_class": "CLIPProcessor"}}, None),
+    ],
+    ids=["nested", "both", "old-both", "no-normalisation", "none", "nothing-in-it"],
+)
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_mean_and_std_are_where_transformers_has_them(
+    vit, tmp_path, monkeypatch, capsys, files, want, place
+):
+    name = folder_of(tmp_path / "hf", huggingface(vit.state_dict()))
+    (tmp_path / "hf" / "preprocessor_config.json").unlink()
+    for file, content in files.items():
+        (tmp_path / "hf" / file).write_text(json.dumps(content))
+    if place == "hub":
+        client = hub(tmp_path / "hf")
+        monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+        name = "hf:someone/clip"
+    model = load_clip(name)
+    if place == "hub":
+        assert {*client.downloads} == {"config.json", "pytorch_model.bin", *files}
+    note = f"note: {name} does not say the mean and std of its pixels: OpenAI's are taken"
+    assert (note in capsys.readouterr().out) == (want is None)
+    mean, std = (want["image_mean"], want["image_std"]) if want else (MEAN, STD)
+    assert (model.mean, model.std) == (tuple(mean), tuple(std))
+
+
+@pytest.mark.parametrize("change", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_pixels_of_another_range_are_refused(vit, tmp_path, change):
+    name = folder_of(tmp_path / "hf", huggingface(vit.state_dict()), pixels={**PIXELS, **change})
+    with pytest.raises(UserError, match="it has pixels that are not scaled to .0, 1."):
+        load_clip(name)
+
+
+def test_another_filter_of_resizing_is_said(vit, tmp_path, capsys):
+    pixels = {**PIXELS, "resample": 2}
+    load_clip(folder_of(tmp_path / "hf", huggingface(vit.state_dict()), pixels=pixels))
+    assert "was trained on images resized by bilinear" in capsys.readouterr().out
+
+
 OPENCLIP = {
     "model_cfg": {
         "embed_dim": 32,
@@ -239,6 +300,97 @@ def test_an_unknown_openclip_name_lists_the_nearest(monkeypatch, name, message):
 def test_a_missing_library_names_its_extra(monkeypatch, name, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"{name} needs .*pip install 'apd-clip\[{extra}\]'"):
+        load_clip(name)
+
+
+def changed(part, **values):
+    """OpenCLIP's config of the tests' ViT with other values."""
+    config = json.loads(json.dumps(OPENCLIP))["model_cfg"]
+    (config[part] if part else config).update(values)
+    return config
+
+
+@pytest.mark.parametrize(
+    "config, fault",
+    [
+        (
+            changed("vision_cfg", patch_size=4),
+            r"of another shape: visual.conv1.weight ..128, 3, 8, 8",
+        ),
+        (changed("vision_cfg", layers=4), "missing: visual.transformer.resblocks.3.attn.in_proj_b"),
+        (changed("vision_cfg", layers=2), "unexpected: visual.transformer.resblocks.2.attn.in_pr"),
+        (changed("vision_cfg", width=256), "of another shape: visual.class_embedding ..128,., not"),
+        (
+            changed("vision_cfg", image_size=48),
+            r"visual.positional_embedding ..17, 128., not .37, ",
+        ),
+        (changed("vision_cfg", layers=[1, 1, 1, 1]), "missing: visual.attnpool.c_proj.bias"),
+        (changed("text_cfg", layers=2), "unexpected: transformer.resblocks.2.attn.in_proj_bias"),
+        (changed("text_cfg", width=128), "of another shape: ln_final.bias ..64,., not .128,"),
+        (
+            changed("text_cfg", context_length=32),
+            r"of another shape: positional_embedding ..77, 64",
+        ),
+        (changed("", embed_dim=64), r"of another shape: text_projection ..64, 32., not .64, 64"),
+    ],
+)
+def test_a_file_of_another_model_than_the_named_one_is_refused(
+    vit, tmp_path, monkeypatch, config, fault
+):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    library = OpenCLIP("")
+    library.get_model_config = lambda name: config
+    monkeypatch.setitem(sys.modules, "open_clip", library)
+    with pytest.raises(UserError, match=f"are not of the model .*{fault}.*name the model") as error:
+        load_clip(f"openclip:ViT-S/{tmp_path / 'clip.pt'}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_with_the_weights_of_another_model_is_refused(vit, tmp_path):
+    config = {**CONFIG, "vision_config": {**CONFIG["vision_config"], "num_hidden_layers": 2}}
+    with pytest.raises(UserError, match="unexpected: visual.transformer.resblocks.2.attn"):
+        load_clip(folder_of(tmp_path / "hf", huggingface(vit.state_dict()), config))
+    config = {"embed_dim": 32, "vision_cfg": {"layers": 3, "width": 0}, "text_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save(vit.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match="its config is of no CLIP"):
+        load_clip(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates torch.jit
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_archives_own_activation_is_held_against_the_model(vit, tmp_path, monkeypatch, quick):
+    inputs = torch.zeros(1, 3, 32, 32), clip.tokenize("a")
+    torch.jit.trace(vit, inputs, check_trace=False).save(tmp_path / "clip.pt")
+    library = OpenCLIP("")
+    library.get_model_config = lambda name: changed("", quick_gelu=quick)
+    monkeypatch.setitem(sys.modules, "open_clip", library)
+    name = f"openclip:ViT-S/{tmp_path / 'clip.pt'}"
+    if quick:
+        assert activations(load_clip(name)) == {QuickGELU}
+        return
+    with pytest.raises(UserError, match="transformer has activation quick_gelu, not gelu"):
+        load_clip(name)
+
+
+@pytest.mark.parametrize(
+    "name, ours",
+    [
+        ("openclip:hf-hub:laion/CLIP-ViT-B-32", "hf:laion/CLIP-ViT-B-32"),
+        ("openclip:local-dir:/data/clip", "/data/clip"),
+        ("openclip:timm/nothing:x/y", None),
+    ],
+)
+def test_openclips_other_schemes_are_told_our_names_for_them(monkeypatch, name, ours):
+    def get_model_config(name):
+        raise AssertionError("it would go to the network or the disk")
+
+    library = OpenCLIP("")
+    library.get_model_config = lambda model: get_model_config(model) if ":" in model else None
+    monkeypatch.setitem(sys.modules, "open_clip", library)
+    with pytest.raises(
+        UserError, match=f"is {ours} here" if ours else "OpenCLIP has no model timm"
+    ):
         load_clip(name)
 
 

@@ -58,19 +58,15 @@ def test_a_float32_state_dict_is_not_rounded(backbone, tmp_path, wrapped):
     assert_weights(model, want)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch deprecates torch.jit, but OpenAI's files are made so
-def test_a_jit_archive(vit, tmp_path):
-    want = half(vit).state_dict()
-    archived = half(vit).float()
-    # OpenAI's archives hold these too
-    for name, value in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
-        archived.__dict__.pop(name, None)
-        archived.register_buffer(name, torch.tensor(value))
-    inputs = torch.zeros(1, 3, 32, 32), clip.tokenize("a")
-    torch.jit.trace(archived, inputs, check_trace=False).save(tmp_path / "clip.pt")
-    model = load_clip(str(tmp_path / "clip.pt"))
-    assert_ready(model)
-    assert_weights(model, want)
+def test_what_a_state_dict_does_not_say_is_said(vit, tmp_path, capsys):
+    torch.save(vit.state_dict(), tmp_path / "clip.pt")
+    load_clip(str(tmp_path / "clip.pt"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (
+        "clip.pt does not say all of its design and is read as OpenAI's are: QuickGELU, a" in line
+    )
+    load_clip("mini")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["mini", "mini-photo"])
@@ -161,6 +157,36 @@ def test_a_file_that_is_no_archive_says_so(tmp_path, content):
 
 def without(weights, name):
     return {key: value for key, value in weights.items() if key != name}
+
+
+def custom_text(weights):
+    """As OpenCLIP's CustomTextCLIP names them."""
+    return {
+        name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}": value
+        for name, value in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda clip: without(clip.state_dict(), "visual.proj"), "it lacks visual.proj$"),
+        (lambda clip: custom_text(clip.state_dict()), "CustomTextCLIP of OpenCLIP .its text enc"),
+        (lambda clip: clip, "holds a pickled CLIP, and no object's code is run .*state_dict"),
+        (lambda clip: {"model": clip, "epoch": 3}, "holds a pickled CLIP"),
+    ],
+    ids=["no-projection", "custom-text", "module", "wrapped-module"],
+)
+def test_a_refusal_names_its_reason(vit, tmp_path, change, why):
+    torch.save(change(vit), tmp_path / "clip.pt")
+    with pytest.raises(UserError, match=why):
+        load_clip(str(tmp_path / "clip.pt"))
+
+
+def test_a_pickled_image_encoder_is_refused_as_one(vit, tmp_path):
+    torch.save({"vision_encoder_state_dict": vit.visual}, tmp_path / "robust.pt")
+    with pytest.raises(UserError, match="robust.pt holds a pickled VisionTransformer"):
+        load_clip("mini", str(tmp_path / "robust.pt"))
 
 
 @pytest.mark.parametrize(
