@@ -58,6 +58,13 @@ def results(method="APD", clean=85.0, robust=42.0, threat=None, **fields):
     }
 
 
+def trained_elsewhere(dataset="Digits", method="APD", subsample="all", shots=16, seed=1):
+    """What an evaluation of another run's prompts says of them."""
+    record = {"method": method, "dataset": dataset, "subsample": subsample}
+    record |= {"shots": shots, "seed": seed, "keys": {}, "backbone_sha256": None}
+    return {"prompts_from": {"model_dir": "elsewhere", "epoch": None}, "trained_on": record}
+
+
 def keep_verdicts(run, evaluation, lost, images="i", model="m"):
     """Write verdicts, as apd-eval does; ``lost`` (N,): see ``apd.results.verdicts``."""
     path = Path(run) / "evaluations" / f"{evaluation['key']}.json"

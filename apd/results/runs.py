@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from apd.errors import UserError
+from apd.results.provenance import trained_on
 from apd.results.schema import RESULTS_NAME, read_results
 from apd.results.verdicts import Verdicts, read_verdicts, verdicts_keys, verdicts_path
 from apd.results.words import images_said
@@ -18,7 +19,8 @@ def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path,
     """The results of all complete runs in or below ``folders``, by run folder.
 
     "evaluations" has those of results.json, then what ``apd-eval`` added of the same prompts;
-    with ``split``, those of that split only, and the runs that have some.
+    with ``split``, those of that split only, and the runs that have some. "trained_on" is there,
+    if it can be known (``apd.results.provenance``), and "shots" and "seed" are what it says.
 
     Raises:
         UserError: a folder holds none, or a file cannot be read.
@@ -29,7 +31,8 @@ def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path,
         for path in sorted(paths - runs.keys()):
             if (results := read_results(path))["complete"] is True:
                 results["evaluations"] += _added(path, results)
-                runs[path] = results
+                record = results["trained_on"] = trained_on(path, results)
+                runs[path] = {**results, **{k: record[k] for k in ("shots", "seed") if record}}
         if not paths & runs.keys():
             raise UserError(f"no finished run ({RESULTS_NAME}) in {folder}")
     return runs if split is None else _of(split, runs)

@@ -91,5 +91,9 @@ def signed(difference: float) -> str:
     return f"{difference:+.{digits}f}"
 
 
+def classes_said(subsample: str) -> str:
+    return f"{subsample} classes"
+
+
 def shots_said(count: int) -> str:
     return "all images" if count == -1 else counted(count, "shot")

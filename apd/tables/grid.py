@@ -13,7 +13,8 @@ from apd.config import HARMLESS, KEYS, flat, unread
 from apd.errors import UserError, listed
 from apd.known_data import data_rank
 from apd.methods import rank
-from apd.results.words import header, images_said
+from apd.results.provenance import FIELDS
+from apd.results.words import classes_said, header, images_said
 
 # what the runs of one row may differ in; attacks and images are compared one by one
 _FREE = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
@@ -162,6 +163,7 @@ class Grid:
         row: Callable[[Path, dict], str] = lambda folder, run: run["method"],
     ) -> None:
         check_comparable(runs, same)
+        check_same_prompts(runs, row)
         self._runs: dict = defaultdict(dict)  # (row, place) -> seed -> (folder, run)
         self._siblings: dict[str, list[Path]] = defaultdict(list)
         for folder, run in runs.items():
@@ -264,6 +266,43 @@ def learns(run: dict) -> bool:
     return bool(run["trainable_parameters"])
 
 
+def trained_where(run: dict) -> str:
+    """The data set that its prompts were trained on, and which of its classes, if not the half that
+    the run is about; empty: not known, or nothing was trained."""
+    if not (record := run.get("trained_on")):
+        return ""
+    half = "" if record["subsample"] == run["subsample"] else classes_said(record["subsample"])
+    return ", ".join(filter(None, [record["dataset"], half]))
+
+
+def sources(runs: dict[Path, dict]) -> dict[str, str]:
+    """Data set -> what its prompts were trained on, where that is something else."""
+    found = {run["dataset"]: trained_where(run) for run in runs.values() if trained_where(run)}
+    return {dataset: where for dataset, where in found.items() if where != dataset}
+
+
+def source_notes(runs: dict[Path, dict]) -> list[str]:
+    """A table's notes on prompts that were not trained on what they are tested on."""
+    targets = defaultdict(list)
+    for dataset, where in sources(runs).items():
+        targets[where].append(dataset)
+    notes = [f"on {listed(names)}: prompts trained on {where}" for where, names in targets.items()]
+    return notes + unknown_sources(runs)
+
+
+def unknown_sources(runs: dict[Path, dict]) -> list[str]:
+    """A table's note on prompts of which nothing tells what they were trained on."""
+    unknown = [
+        str(folder) for folder, run in runs.items() if learns(run) and not trained_where(run)
+    ]
+    if not unknown:
+        return []
+    return [
+        "not known what these prompts were trained on (results of an earlier version, without the "
+        f"run that trained them): {listed(unknown, 2)}"
+    ]
+
+
 def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
     """Runs and their places; a zero-shot run stands at every number of shots on its data set."""
     learned = defaultdict(set)
@@ -360,6 +399,9 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
         for field in same:
             if field != "shots" or learns(run):
                 check(field, run[field], folder)
+        if where := trained_where(run):
+            tested = f"{run['dataset']} ({classes_said(run['subsample'])})"
+            check(f"what prompts tested on {tested} were trained on", where, folder)
         for evaluation in run["evaluations"]:
             check("the split (--split chooses one)", evaluation["split"], folder)
             threat = dict(evaluation["threat_model"] or {})
@@ -368,6 +410,25 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             check(f"the threat model of {column}", threat, folder)
             what = f"the number of images of {column}, {run['dataset']}, {run['subsample']}"
             check(what, evaluation["total"], folder)
+
+
+def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str]) -> None:
+    """Raise UserError where runs of one row say that they are about the same prompts, but are not.
+
+    Such runs are those of one training's prompts on several data sets or halves of the classes.
+    """
+    first: dict = {}  # row and training -> the folder that had it first, and its prompts
+    for folder, run in runs.items():
+        record, prompts = run.get("trained_on"), run.get("prompts_sha256")
+        if not record or not prompts:
+            continue
+        training = (row(folder, run), *(record[field] for field in FIELDS))
+        where, expected = first.setdefault(training, (folder, prompts))
+        if prompts != expected:
+            raise UserError(
+                f"{where} and {folder} are about different prompts of {run['method']}, seed "
+                f"{record['seed']}, {record['dataset']}: evaluate those of one run, at one epoch"
+            )
 
 
 def _shots_rank(shots: int) -> tuple:

@@ -17,7 +17,7 @@ from statistics import harmonic_mean, mean
 
 from apd.errors import UserError, listed
 from apd.methods import rank
-from apd.results.words import shots_said
+from apd.results.words import classes_said, shots_said
 from apd.tables.compare import compare
 from apd.tables.grid import (
     Accuracy,
@@ -29,6 +29,10 @@ from apd.tables.grid import (
     harmonic,
     learns,
     settings,
+    source_notes,
+    sources,
+    trained_where,
+    unknown_sources,
 )
 from apd.tables.write import Table
 
@@ -41,30 +45,33 @@ def methods(runs: dict[Path, dict]) -> list[Table]:
     Evaluations of a part of the images that some methods lack have a table of their own; of several
     data sets there is a table per evaluation.
     """
-    grid = Grid(runs, same=("backbone", "subsample", "shots"))
+    grid, elsewhere = Grid(runs, same=("backbone", "subsample", "shots")), sources(runs)
     title = _title(runs, "dataset", "shots", "backbone")
     if len(grid.places) > 1:
         tables = []
         for header in grid.headers:
-            table = Table("methods", f"{header}, {title}", _over_data_sets(grid, header))
+            rows = _over_data_sets(grid, header)
+            table = Table("methods", f"{header}, {title}", rows, source_notes(runs))
             for name in table.measured:
                 places = [place for place in grid.places if name in (place.dataset, "average")]
-                table.about[name] = (_topic(header, places),)
+                table.about[name] = (_topic(header, places, elsewhere),)
             tables.append(table)
         return tables
     main, *others = _headers_by_images(grid)
-    tables = [Table("methods", title, _of_one_data_set(grid, main[1], with_seconds=True))]
-    tables[0].about = {header: (_topic(header, grid.places),) for header in main[1]}
+    rows, notes = _of_one_data_set(grid, main[1], with_seconds=True), source_notes(runs)
+    tables = [Table("methods", title, rows, notes)]
+    tables[0].about = {header: (_topic(header, grid.places, elsewhere),) for header in main[1]}
     for images, headers in others:
         rows = _of_one_data_set(grid, headers)
-        tables.append(Table("methods", f"{title}, {images}", rows))
+        tables.append(Table("methods", f"{title}, {images}", rows, notes))
     return tables
 
 
-def _topic(header: str, places: list[Place], source: str = "") -> Topic:
+def _topic(header: str, places: list[Place], elsewhere: dict[str, str]) -> Topic:
     first = places[0]
     names = tuple(place.dataset for place in places)
-    return Topic(header, names, first.subsample, first.shots, source)
+    trained = {elsewhere[name] for name in names if name in elsewhere}
+    return Topic(header, names, first.subsample, first.shots, "; ".join(sorted(trained)))
 
 
 def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
@@ -103,7 +110,7 @@ def _over_data_sets(grid: Grid, header: str) -> list[dict]:
 
 def few_shot(runs: dict[Path, dict]) -> list[Table]:
     """Methods by shots: for each evaluation, a table per data set and one of their average."""
-    grid = Grid(runs, same=("backbone", "subsample"))
+    grid, elsewhere = Grid(runs, same=("backbone", "subsample")), sources(runs)
     data_sets, shots = grid.values("dataset"), grid.values("shots")
     (subsample,) = grid.values("subsample")
 
@@ -115,9 +122,11 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
                 places = [Place(name, subsample, k) for name in group]
                 row[shots_said(k)] = _mean([grid.accuracies(method, p, header) for p in places])
             rows.append(row)
-        table = Table("few-shot", ", ".join([header, _named(group), _title(runs)]), rows)
+        title = ", ".join([header, _named(group), _title(runs)])
+        table = Table("few-shot", title, rows, source_notes(runs))
         for k in shots:
-            table.about[shots_said(k)] = (Topic(header, tuple(group), subsample, k),)
+            places = [Place(name, subsample, k) for name in group]
+            table.about[shots_said(k)] = (_topic(header, places, elsewhere),)
         return table
 
     groups = _with_all([[dataset] for dataset in data_sets])
@@ -131,7 +140,15 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
     """
     if found := {run["subsample"] for run in runs.values()} - {"base", "new"}:
         raise UserError(f"base-to-new compares base and new classes, there are runs of {found}")
-    grid = Grid(runs, same=("backbone", "shots"))
+    for folder, run in runs.items():
+        record = run.get("trained_on")
+        if record and (record["dataset"], record["subsample"]) != (run["dataset"], "base"):
+            raise UserError(
+                f"{folder}: its prompts were trained on {record['dataset']}, "
+                f"{classes_said(record['subsample'])}; base-to-new tests those of the base classes "
+                f"of {run['dataset']}: evaluate them with --eval-only --model-dir BASE_RUN"
+            )
+    grid, notes = Grid(runs, same=("backbone", "shots")), unknown_sources(runs)
     data_sets, (shots,) = grid.values("dataset"), grid.values("shots")
 
     def table(group: list[str]) -> Table:
@@ -148,7 +165,7 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
                 row[f"H {header}"] = harmonic([base, new])
             rows.append(row)
         what = _title(runs, "shots", "backbone")
-        table = Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows)
+        table = Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows, notes)
         for header in grid.headers:
             base, new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
             table.about[f"base {header}"], table.about[f"new {header}"] = (base,), (new,)
@@ -160,38 +177,39 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
 
 def transfer(runs: dict[Path, dict]) -> list[Table]:
     """For each evaluation: the source data set, the others, and their average."""
-    grid = Grid(runs, same=("backbone", "subsample", "shots"))
-    sources = _sources(runs)
-    if len(sources) != 1:
-        names = ", ".join(sorted(sources)) or "none"
+    grid, elsewhere = Grid(runs, same=("backbone", "subsample", "shots")), sources(runs)
+    if len(_trained(runs)) != 1:
+        names = "; ".join(sorted(_trained(runs))) or "none"
         raise UserError(f"transfer is from one data set that was trained on, here from: {names}")
-    (source,) = sources
+    (trained,) = _trained(runs)
     places = {place.dataset: place for place in grid.places}
-    targets = [name for name in places if name != source]
+    columns = {f"{trained} (source)": trained} if trained in places else {}
+    targets = [name for name in places if name != trained]
+    columns |= {name: name for name in targets}
     tables = []
     for header in grid.headers:
         rows = []
         for method in grid.rows:
-            row = {"method": method}
-            row[f"{source} (source)"] = grid.accuracies(method, places[source], header)
-            cells = {name: grid.accuracies(method, places[name], header) for name in targets}
-            row |= cells
-            row["average of targets"] = average(list(cells.values())) if cells else Numbers()
-            rows.append(row)
-        title = f"{header}, transfer from {source}, {_title(runs, 'shots', 'backbone')}"
-        table = Table("transfer", title, rows)
-        table.about = {name: (_topic(header, [places[name]], source),) for name in targets}
-        table.about[f"{source} (source)"] = (_topic(header, [places[source]]),)
+            cells = {
+                column: grid.accuracies(method, places[name], header)
+                for column, name in columns.items()
+            }
+            whole = average([cells[name] for name in targets]) if targets else Numbers()
+            rows.append({"method": method, **cells, "average of targets": whole})
+        title = f"{header}, transfer from {trained}, {_title(runs, 'shots', 'backbone')}"
+        table = Table("transfer", title, rows, unknown_sources(runs))
+        for column, name in columns.items():
+            table.about[column] = (_topic(header, [places[name]], elsewhere),)
         if targets:
             average_of = [places[name] for name in targets]
-            table.about["average of targets"] = (_topic(header, average_of, source),)
+            table.about["average of targets"] = (_topic(header, average_of, elsewhere),)
         tables.append(table)
     return tables
 
 
-def _sources(runs: dict[Path, dict]) -> set[str]:
-    """The data sets that something was trained on."""
-    return {r["dataset"] for r in runs.values() if learns(r) and not r.get("prompts_from")}
+def _trained(runs: dict[Path, dict]) -> set[str]:
+    """The data sets that prompts were trained on."""
+    return set(map(trained_where, runs.values())) - {""}
 
 
 def ablation(runs: dict[Path, dict]) -> list[Table]:
@@ -382,8 +400,8 @@ def fitting(runs: dict[Path, dict]) -> list[str]:
         return ["search" if splits == {"val"} else "ablation"]
     if {run["subsample"] for run in runs.values()} != {"all"}:
         return ["base-to-new"]
-    evaluated = {r["dataset"] for r in runs.values() if learns(r) and r.get("prompts_from")}
-    if evaluated - (sources := _sources(runs)) and sources:
+    evaluated = {run["dataset"] for run in runs.values() if learns(run)}
+    if len(_trained(runs)) == 1 and evaluated - _trained(runs):
         return ["transfer", "cost"]
     shots = {run["shots"] for run in runs.values() if learns(run)}
     return ["few-shot" if len(shots) > 1 else "methods", "cost"]

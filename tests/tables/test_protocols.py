@@ -1,14 +1,14 @@
 """Tables of shots, protocols, ablations and costs, from made-up results."""
 
 import pytest
-from sample_results import check_golden, record
+from sample_results import check_golden, record, trained_elsewhere
 
 from apd.tables.command import load_runs, main
 from apd.tables.compare import compare
-from apd.tables.kinds import ablation, base_to_new, cost, few_shot, fitting, transfer
+from apd.tables.kinds import ablation, base_to_new, cost, few_shot, fitting, methods, transfer
 
 ROBUST = "PGD-100 eps=2/255 (%)"
-FROM = {"prompts_from": {"model_dir": "elsewhere", "epoch": None}}
+OLD = {"prompts_from": {"model_dir": "gone", "epoch": None}}  # does not say what of
 ZERO_SHOT = {"method": "ZeroshotCLIP", "trainable_parameters": 0}
 
 
@@ -100,8 +100,10 @@ def test_golden_few_shot(save, tmp_path):
 
 
 def save_halves(save, method, seed, base, new, **fields):
-    folder = f"{method}/{fields.get('dataset', '')}/{seed}"
-    for half, (clean, robust), more in (("base", base, {}), ("new", new, FROM)):
+    dataset = fields.get("dataset", "Digits")
+    folder = f"{method}/{dataset}/{seed}"
+    elsewhere = trained_elsewhere(dataset, method, "base", seed=seed)
+    for half, (clean, robust), more in (("base", base, {}), ("new", new, elsewhere)):
         save(
             f"{folder}/{half}",
             method=method,
@@ -170,7 +172,12 @@ def test_a_half_that_nobody_has_leaves_no_harmonic_mean(save, tmp_path, capsys):
 def test_flags_reach_the_harmonic_mean(save, tmp_path):
     flags = {"flags": {"random-logits": "other logits each time"}}
     save("base", subsample="base", evaluations=[record("clean", 80.0, **flags)])
-    save("new", subsample="new", evaluations=[record("clean", 80.0)], **FROM)
+    save(
+        "new",
+        subsample="new",
+        evaluations=[record("clean", 80.0)],
+        **trained_elsewhere(subsample="base"),
+    )
     text = base_to_new(load_runs([tmp_path]))[0].format()
     assert "random-logits: other logits each time" in text
     assert "random-logits: of a number in this mean" in text
@@ -198,8 +205,7 @@ def save_transfer(save, method, source, targets, seed=1, **fields):
             seed=seed,
             dataset=dataset,
             clean=clean,
-            **FROM,
-            **fields,
+            **{**trained_elsewhere(method=method, seed=seed), **fields},
         )
 
 
@@ -231,6 +237,80 @@ def test_golden_transfer(save, tmp_path):
     save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
     save_transfer(save, "CoOp", 70.0, {"Letters": 60.0})
     golden("transfer.txt", transfer(load_runs([tmp_path])))
+
+
+def test_targets_alone_are_a_transfer_from_what_their_prompts_were_trained_on(save, tmp_path):
+    for dataset in ("Letters", "DTD"):
+        save(dataset, dataset=dataset, **trained_elsewhere("ImageNet"))
+    runs = load_runs([tmp_path])
+    assert fitting(runs) == ["transfer", "cost"]
+    clean, _ = transfer(runs)
+    assert "transfer from ImageNet" in clean.title
+    assert list(clean.rows[0]) == ["method", "DTD", "Letters", "average of targets"]
+    clean, _ = methods(runs)
+    assert "on DTD, Letters: prompts trained on ImageNet" in clean.format()
+    assert "prompts trained on" in few_shot(runs)[0].format()
+
+
+# -- what prompts were trained on ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({}, "Digits, new classes"),  # trained on the new classes: no prompts of the base run
+        (trained_elsewhere(), "Digits, all classes"),
+        (trained_elsewhere("DTD", subsample="base"), "DTD, base classes"),
+    ],
+)
+def test_new_classes_need_the_prompts_of_the_base_classes(save, tmp_path, capsys, fields, said):
+    save("base", subsample="base")
+    new = save("new", subsample="new", **fields)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{new.resolve()}: its prompts were trained on {said}; base-to-new" in error
+    assert error.count("\n") == 1
+
+
+def test_an_evaluation_stands_at_the_shots_and_seed_of_its_prompts(save, tmp_path):
+    """Whatever its own command said: CoOp's scripts give an evaluation no shots."""
+    for seed in (1, 2):
+        save(f"base{seed}", subsample="base", shots=16, seed=seed)
+        elsewhere = trained_elsewhere(subsample="base", shots=16, seed=seed)
+        save(f"new{seed}", subsample="new", shots=-1, seed=7, clean=60.0 + seed, **elsewhere)
+    (table,) = base_to_new(load_runs([tmp_path]))
+    assert table.rows[0]["new clean (%)"] == [61, 62] and not table.missing
+
+
+def test_both_halves_are_of_the_same_prompts(save, tmp_path, capsys):
+    base = save("base", subsample="base", prompts_sha256="a" * 64)
+    elsewhere = trained_elsewhere(subsample="base")
+    new = save("new", subsample="new", prompts_sha256="b" * 64, **elsewhere)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{base.resolve()} and {new.resolve()} are about different prompts of APD" in error
+    save("new", subsample="new", prompts_sha256="a" * 64, **elsewhere)
+    assert main([str(tmp_path)]) == 0
+
+
+def test_what_is_not_known_of_older_evaluations_is_told(save, tmp_path):
+    save("base", subsample="base")
+    new = save("new", subsample="new", **OLD)
+    (table,) = base_to_new(load_runs([tmp_path]))
+    assert "not known what these prompts were trained on" in table.format()
+    assert str(new.resolve()) in table.format()
+    source = {"prompts_from": {"model_dir": str(tmp_path / "base"), "epoch": None}}
+    save("new", subsample="new", **source)
+    (table,) = base_to_new(load_runs([tmp_path]))
+    assert "not known" not in table.format()
+
+
+def test_prompts_of_two_trainings_are_not_compared_on_one_data_set(save, tmp_path, capsys):
+    save("APD", dataset="DTD")
+    save("CoOp", method="CoOp", dataset="DTD", **trained_elsewhere("ImageNet", "CoOp"))
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "two values of what prompts tested on DTD (all classes) were trained on: DTD" in error
 
 
 # -- ablation --------------------------------------------------------------------------------------
@@ -387,12 +467,20 @@ def test_the_table_that_fits_is_shown(save, tmp_path, capsys):
     "kind, runs, why",
     [
         ("base-to-new", [{"subsample": "all"}], "there are runs of {'all'}"),
-        ("transfer", [{"dataset": "A"}, {"dataset": "B"}], "here from: A, B"),
-        ("transfer", [{"dataset": "A", **FROM}], "here from: none"),
-        ("transfer", [{}, {"dataset": "B", "backbone": "ViT-B/32", **FROM}], "backbone"),
-        ("transfer", [{}, {"dataset": "B", "threat": {"alpha": 4}, **FROM}], "threat model"),
-        ("transfer", [{}, {"dataset": "B", "shots": 1, **FROM}], "shots"),
-        ("transfer", [{}, {"dataset": "B", "host": "dassl 0.6", **FROM}], "host"),
+        ("transfer", [{"dataset": "A"}, {"dataset": "B"}], "here from: A; B"),
+        ("transfer", [{"dataset": "A", **OLD}], "here from: none"),
+        (
+            "transfer",
+            [{}, {"dataset": "B", "backbone": "ViT-B/32", **trained_elsewhere()}],
+            "backbone",
+        ),
+        (
+            "transfer",
+            [{}, {"dataset": "B", "threat": {"alpha": 4}, **trained_elsewhere()}],
+            "threat model",
+        ),
+        ("transfer", [{}, {"dataset": "B", **trained_elsewhere(shots=1)}], "shots"),
+        ("transfer", [{}, {"dataset": "B", "host": "dassl 0.6", **trained_elsewhere()}], "host"),
         ("base-to-new", [{"subsample": "base"}, {"subsample": "base"}], "seed 1 twice"),
         ("few-shot", [{"shots": 1}, {"shots": 2, "subsample": "base"}], "subsample"),
         ("ablation", [{}, {"seed": 2}], "one each"),
@@ -423,7 +511,11 @@ def test_what_is_evaluated_comes_after_what_is_trained(save, tmp_path, capsys):
                     seed=seed,
                     subsample=half,
                     argv=argv + (evaluation if half == "new" else []),
-                    **(FROM if half == "new" else {}),
+                    **(
+                        trained_elsewhere(method=method, subsample="base", seed=seed)
+                        if half == "new"
+                        else {}
+                    ),
                 )
     for half in ("base", "new"):
         (tmp_path / f"CoOp/2/{half}/results.json").unlink()
@@ -452,7 +544,7 @@ def test_a_targets_command_comes_from_another_target(save, tmp_path, capsys):
                     dataset=dataset,
                     seed=seed,
                     argv=argv,
-                    **({} if learned else FROM),
+                    **({} if learned else trained_elsewhere(method=method, seed=seed)),
                 )
     (tmp_path / "CoOp/dtd/1/results.json").unlink()
     assert main([str(tmp_path), "--commands"]) == 0

@@ -9,6 +9,7 @@ from PIL import Image
 
 from apd.clip import backbone_sha256, build_prompted_clip, load_clip, weights_sha256
 from apd.results import read_results
+from apd.tables.command import main as table
 from apd.trainers import base
 
 
@@ -144,6 +145,17 @@ def test_results_and_checkpoints_say_what_prompts_were_trained_on(run, runs, tmp
     evaluated = read_results(tmp_path)
     assert evaluated["trained_on"] == record and evaluated["subsample"] == "new"
     assert evaluated["prompts_sha256"] == read_results(runs.coop)["prompts_sha256"]
+
+
+def test_a_table_of_new_classes_takes_prompts_of_the_base_run_only(run, runs, tmp_path, capsys):
+    new, folders = ("DATASET.SUBSAMPLE_CLASSES", "new"), [str(runs.coop), str(tmp_path)]
+    assert run("CoOp", tmp_path / "trained", *new).code == 0
+    assert table([*folders, "--table", "base-to-new"]) == 2
+    assert "its prompts were trained on shapes, new classes" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "trained")
+    assert run("CoOp", tmp_path / "tested", *new, flags=of(runs.coop)).code == 0
+    assert table([*folders, "--table", "base-to-new"]) == 0
+    assert "new clean (%)" in capsys.readouterr().out
 
 
 def test_zero_shot_was_trained_on_nothing(run, tmp_path):
