@@ -6,30 +6,40 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-from apd.errors import UserError, listed
+from apd.errors import UserError, counted, listed
 from apd.results.published import Figure, Paper
-from apd.results.words import header, images_said, shots_said
+from apd.results.words import classes_said, header, images_said, shots_said
 from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic, learns
 from apd.tables.write import Table
+
+# of PGD, where a paper says nothing else
+_USUAL = {
+    **{"norm": "linf", "source": "white-box", "precision": "fp32", "last_iterate": False},
+    **{"loss": "ce", "restarts": 1, "random_start": True},
+}
 
 
 def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
     """One row per published figure that ours can be held against: theirs, ours and the difference.
 
-    Ours must be on the same backbone, data sets, classes and shots, trained on the same data set,
-    on all test images, and under a threat model that agrees with the paper's in all that the
-    paper says. What does not is told below the table, each reason once.
+    Ours must be on the same backbone, data sets, classes and shots, of prompts trained on the same
+    data set, on all test images, and under the paper's threat model; what the paper does not say of
+    that is taken to be usual. What does not agree is told below the table, each reason once; of
+    figures that no run is about, the nearest.
 
     Raises:
-        UserError: nothing can be compared; it tells why.
+        UserError: nothing can be compared; it tells why, and which figures are nearest.
     """
-    rows, reasons = [], defaultdict(list)
+    rows, reasons, distant = [], defaultdict(list), {}
     for figure in paper.figures:
         for kind, theirs in (("clean", figure.clean), ("robust", figure.robust)):
             if theirs is None:
                 continue
             try:
                 column, ours = _ours(runs, paper, figure, kind)
+            except _Elsewhere as reason:
+                distant[figure] = reason.odds
+                continue
             except _Incomparable as reason:
                 reasons[str(reason)].append(_said(figure, kind))
                 continue
@@ -38,12 +48,34 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
             cells["published"].n = ours.n  # of as many seeds as it may be, which is not said
             rows.append(_labels(figure) | {"evaluation": column.removesuffix(" (%)")} | cells)
     notes = [f"not compared, {reason}: {listed(what, 4)}" for reason, what in reasons.items()]
+    notes += _nearest(distant)
     if not rows:
         raise UserError(f"nothing to hold against {paper.name}: {'; '.join(notes)}")
     notes = [f"published: {paper.source}", *notes]
+    if assumed := [
+        f"{key} {value}" for key, value in _USUAL.items() if key not in paper.threat_model
+    ]:
+        notes.insert(1, f"not said by the paper of its attack, taken to be: {listed(assumed)}")
     table = Table("against", f"ours and published, {paper.title}, {paper.backbone}", rows, notes)
     table.baseline, table.ranked = "the published figure", False
     return [table]
+
+
+def _nearest(distant: dict[Figure, list[str]]) -> list[str]:
+    """A note on figures that no run is about: how many, and those that fewest things keep away."""
+    if not distant:
+        return []
+    order = sorted(distant, key=lambda figure: _distance(distant[figure]))
+    nearest = [
+        f"{' on '.join(_labels(figure).values())} (ours: {', '.join(distant[figure])})"
+        for figure in order
+        if _distance(distant[figure]) == _distance(distant[order[0]])
+    ]
+    return [f"no run for {counted(len(distant), 'figure')}, nearest: {listed(nearest, 3)}"]
+
+
+def _distance(odds: list[str]) -> tuple:
+    return len(odds), any(odd.startswith("method") for odd in odds)
 
 
 def published(paper: Paper) -> Table:
@@ -111,12 +143,20 @@ class _Incomparable(Exception):
     pass
 
 
+class _Elsewhere(Exception):
+    """No run is about what a figure is about; ``odds``: where the nearest one is not, in words."""
+
+    def __init__(self, odds: list[str]) -> None:
+        super().__init__(", ".join(odds))
+        self.odds = odds
+
+
 def _column(paper: Paper) -> str:
     threat = paper.threat_model
     if not threat:
         return ""
-    usual = {"norm": "linf", "source": "white-box", "precision": "fp32", "last_iterate": False}
-    evaluation = {"attack": threat["attack"], "threat_model": {**usual, **threat}, "split": "test"}
+    threat = {**_USUAL, **threat}
+    evaluation = {"attack": threat["attack"], "threat_model": threat, "split": "test"}
     return header(evaluation)
 
 
@@ -138,24 +178,13 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     if paper.backbone not in {run["backbone"] for run in runs.values()}:
         names = sorted({run["backbone"] for run in runs.values()})
         raise _Incomparable(f"of {paper.backbone}, and ours of {listed(names)}")
-    # prompts for new classes come from a run on the base classes
-    elsewhere = bool(figure.trained_on) or figure.subsample == "new"
-    found = {
-        folder: run
-        for folder, run in runs.items()
-        if run["method"] == figure.method
-        and run["backbone"] == paper.backbone
-        and run["dataset"] in figure.datasets
-        and run["subsample"] == figure.subsample
-        and (figure.shots is None or run["shots"] == figure.shots or not learns(run))
-        and (not learns(run) or bool(run.get("prompts_from")) == elsewhere)
-    }
-    lacking = [
-        name for name in figure.datasets if name not in {r["dataset"] for r in found.values()}
-    ]
+    odds = {f: _odds(run, figure) for f, run in runs.items() if run["backbone"] == paper.backbone}
+    found = {folder: runs[folder] for folder in odds if not odds[folder]}
+    if not found:
+        raise _Elsewhere(min(odds.values(), key=_distance))
+    lacking = set(figure.datasets) - {run["dataset"] for run in found.values()}
     if lacking:
-        where = f" on {listed(lacking, 3)}" if len(lacking) < len(figure.datasets) else ""
-        raise _Incomparable(f"no such runs{where}")
+        raise _Incomparable(f"no such runs on {listed(sorted(lacking), 3)}")
     shots = {run["shots"] for run in found.values() if learns(run)}
     if len(shots) > 1:
         raise _Incomparable("runs with several numbers of shots, and the paper does not say which")
@@ -172,6 +201,24 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     if not ours:
         raise _Incomparable("no seed that all its data sets have")
     return column, ours
+
+
+def _odds(run: dict, figure: Figure) -> list[str]:
+    """Where a run is not about what a figure is about, in words; evaluations are not looked at."""
+    about = {"method": (run["method"], figure.method)}
+    if run["dataset"] not in figure.datasets:
+        about["data set"] = run["dataset"], listed(figure.datasets, 1)
+    about["classes"] = run["subsample"], figure.subsample
+    if learns(run):
+        # prompts for new classes come from a run on the base classes
+        half = "base" if figure.subsample == "new" else figure.subsample
+        theirs = f"{classes_said(half)} of {figure.trained_on or run['dataset']}"
+        record, ours = run.get("trained_on"), "what is not known"
+        if record:
+            ours = f"{classes_said(record['subsample'])} of {record['dataset']}"
+        about["trained on"] = ours, theirs
+        about["shots"] = run["shots"], run["shots"] if figure.shots is None else figure.shots
+    return [f"{what} {a}, published {b}" for what, (a, b) in about.items() if a != b]
 
 
 def _evaluation(run: dict, paper: Paper, kind: str) -> str:
@@ -193,12 +240,17 @@ def _evaluation(run: dict, paper: Paper, kind: str) -> str:
     raise _Incomparable(f"under another threat model ({'; '.join(min(differing, key=len))})")
 
 
-def _odd(evaluation: dict, threat: dict) -> list[str]:
-    """Where an attack of ours is not the published one, in words."""
+def _odd(evaluation: dict, published: dict) -> list[str]:
+    """Where an attack of ours is not the published one, in words.
+
+    What the paper does not say is taken to be usual, of attacks that have it.
+    """
     ours = {**evaluation["threat_model"], "attack": evaluation["attack"]}
+    assumed = {key: value for key, value in _USUAL.items() if ours.get(key) is not None}
     return [
         f"{key} {ours.get(key)}, published {value}"
-        for key, value in threat.items()
+        + ("" if key in published else " (not said, but usual)")
+        for key, value in {**assumed, **published}.items()
         if not _same(ours.get(key), value)
     ]
 

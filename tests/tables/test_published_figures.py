@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from sample_results import THREAT, record
+from sample_results import THREAT, record, trained_elsewhere
 
 from apd.errors import UserError
 from apd.known_data import PUBLISHED
@@ -97,7 +97,7 @@ def test_ours_theirs_and_the_difference(ours, paper, tmp_path):
 
 
 def test_an_average_needs_all_its_data_sets_from_the_same_source(ours, paper, tmp_path):
-    transferred = {"prompts_from": {"folder": "x"}}
+    transferred = trained_elsewhere("ImageNet", "FAP")
     ours(dataset="EuroSAT", clean=45.0, **transferred)
     with pytest.raises(UserError, match="no such runs on UCF101: FAP on average of 2, from Image"):
         against(load_runs([tmp_path]), paper())
@@ -118,16 +118,16 @@ def test_base_classes_are_held_against_base_classes(ours, paper, tmp_path):
 def test_new_classes_are_tested_with_prompts_of_the_base_classes(ours, paper, tmp_path):
     figures = [{**PAPER["figures"][2], "subsample": "new"}]
     ours(subsample="new", robust=33.0)  # trained on the new classes
-    with pytest.raises(UserError, match="no such runs: FAP on ImageNet, new classes"):
+    with pytest.raises(UserError, match="trained on new classes of ImageNet, published base"):
         against(load_runs([tmp_path]), paper(figures=figures))
-    ours(subsample="new", robust=31.0, prompts_from={"model_dir": "base", "epoch": None})
+    ours(subsample="new", robust=31.0, **trained_elsewhere("ImageNet", "FAP", "base"))
     (table,) = against(load_runs([tmp_path]), paper(figures=figures))
     assert table.rows[0]["ours"] == [31]
 
 
 def test_an_average_needs_seeds_that_all_its_data_sets_have(ours, paper, tmp_path):
     for seed, name in enumerate(("EuroSAT", "UCF101")):
-        ours(seed, dataset=name, prompts_from={"model_dir": "x", "epoch": None})
+        ours(seed, dataset=name, **trained_elsewhere("ImageNet", "FAP", seed=seed))
     with pytest.raises(UserError, match="no seed that all its data sets have"):
         against(load_runs([tmp_path]), paper())
 
@@ -146,6 +146,69 @@ def test_other_threat_models_are_refused_and_told(ours, paper, tmp_path, changed
     (table,) = against(load_runs([tmp_path]), paper())
     assert list(rows([table])) == [("ImageNet", "clean")]
     assert f"not compared, {reason}" in table.format()
+
+
+@pytest.mark.parametrize(
+    "threat, said",
+    [
+        ({"loss": "margin"}, "loss margin, published ce"),
+        ({"restarts": 10}, "restarts 10, published 1"),
+        ({"random_start": False}, "random_start False, published True"),
+        ({"precision": "bf16"}, "precision bf16, published fp32"),
+        ({"source": "transfer:zeroshot"}, "source transfer:zeroshot, published white-box"),
+        ({"last_iterate": True}, "last_iterate True, published False"),
+    ],
+)
+def test_what_a_paper_does_not_say_of_its_attack_is_the_usual(ours, paper, tmp_path, threat, said):
+    ours(threat=threat)
+    (table,) = against(load_runs([tmp_path]), paper())
+    assert list(rows([table])) == [("ImageNet", "clean")]
+    assert f"under another threat model ({said} (not said, but usual))" in table.format()
+    (table,) = methods(load_runs([tmp_path]))
+    add_rows([table], load_runs([tmp_path]), paper())
+    row = row_of(table, "FAP")
+    assert row["clean (%)"] == [50] and [row[name] for name in table.measured[1:]] == [[], []]
+    said_by_the_paper = {**PAPER["threat_model"], **threat}
+    assert len(rows(against(load_runs([tmp_path]), paper(threat_model=said_by_the_paper)))) == 2
+
+
+def test_what_is_taken_for_usual_is_told(ours, paper, tmp_path):
+    ours()
+    (table,) = against(load_runs([tmp_path]), paper())
+    assert (
+        "not said by the paper of its attack, taken to be: source white-box, precision fp32, "
+        "last_iterate False, loss ce, restarts 1, random_start True"
+    ) in table.format()
+
+
+def test_prompts_of_another_source_are_not_those_of_the_figure(ours, paper, tmp_path):
+    for name in ("EuroSAT", "UCF101"):
+        ours(dataset=name, **trained_elsewhere("DescribableTextures", "FAP"))
+    with pytest.raises(UserError) as error:
+        against(load_runs([tmp_path]), paper())
+    assert (
+        "nearest: FAP on average of 2, from ImageNet (ours: trained on all classes of "
+        "DescribableTextures, published all classes of ImageNet)"
+    ) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, nearest",
+    [
+        (
+            {"subsample": "base", "shots": 8},
+            "FAP on ImageNet, base classes, 16 shots (ours: shots 8, published 16)",
+        ),
+        ({"method": "APD"}, "FAP on ImageNet (ours: method APD, published FAP), Other on ImageNet"),
+        ({"dataset": "DTD"}, "FAP on ImageNet (ours: data set DTD, published ImageNet"),
+    ],
+)
+def test_the_nearest_figures_are_named(ours, paper, tmp_path, fields, nearest):
+    ours(**fields)
+    with pytest.raises(UserError) as error:
+        against(load_runs([tmp_path]), paper())
+    assert f"no run for 4 figures, nearest: {nearest}" in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_counting_every_iterate_is_not_counting_the_last(ours, paper, tmp_path):
@@ -197,7 +260,7 @@ def row_of(table, method):
 
 
 def test_published_rows_stand_in_the_columns_that_they_are_about(ours, paper, tmp_path):
-    transferred = {"prompts_from": {"folder": "x"}}
+    transferred = trained_elsewhere("ImageNet", "FAP")
     for name in ("EuroSAT", "UCF101"):
         ours(dataset=name, **transferred)
     ours()
@@ -215,8 +278,8 @@ def test_published_rows_stand_in_the_columns_that_they_are_about(ours, paper, tm
 
 
 def test_published_base_and_new_have_their_harmonic_mean(ours, paper, tmp_path):
-    for half in ("base", "new"):
-        ours(subsample=half)
+    ours(subsample="base")
+    ours(subsample="new", **trained_elsewhere("ImageNet", "FAP", "base"))
     figures = [
         {**PAPER["figures"][2], "subsample": half, "clean": value, "robust": value / 2}
         for half, value in (("base", 60.0), ("new", 30.0))
