@@ -21,7 +21,7 @@ FIELDS = ("method", "dataset", "subsample", "shots", "seed")
 _OF_PROMPTS = {  # of TRAINER.<section>
     *("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"),
     *("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"),
-    *("CTX_INIT", "CSC", "CLASS_TOKEN_POSITION", "COUPLED"),
+    *("CTX_INIT", "CSC", "CLASS_TOKEN_POSITION", "COUPLED", "NUM_EXPERTS"),
 }
 _OF_IMAGES = {"INPUT.SIZE", "INPUT.INTERPOLATION"}
 _OF_BACKBONE = {f"MODEL.BACKBONE.{key}" for key in ("NAME", "ROBUST", "RESOLUTION")}
