@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TypeGuard
+
+from apd.console import lasting
 
 
 class UserError(Exception):
@@ -88,15 +89,16 @@ def tell(error: Exception) -> int | None:
 
 
 def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1."""
+    """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1.
+
+    It goes on where its output is not read (any more): ``>&-``, ``| head -1``.
+    """
 
     @wraps(main)
     def command(argv: list[str] | None = None) -> int:
         try:
-            return main(argv)
-        except BrokenPipeError:  # the reader of a pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            with lasting():
+                return main(argv)
         except Exception as error:
             if code := tell(error):
                 return code

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from apd import errors
+from apd.console import started
 from apd.errors import WorkerFailed
 
 RANK_STOPPED = "another rank has stopped: the same command goes on after the last finished epoch"
@@ -33,18 +33,6 @@ def rank() -> int:
 
 def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def started() -> int:
-    """How many processes torchrun has started; 1: none."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
-
-
-def silence_nonzero_ranks() -> None:
-    """Let only rank 0 print, also an error that every rank meets."""
-    if started() > 1 and int(os.environ["RANK"]):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        errors.silent = True
 
 
 @contextlib.contextmanager

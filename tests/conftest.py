@@ -137,22 +137,22 @@ def run(command):
 
     Returns code, out and err (what is printed), and trainer, if it came to one.
     """
+    import apd.host
     import apd.train.command
 
     def run(*args, **more):
         return call(command(*args, **more))
 
     def call(arguments):
-        made, stdout = [], sys.stdout
+        made, stdout, build = [], sys.stdout, apd.host.build_trainer
         out, err = io.StringIO(), io.StringIO()
 
         def build_trainer(cfg):
-            made.append(apd.host.build_trainer(cfg))
+            made.append(build(cfg))
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch, redirect_stderr(err):
-            patch.setattr(apd.train.command, "build_trainer", build_trainer)
-            patch.setattr(sys, "__stdout__", out)
+            patch.setattr(apd.host, "build_trainer", build_trainer)
             sys.stdout = out
             try:
                 code = apd.train.command.main(arguments)

@@ -5,7 +5,7 @@ import contextlib
 import sklearn.metrics  # noqa: F401
 
 import apd.datasets
-import apd.train.command
+import apd.host
 import apd.trainers  # noqa: F401
 from apd.clip.text import tokenizer
 

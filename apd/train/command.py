@@ -16,35 +16,27 @@ import contextlib
 import io
 import sys
 from difflib import get_close_matches
-
-import torch
+from functools import cache
 
 import apd
-from apd import config, ranks
+from apd import config
 from apd.commandline import Parser
+from apd.console import silence_nonzero_ranks, started
 from apd.errors import UserError, exit_codes, one_line
 from apd.files import check_writable, read_yaml
 from apd.ranges import whole
 from apd.results import is_complete, read_results
 
-try:
-    from apd.host import (
-        DATASET_REGISTRY,
-        HOST,
-        HOST_VERSION,
-        TRAINER_REGISTRY,
-        build_trainer,
-        collect_env_info,
-        set_random_seed,
-        setup_logger,
-    )
-except UserError as error:  # APD_HOST asks for a host that is not there
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's flags; everything after them is KEY VALUE pairs of the config."""
+    args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return args
+
+
+@cache
+def _parser() -> Parser:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--root", default="", help="folder that holds the datasets")
@@ -65,9 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--load-epoch", type=whole(1), help="its epoch (default: the best, or else the last)")
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set")
-    args = parser.parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    return args
+    return parser
 
 
 def setup_cfg(args: argparse.Namespace):
@@ -76,6 +66,8 @@ def setup_cfg(args: argparse.Namespace):
     Raises:
         UserError: missing file, unknown key or a value that it does not take.
     """
+    from apd.host import DATASET_REGISTRY, TRAINER_REGISTRY  # PyTorch is slow to import
+
     cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         found = config.find_config(path)
@@ -123,12 +115,16 @@ def _check_name(kind: str, name: str, where: str, registry) -> None:
 class _Tee(io.StringIO):
     """Keeps what is printed before the log file exists, and shows it."""
 
+    def __init__(self, console) -> None:
+        super().__init__()
+        self.console = console
+
     def write(self, text: str) -> int:
-        sys.__stdout__.write(text)
+        self.console.write(text)
         return super().write(text)
 
     def flush(self) -> None:
-        sys.__stdout__.flush()
+        self.console.flush()
 
 
 def evaluated_prompts(args: argparse.Namespace) -> dict | None:
@@ -169,14 +165,20 @@ def finished(cfg, prompts_from: dict | None) -> bool:
 
 
 def run(args: argparse.Namespace) -> None:
+    from apd import ranks
+
     cfg = setup_cfg(args)
-    if ranks.started() > 1 and cfg.SEED < 0:
+    if started() > 1 and cfg.SEED < 0:
         raise UserError("ranks of torchrun draw alike by their seed: give --seed")
     with ranks.joined(cfg.USE_CUDA):
         _run(args, cfg)
 
 
 def _run(args: argparse.Namespace, cfg) -> None:
+    import torch
+
+    from apd import host, ranks
+
     prompts_from = evaluated_prompts(args)
     # an evaluation without a folder of its own is only printed
     keep = bool(args.output_dir) or not args.eval_only
@@ -187,14 +189,14 @@ def _run(args: argparse.Namespace, cfg) -> None:
     if keep:
         check_writable(cfg.OUTPUT_DIR, "--output-dir")
     # Everything that can be wrong is found before the output folder is touched.
-    with contextlib.redirect_stdout(_Tee()) as early:
+    with contextlib.redirect_stdout(_Tee(sys.stdout)) as early:
         if cfg.SEED >= 0:
             print(f"Setting fixed seed: {cfg.SEED}")
-            set_random_seed(cfg.SEED)
+            host.set_random_seed(cfg.SEED)
         print(cfg)
-        print(collect_env_info())
-        print(f"host: {HOST} {HOST_VERSION}")
-        trainer = build_trainer(cfg)
+        print(host.collect_env_info())
+        print(f"host: {host.HOST} {host.HOST_VERSION}")
+        trainer = host.build_trainer(cfg)
         if args.eval_only:
             if not args.model_dir and trainer.learns:
                 raise UserError("--eval-only needs the folder of a run: give it with --model-dir")
@@ -205,7 +207,7 @@ def _run(args: argparse.Namespace, cfg) -> None:
         return
     trainer.keep_results, trainer.prompts_from, trainer.argv = keep, prompts_from, args.argv
     if keep and not ranks.rank():
-        setup_logger(cfg.OUTPUT_DIR)
+        host.setup_logger(cfg.OUTPUT_DIR)
         sys.stdout.file.write(early.getvalue())
     if args.eval_only:
         trainer.test()
@@ -215,10 +217,11 @@ def _run(args: argparse.Namespace, cfg) -> None:
 
 def train(argv: list[str] | None = None) -> int:
     """What ``main`` does, errors raised; for callers that tell them in their own way."""
+    silence_nonzero_ranks()
+    args = parse_args(argv)
     apd.register()
-    ranks.silence_nonzero_ranks()
     try:
-        run(parse_args(argv))
+        run(args)
     except KeyboardInterrupt:
         print("interrupted: the same command continues this run", file=sys.stderr)
         return 130

@@ -66,7 +66,7 @@ def test_a_crash_is_a_failure_with_its_traceback(sweep, write_spec, monkeypatch)
     def crash(argv):
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(apd.train.command, "main", crash)
+    monkeypatch.setattr(apd.train.command, "train", crash)
     result = sweep(write_spec())
     assert result.code == 1 and "    RuntimeError: the disk is on fire" in result.out
 

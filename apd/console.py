@@ -1,0 +1,74 @@
+"""What prints, and where nobody reads it.
+
+Standard streams may be closed from the start (``>&-``), or left by their reader (``| head -1``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+class Console:
+    """A text stream. Once its reader has gone, what is written to it is lost, without an error."""
+
+    def __init__(self, stream) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._to_nowhere_once_left():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._to_nowhere_once_left():
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        if name == "stream":  # not yet set: do not look it up in itself
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+    @contextlib.contextmanager
+    def _to_nowhere_once_left(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # the stream still holds what it could not write, and would try again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Work in here goes on whether or not anybody reads what it prints."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # its number is free, or a file's that was opened since
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    consoles = {name: Console(stream) for name, stream in before.items()}
+    vars(sys).update(consoles)
+    try:
+        yield
+    finally:
+        for name, console in consoles.items():
+            console.flush()
+            if getattr(sys, name) is console:  # not a log that writes to it
+                setattr(sys, name, before[name])
+
+
+def started() -> int:
+    """How many processes torchrun has started; 1: none."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
+
+
+def silence_nonzero_ranks() -> None:
+    """Let only rank 0 print, also an error that every rank meets."""
+    from apd import errors
+
+    if started() > 1 and int(os.environ["RANK"]):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        errors.silent = True
