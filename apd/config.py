@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -291,14 +291,7 @@ def merge(cfg: CfgNode, found: Iterable[tuple[str, object]], where: str) -> None
         UserError: an unknown key, or a value that it does not take.
     """
     for key, value in found:
-        *sections, name = key.split(".")
-        node = cfg
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or name not in node:
-            near = get_close_matches(key, [known for known, _ in flat(cfg)], n=3)
-            hint = f": did you mean {', '.join(near)}?" if near else ""
-            raise UserError(f"{where}: there is no key {one_line(key)}{hint}")
+        node, name = _holder(cfg, key, where)
         default = node[name]
         if isinstance(default, dict):
             if value is None:  # a section of YAML with nothing in it
@@ -316,6 +309,29 @@ def merge(cfg: CfgNode, found: Iterable[tuple[str, object]], where: str) -> None
         if rule is _RADIUS and isinstance(value, str) and "/" in value:
             _tell(f"{key} {value} is read as {read}: its unit is 1/255")
         node[name] = read
+
+
+def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
+    """The section that has ``key``, and the key's name there; UserError if ``cfg`` lacks it."""
+    *sections, name = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or name not in node:
+        near = get_close_matches(key, [known for known, _ in flat(cfg)], n=3)
+        hint = f": did you mean {', '.join(near)}?" if near else ""
+        raise UserError(f"{where}: there is no key {one_line(key)}{hint}")
+    return node, name
+
+
+def pairs(options: Sequence) -> list[tuple]:
+    """KEY VALUE KEY VALUE ... of a command line as pairs; UserError if one stands alone."""
+    if len(options) % 2:
+        raise UserError(
+            f"command line: {one_line(options[-1])} stands alone: flags come first, then pairs "
+            "of KEY and VALUE"
+        )
+    return list(zip(options[::2], options[1::2]))
 
 
 @cache
@@ -340,7 +356,8 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Make a Dassl config one for these trainers, in place.
 
     It gets their keys; keys that it has keep their values. Its ``merge_from_file`` also finds the
-    files that come with this package, as ``find_config`` does.
+    files that come with this package, as ``find_config`` does. What it refuses is a UserError, and
+    ``freeze`` completes it (see ``_Config``).
     """
     _add(cfg, KEYS)
     if type(cfg) is CfgNode:
@@ -383,12 +400,70 @@ def _add(node: CfgNode, keys: dict) -> None:
 
 
 class _Config(CfgNode):
-    """A config whose files may be this package's; its sections are plain ones."""
+    """A config whose files may be this package's; its sections are plain ones.
+
+    Frozen, it names a trainer and a data set that there are. And where a method's file of this
+    package meets a trainer that does not normalise images itself, as those of CoOp and MaPLe,
+    ``normalize`` is added to INPUT.TRANSFORMS, with CLIP's mean and standard deviation. A trainer
+    class says by an attribute ``normalizes = True`` that it does.
+    """
 
     def merge_from_file(self, cfg_filename: str) -> None:
-        super().merge_from_file(find_config(cfg_filename))
+        path = find_config(cfg_filename)
+        try:
+            super().merge_from_file(path)
+        except Exception as error:  # the readers of YAML and yacs raise of every kind
+            raise UserError(f"{cfg_filename}: {one_line(error)}") from error
+        if CONFIGS.resolve() / "trainers" in Path(path).resolve().parents:
+            self.__dict__["our_file"] = cfg_filename  # yacs would make an attribute a key
+
+    def merge_from_list(self, cfg_list: list) -> None:
+        for key, value in pairs(cfg_list):
+            try:
+                super().merge_from_list([key, value])
+            except Exception as error:
+                node, name = _holder(self, key, "command line")
+                rule = rule_of(key) or rule_like(node[name])
+                raise UserError(f"command line: {key} is {one_line(value)}: use {rule}") from error
+
+    def freeze(self) -> None:
+        from apd.host import DATASET_REGISTRY, TRAINER_REGISTRY  # PyTorch is slow to import
+
+        for kind, name, where, registry in (
+            ("trainer", self.TRAINER.NAME, "--trainer", TRAINER_REGISTRY),
+            ("dataset", self.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY),
+        ):
+            check_name(kind, name, where, registry.registered_names())
+        trainer = TRAINER_REGISTRY.get(self.TRAINER.NAME)
+        if "our_file" in self.__dict__ and not getattr(trainer, "normalizes", False):
+            self._normalize()
+        super().freeze()
+
+    def _normalize(self) -> None:
+        from apd.clip.foreign import MEAN, STD
+
+        part = self.INPUT
+        if "normalize" not in part.TRANSFORMS:
+            part.TRANSFORMS = type(part.TRANSFORMS)([*part.TRANSFORMS, "normalize"])
+            part.PIXEL_MEAN, part.PIXEL_STD = list(MEAN), list(STD)
+            print(
+                f"note: {self.__dict__['our_file']} is a config for trainers that normalise images "
+                f"themselves, and {self.TRAINER.NAME} here does not say that it does: normalize is "
+                "added to INPUT.TRANSFORMS, with CLIP's mean and standard deviation"
+            )
 
     _decode_cfg_value = CfgNode._decode_cfg_value  # yacs merges sections of the same type only
+
+
+def check_name(kind: str, name: str, where: str, names: list[str]) -> None:
+    """Raise UserError unless ``name`` is one of ``names``; ``where`` is what sets it."""
+    if name not in names:
+        lower = {known.lower(): known for known in names}
+        near = [lower[n] for n in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
+        raise UserError(
+            f'unknown {kind} "{name}" ({where}); '
+            f"{'did you mean' if near else 'there are'} {', '.join(near or sorted(names))}?"
+        )
 
 
 def find_config(path: str) -> str:

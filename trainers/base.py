@@ -51,6 +51,7 @@ class PromptTrainer(ResumableTrainer):
 
     section: str  # of cfg.TRAINER
     adversarial = False  # whether training attacks images
+    normalizes = True  # images, inside the model (apd.config._Config)
     batches = ("adv_full", "adv_half", "clean")  # what AT.TRAIN.AT_LOSS_TYPE may be
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from

@@ -15,14 +15,13 @@ import argparse
 import contextlib
 import io
 import sys
-from difflib import get_close_matches
 from functools import cache
 
 import apd
 from apd import config
 from apd.commandline import Parser
 from apd.console import silence_nonzero_ranks, started
-from apd.errors import UserError, exit_codes, one_line
+from apd.errors import UserError, exit_codes
 from apd.files import check_writable, read_yaml
 from apd.ranges import whole
 from apd.results import is_complete, read_results
@@ -66,7 +65,6 @@ def setup_cfg(args: argparse.Namespace):
     Raises:
         UserError: missing file, unknown key or a value that it does not take.
     """
-    from apd.host import DATASET_REGISTRY, TRAINER_REGISTRY  # PyTorch is slow to import
 
     cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
@@ -89,27 +87,9 @@ def setup_cfg(args: argparse.Namespace):
     options = [(key, value) for key, value in flags.items() if value]
     if args.seed >= 0:
         options.append(("SEED", args.seed))
-    if len(args.opts) % 2:
-        raise UserError(
-            f"command line: {one_line(args.opts[-1])} stands alone: flags come first, then pairs "
-            "of KEY and VALUE"
-        )
-    config.merge(cfg, [*options, *zip(args.opts[::2], args.opts[1::2])], "command line")
+    config.merge(cfg, [*options, *config.pairs(args.opts)], "command line")
     cfg.freeze()
-    _check_name("trainer", cfg.TRAINER.NAME, "--trainer", TRAINER_REGISTRY)
-    _check_name("dataset", cfg.DATASET.NAME, "DATASET.NAME", DATASET_REGISTRY)
     return cfg
-
-
-def _check_name(kind: str, name: str, where: str, registry) -> None:
-    names = registry.registered_names()
-    if name not in names:
-        lower = {known.lower(): known for known in names}
-        near = [lower[n] for n in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
-        raise UserError(
-            f'unknown {kind} "{name}" ({where}); '
-            f"{'did you mean' if near else 'there are'} {', '.join(near or sorted(names))}?"
-        )
 
 
 class _Tee(io.StringIO):
