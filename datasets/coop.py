@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from apd.datasets.caches import digest
-from apd.datasets.folder import image_names, subfolders
+from apd.datasets.folder import image_names, subfolders, tell_left_out
 from apd.datasets.layout import (
     DRIVE,
     Counts,
@@ -44,6 +44,7 @@ class _Tree(SplitFile):
         classes = [f.name for f in subfolders(images) if f.name not in cls.ignored]
         if not classes:
             raise UserError(f"{cls.__name__}: no class folders in {images}")
+        tell_left_out(cls.__name__, images)
         rows = []
         for label, name in enumerate(classes):
             # sorted, where CoOp takes the file system's order: the same split on every machine

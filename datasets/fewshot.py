@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from apd.classes import wanted
-from apd.errors import UserError, listed
+from apd.errors import UserError, listed, one_line
 from apd.host import DatasetBase, Datum
 
 
@@ -85,6 +86,7 @@ class FewShotDataset(DatasetBase):
             )
         # by identity: ImageNet's val is its test, and a shift's train_x
         data = {id(split): _found(source, split) for split in (train, val, test)}
+        _warn_of_test_images(source, train, test)
         super().__init__(train_x=data[id(train)], val=data[id(val)], test=data[id(test)])
 
     def draw(self, cfg, train: Sequence, val: Sequence) -> tuple[list, list]:
@@ -224,10 +226,7 @@ def _found(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
 
 
 def check_labels(source: str, train: Sequence, val: Sequence, test: Sequence) -> None:
-    """Raise UserError, naming ``source``, unless the labels are as ``FewShotDataset`` wants them.
-
-    Classes that a prompt cannot tell apart are only warned of.
-    """
+    """Raise UserError, naming ``source``, unless labels are as ``FewShotDataset`` wants them."""
     if not train or not test:
         raise UserError(f"{source}: no images for {'training' if not train else 'the test'}")
     names: dict[int, str] = {}
@@ -251,11 +250,55 @@ def check_labels(source: str, train: Sequence, val: Sequence, test: Sequence) ->
             f"{source}: val or test has classes that training lacks, or under another label: "
             f"{listed(sorted(unknown))}"
         )
-    # No error: ImageNet as published names two pairs of classes alike. As a prompt reads them.
-    read = Counter(name.replace("_", " ").lower() for name in names.values())
-    alike = sorted(name for name, count in read.items() if count > 1)
-    if alike:
-        print(f"warning: {source}: several classes are called {listed(alike)}: same prompt for all")
+
+
+_MOST_READ = 100_000  # images whose bytes are compared; among more, only paths
+
+
+def test_images_in_training(train: Sequence, test: Sequence) -> list[str]:
+    """Paths of training images that are test images too: the same path or the same bytes.
+
+    Bytes are read of those only that have the size of one on the other side.
+    """
+    trained, tested = ({item.impath for item in split} for split in (train, test))
+    trained, tested = _alike(os.path.getsize, trained, tested)
+    if len(trained) + len(tested) > _MOST_READ:
+        return sorted(trained & tested)
+    for mark in (_glimpse, _digest):
+        trained, tested = _alike(mark, trained, tested)
+    return sorted(trained)
+
+
+def _alike(mark: Callable, here: set[str], there: set[str]) -> tuple[set[str], set[str]]:
+    """Those paths on either side whose file has a mark that one on the other side has."""
+    marks: dict[str, object] = {}
+    for path in here | there:
+        try:
+            marks[path] = mark(path)
+        except OSError:
+            marks[path] = path  # it is like itself only
+    common = {marks[path] for path in here} & {marks[path] for path in there}
+    return tuple({path for path in side if marks[path] in common} for side in (here, there))
+
+
+def _glimpse(path: str) -> bytes:
+    """Some bytes of the middle, which tell nearly all images apart."""
+    with open(path, "rb") as file:
+        file.seek(os.path.getsize(path) // 2)
+        return file.read(256)
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+def _warn_of_test_images(source: str, train: Sequence, test: Sequence) -> None:
+    if train is not test and (same := test_images_in_training(train, test)):
+        print(
+            f"warning: {source}: {len(same):,} of {len(train):,} training images are test images "
+            f"too (the same file or the same bytes), such as {one_line(same[0])}: accuracy counts "
+            "images that were trained on"
+        )
 
 
 def _warn_of_shortage(source: str, train: Sequence, shots: int) -> None:

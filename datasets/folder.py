@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 from apd.datasets.fewshot import Entry, FewShotDataset, data_root
@@ -59,6 +60,35 @@ class Folder(FewShotDataset):
         return data_root(cfg) / cfg.DATASET.FOLDER.DIR
 
 
+def tell_left_out(source: str, folder: Path) -> None:
+    """Print in one line what of a tree of class folders is not read, if anything."""
+    left: Counter[str] = Counter()
+    for entry in os.scandir(folder):
+        hidden = entry.name.startswith(".")
+        if not entry.is_dir():
+            left["images in no class folder"] += not hidden and _is_image(entry.name)
+        elif hidden:
+            left["hidden folders"] += 1
+        else:
+            left.update(map(_why_left_out, os.scandir(entry.path)))
+    told = [f"{count:,} {what}" for what, count in sorted(left.items()) if what and count]
+    if told:
+        print(f"note: {source}: not read below {folder}: {listed(told)}")
+
+
+def _why_left_out(entry: os.DirEntry) -> str:
+    """What to call an entry of a class folder that is no image; "" for one, and hidden files."""
+    if entry.is_dir():
+        return "folders in class folders"
+    if entry.name.startswith("."):
+        return "hidden images" if _is_image(entry.name) else ""
+    return "" if _is_image(entry.name) else f"{Path(entry.name).suffix.lower() or 'other'} files"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
 def subfolders(folder: Path) -> list[os.DirEntry]:
     """Sorted by name, without hidden ones."""
     entries = (e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
@@ -68,9 +98,7 @@ def subfolders(folder: Path) -> list[os.DirEntry]:
 def image_names(folder: str | os.PathLike) -> list[str]:
     """The image files in a folder, sorted, without hidden ones."""
     return sorted(
-        name
-        for name in os.listdir(folder)
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        name for name in os.listdir(folder) if _is_image(name) and not name.startswith(".")
     )
 
 
@@ -87,6 +115,7 @@ def _images(folder: Path) -> dict[str, list[str]]:
             raise UserError(
                 f"Folder: {one_line(folder / name)} names a class, but is no plain text"
             )
+    tell_left_out("Folder", folder)
     if not classes:
         raise UserError(f"Folder: no class folders in {folder}: {LAYOUTS}")
     empty = [name for name, paths in classes.items() if not paths]

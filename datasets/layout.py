@@ -90,7 +90,9 @@ class Published(FewShotDataset):
         if cfg.DATASET.NUM_SHOTS >= 1:
             train, val = self._shots(cfg, folder, source, test)
         else:
-            train, val = source.train(), source.val() if source.val else []
+            # by identity: a shift's training images are its test images
+            train = test if source.train is source.test else source.train()
+            val = source.val() if source.val else []
         val, test = self.validation(cfg, source.val() if source.val else [], val, test)
         super().__init__(cfg, train, val if source.val else test, test, drawn=True)
 

@@ -23,6 +23,7 @@ from apd.clip import (
     load_clip,
     weights_sha256,
 )
+from apd.clip.text import warn_of_same_prompts
 from apd.config import KEYS, check, plain
 from apd.datasets.fewshot import FewShotDataset
 from apd.errors import ImpossibleResult, NonFiniteLoss, UserError
@@ -115,6 +116,8 @@ class PromptTrainer(ResumableTrainer):
             if DETERMINISTIC_TRANSFORMS.issuperset(self.cfg.INPUT.TRANSFORMS):
                 self.train_loader_x = cached_loader(self.train_loader_x)
         self.check_data_keys()
+        if not self.class_specific:  # else their contexts differ
+            warn_of_same_prompts(self.cfg.DATASET.NAME, self.dm.dataset.classnames)
         self.split_loader(self.cfg.TEST.SPLIT)
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:
             raise UserError(

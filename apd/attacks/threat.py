@@ -74,7 +74,7 @@ class ThreatModel:
 
 def doubts(eps: float, steps: int | None) -> Iterator[tuple[str, str]]:
     """What an attacker's eps and steps can hardly be meant to be: names, each with a sentence."""
-    if 0 < eps < 0.1:
+    if 0 < eps < 1:
         yield "tiny-eps", f"eps {eps:g} is {eps:g}/255: its unit is 1/255, so that 4/255 is 4"
     if eps == 0:
         yield "unmoved", "with eps 0 the attack may change nothing"

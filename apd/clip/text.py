@@ -16,6 +16,7 @@ Where several processes train together, each encodes its part of the classes (``
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
@@ -35,7 +36,7 @@ from apd.clip.blocks import (
     residual_block,
     update,
 )
-from apd.errors import UserError
+from apd.errors import UserError, listed
 
 # Groups smaller than this cost more in overhead than their padding would.
 _MIN_GROUP = 64
@@ -45,6 +46,24 @@ _MIN_GROUP = 64
 def tokenizer() -> SimpleTokenizer:
     """OpenAI's byte-pair tokenizer (1 s to build, hence shared)."""
     return SimpleTokenizer()
+
+
+def read_alike(classnames: Sequence[str]) -> list[list[str]]:
+    """Groups of class names that CLIP's tokenizer reads as the same words, and so as one prompt."""
+    groups = defaultdict(list)
+    for name in classnames:
+        groups[tuple(tokenizer().encode(f"{name.replace('_', ' ')}."))].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_same_prompts(source: str, classnames: Sequence[str]) -> None:
+    """Print in one line which classes share a prompt: no image can tell them apart.
+
+    No error: ImageNet as published names two pairs of classes alike.
+    """
+    if groups := read_alike(classnames):
+        alike = listed(" = ".join(map(repr, group)) for group in groups)
+        print(f"warning: {source}: CLIP reads class names alike, so they share a prompt: {alike}")
 
 
 class ClassPrompts(nn.Module):

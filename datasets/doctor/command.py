@@ -31,6 +31,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from apd.clip.text import warn_of_same_prompts
 from apd.commandline import Parser
 from apd.datasets.doctor.selftest import self_test
 from apd.datasets.doctor.zeroshot import zero_shot
@@ -90,6 +91,8 @@ def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding
             train, test = source.train(), source.test()
             val = source.val() if source.val else []
             check_labels(dataset.__name__, train, val, test)
+            names = {entry.label: entry.classname for entry in train}
+            warn_of_same_prompts(dataset.__name__, list(names.values()))
     except UserError as error:
         finding.state = "faulty"
         finding.advice.append(str(error).removeprefix(f"{dataset.__name__}: "))

@@ -10,6 +10,7 @@ from plain_clip import assert_same, layout
 
 import apd.clip.text
 from apd.clip import ClassPrompts, encode_text
+from apd.clip.text import read_alike
 from apd.errors import UserError
 
 NAMES = ["cat", "golden retriever", "st. bernard", "yellow_lady's_slipper", "707-320", "ox"]
@@ -223,3 +224,25 @@ def test_a_prompt_over_77_tokens_names_the_class(vit, position):
     ClassPrompts(vit, ["dog", fits], n_ctx=4, words=words, position=position)  # 77 exactly
     with pytest.raises(UserError, match='class "cat cat.* 78 tokens.* 77'):
         ClassPrompts(vit, ["dog", f"{fits}_cat"], n_ctx=4, words=words, position=position)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        *(("cat", "cat "), ("hot dog", "hot  dog"), ("hot_dog", "Hot dog"), ("a_b", "a__b")),
+        *(("salt & pepper", "salt &amp; pepper"), ("chef's hat", "chef\u2019s hat")),
+    ],
+)
+def test_class_names_that_make_one_prompt_are_found(one, other):
+    assert read_alike(["dog", one, "horse", other]) == [[one, other]]
+
+
+@given(st.lists(st.text("aA_ \t'&;.-\u2019amp", max_size=6), min_size=2, max_size=4))
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+def test_class_names_are_alike_where_the_clip_packages_tokens_are(names):
+    rows = clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names]).tolist()
+    groups = [[name for name, row in zip(names, rows) if row == first] for first in rows]
+    expected = [
+        group for i, group in enumerate(groups) if len(group) > 1 and group not in groups[:i]
+    ]
+    assert read_alike(names) == expected

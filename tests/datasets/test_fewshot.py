@@ -1,11 +1,12 @@
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from apd.datasets.digits import Digits
-from apd.datasets.fewshot import FewShotDataset, subsample_classes
+from apd.datasets.fewshot import Entry, FewShotDataset, subsample_classes
 from apd.errors import UserError, listed
 from apd.host import Datum
 
@@ -115,9 +116,8 @@ def test_too_many_shots_warns_and_uses_what_there_is(make_cfg, items, capsys):
     data = items((0, "cat"), (0, "cat"), (1, "dog"), *[(2, "hen")] * 9)
     dataset = FewShotDataset(make_cfg("Toy", "DATASET.NUM_SHOTS", 8), data, [], data)
     assert [item.label for item in dataset.train_x] == [0] * 2 + [1] + [2] * 8
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert len(warnings) == 1 and "fewer than 8" in warnings[0]
-    assert warnings[0].endswith("cat (2), dog (1)")
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "fewer than 8" in line]
+    assert warning.endswith("cat (2), dog (1)")
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,30 @@ def test_val_labels_are_checked_too(make_cfg, items):
         FewShotDataset(make_cfg("Toy"), data, items((2, "hen")), data)
 
 
-def test_classes_with_one_prompt_are_warned_of(make_cfg, items, capsys):
-    # no error: ImageNet's published class names have such pairs
-    data = items((0, "hot_dog"), (1, "Hot dog"), (2, "cat"))
-    FewShotDataset(make_cfg("Toy"), data, [], data)
-    assert "several classes are called hot dog" in capsys.readouterr().out
+@pytest.mark.parametrize("shots", [-1, 2])
+def test_test_images_in_training_are_warned_of(make_cfg, tmp_path, capsys, shots):
+    def split(*contents):
+        paths = [tmp_path / f"{content[:9].decode()}-{len(content)}" for content in contents]
+        for path, content in zip(paths, contents):
+            path.write_bytes(content)
+        return [Entry(str(path), label, 0, f"c{label}") for label, path in enumerate(paths)]
+
+    def drawn(train, test):
+        FewShotDataset(make_cfg("Toy", "DATASET.NUM_SHOTS", shots), train, [], test)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if "test images too" in line]
+
+    a, b = split(b"a" * 1000, b"b" * 1000)
+    other = split(b"o" * 1000, b"p" * 1000)
+    assert not drawn([a, b], other)
+    (line,) = drawn([a, b], [a, other[1]])  # the same file
+    assert "1 of 2 training images are test images too" in line and a.impath in line
+    copy = Path(b.impath + ".copy")
+    copy.write_bytes(b"b" * 1000)
+    (line,) = drawn([a, b], [other[0], b._replace(impath=str(copy))])  # the same bytes
+    assert b.impath in line
+    copy.write_bytes(b"c" + b"b" * 999)  # of the same size, the same in the middle
+    assert not drawn([a, b], [other[0], b._replace(impath=str(copy))])
 
 
 def test_unknown_or_empty_half_is_an_error(make_cfg, items):

@@ -161,3 +161,18 @@ def test_a_class_whose_name_is_no_text_is_told(make_cfg, tree):
     os.mkdir(os.fsencode(root / "train") + b"/caf\xe9")
     with pytest.raises(UserError, match="caf.* names a class, but is no plain text"):
         Folder(make_cfg("Folder"))
+
+
+def test_what_is_not_read_is_counted(make_cfg, tree, capsys):
+    tree("train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png")
+    Folder(make_cfg("Folder"))
+    assert "not read" not in capsys.readouterr().out
+    tree("train/a/5.png", "train/.cat/6.png", "train/7.png", "train/b/in/8.png", "train/b/.9.png")
+    for name in ("train/a/10.gif", "train/b/11.GIF", "train/b/notes", "train/b/.DS_Store"):
+        (tree() / name).touch()
+    assert len(Folder(make_cfg("Folder")).train_x) == 3
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not read" in line]
+    assert line.endswith(
+        "train: 2 .gif files, 1 folders in class folders, 1 hidden folders, 1 hidden images, "
+        "1 images in no class folder, 1 other files"
+    )

@@ -176,7 +176,8 @@ def test_every_flag_of_the_documentation_was_seen():
     [
         (0.0157, "pgd-10", {"tiny-eps"}),
         (0.0157, "apgd-ce-2", {"tiny-eps"}),
-        (0.1, "pgd-10", set()),
+        (0.99, "pgd-10", {"tiny-eps"}),
+        (1, "pgd-10", set()),
         (8, "pgd-0", {"unmoved"}),
         (0, "pgd-10", {"unmoved"}),
         (0, "apgd-ce-2", {"unmoved"}),
