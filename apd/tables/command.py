@@ -20,7 +20,7 @@ from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
 from apd.tables.against import add_rows, against, published
-from apd.tables.compare import compare
+from apd.tables.compare import INTERVALS, compare
 from apd.tables.kinds import CRITERIA, TABLES, fitting
 from apd.tables.missing import commands
 from apd.tables.write import write
@@ -35,6 +35,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
+    add(
+        "--interval",
+        choices=INTERVALS,
+        default="images",
+        help=(
+            "of differences: what other test images would change (default; a bootstrap), or other "
+            "seeds (Student's t)"
+        ),
+    )
     add(
         "--against",
         metavar="PAPER",
@@ -100,8 +109,12 @@ def main(argv: list[str] | None = None) -> int:
         missing = dict.fromkeys(one for table in tables for one in table.missing)
         print("\n".join(commands(missing, runs)) or "# nothing is missing")
         return 0
-    if args.baseline:
-        compare(tables, args.baseline)
+    # an ablation has a baseline of its own
+    baseline = args.baseline or next((one.baseline for one in tables if one.baseline), None)
+    if args.interval != "images" and (args.against or not baseline):
+        raise UserError("--interval is of differences to a row: give --baseline too")
+    if args.baseline or args.interval != "images":
+        compare(tables, baseline, args.interval)
     if args.published:
         paper = read_paper(args.published)
         add_rows(tables, runs, paper)

@@ -1,7 +1,8 @@
-"""Differences to a baseline, with intervals over test images and over data sets."""
+"""Differences to a baseline, with intervals over test images, over seeds and over data sets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from statistics import mean
 
 import numpy as np
@@ -13,12 +14,13 @@ from apd.tables.grid import Numbers, OverSets, is_accuracy
 RESAMPLES = 2_000
 
 
-def compare(tables: list, baseline: str) -> None:
+def compare(tables: list, baseline: str, over: str = "images") -> None:
     """Give the accuracies of all other rows their difference to the row of that name.
 
     Args:
         tables: of ``apd.tables.write.Table``, whose first column names the rows; those that
             lack the row are left as they are.
+        over: of ``INTERVALS``: what the 95 % interval of a difference takes to be drawn anew.
 
     Raises:
         UserError: all of them lack it.
@@ -29,12 +31,12 @@ def compare(tables: list, baseline: str) -> None:
         raise UserError(f"no {label} {baseline} in these tables: there are {listed(names)}")
     for table in tables:
         base = next((row for row in table.rows if row[label] == baseline), {})
-        table.baseline = baseline if base else None
+        table.baseline, table.over = (baseline if base else None), over
         for row in table.rows:
             for name, cell in row.items():
                 if row is not base and is_accuracy(cell) and is_accuracy(base.get(name)):
                     cell.difference = mean(cell) - mean(base[name])
-                    cell.interval = paired_interval(cell, base[name])
+                    cell.interval = INTERVALS[over](cell, base[name])
                     cell.over_sets = over_data_sets(cell, base[name])
 
 
@@ -63,6 +65,34 @@ def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
     return 100 * float(low), 100 * float(high)
 
 
+def interval_over_seeds(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
+    """95 % interval of the difference of two means, over seeds: few-shot draws and starts.
+
+    Student's t on the differences of equal seeds, which draw the same images; test images are
+    taken as they are. None: one seed, or rows of different seeds.
+    """
+    ours, theirs = ({value.seed: value for value in row} for row in (cell, base))
+    if ours.keys() != theirs.keys() or len(ours) < 2 or None in ours:
+        return None
+    return _t_interval([ours[seed] - theirs[seed] for seed in ours])
+
+
+def _t_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of what these are a sample of (Student's t)."""
+    from scipy.stats import t  # slow to import
+
+    count = len(differences)
+    half = float(t.ppf(0.975, count - 1)) * float(np.std(differences, ddof=1)) / count**0.5
+    middle = float(np.mean(differences))
+    return middle - half, middle + half
+
+
+INTERVALS: dict[str, Callable[[Numbers, Numbers], tuple[float, float] | None]] = {
+    "images": paired_interval,
+    "seeds": interval_over_seeds,
+}
+
+
 def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
     """How the difference of two averages over data sets varies with the set; None: not averages.
 
@@ -73,7 +103,7 @@ def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
     counts = {len(value.parts) for value in [*cell, *base]}
     if len(counts) != 1 or counts <= {0, 1}:
         return None
-    from scipy.stats import permutation_test, t  # slow to import
+    from scipy.stats import permutation_test  # slow to import
 
     ours, theirs = (
         np.mean(
@@ -82,7 +112,6 @@ def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
         for row in (cell, base)
     )
     apart, sets = ours - theirs, len(ours)
-    half = float(t.ppf(0.975, sets - 1) * apart.std(ddof=1) / sets**0.5)
     test = permutation_test(
         (apart,),
         np.mean,
@@ -91,12 +120,5 @@ def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
         vectorized=True,
         random_state=0,
     )
-    middle = float(apart.mean())
-    return OverSets(
-        sets,
-        int((apart > 0).sum()),
-        int((apart < 0).sum()),
-        middle - half,
-        middle + half,
-        float(test.pvalue),
-    )
+    wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
+    return OverSets(sets, wins, losses, *_t_interval(apart), float(test.pvalue))

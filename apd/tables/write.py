@@ -32,6 +32,7 @@ class Table:
             ``Numbers``, a list of numbers, one per seed. The first label names the row.
         notes: what stands below it beside its footnotes.
         baseline: the row that differences are to, if there are any.
+        over: what the intervals of differences are over: "images" or "seeds".
         extra: what JSON tells beside it.
         ranked: whether a column's best numbers are set off.
         about: what columns are about; of two topics it is the harmonic mean.
@@ -42,6 +43,7 @@ class Table:
     rows: list[dict]
     notes: list[str] = field(default_factory=list)
     baseline: str | None = None
+    over: str = "images"
     extra: dict = field(default_factory=dict)
     ranked: bool = True
     about: dict[str, tuple[Topic, ...]] = field(default_factory=dict)
@@ -180,6 +182,18 @@ def _digits(table: Table, name: str) -> int:
     return 0 if max((max(cell) for cell in cells if cell), default=0) >= 10 else 2
 
 
+_OVER = {
+    "images": (
+        "test images (paired bootstrap; verdicts are averaged over seeds first, so it leaves out "
+        "what other seeds would change)"
+    ),
+    "seeds": (
+        "seeds (Student's t on the differences of equal seeds; it leaves out what other test "
+        "images would change)"
+    ),
+}
+
+
 def _notes(table: Table, usual: int) -> list[str]:
     cells = [row[name] for row in table.rows for name in table.measured]
     notes = list(table.notes)
@@ -188,7 +202,7 @@ def _notes(table: Table, usual: int) -> list[str]:
     if any(cell.difference is not None for cell in cells):
         told = f"in brackets: the difference to {table.baseline} in points"
         if any(cell.interval for cell in cells):
-            told += ", and its 95 % interval (paired bootstrap over test images)"
+            told += f", and its 95 % interval over {_OVER[table.over]}"
         if any(cell.over_sets for cell in cells):
             told += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
         notes.append(told)
@@ -287,7 +301,7 @@ _STYLES = {
 def _csv(tables: list[Table]) -> str:
     """One line per cell, so that tables with different columns fit in one file."""
     labels = list(dict.fromkeys(label for table in tables for label in table.labels))
-    numbers = ["mean", "std", "n", "missing", "difference", "low", "high"]
+    numbers = ["mean", "std", "n", "missing", "difference", "low", "high", "over"]
     text = io.StringIO()
     columns = ["table", "title", *labels, "column", *numbers]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -299,7 +313,8 @@ def _csv(tables: list[Table]) -> str:
                 low, high = cell["interval"] or (None, None)
                 line = {"table": table.name, "title": table.title, "column": name}
                 line |= {label: row[label] for label in table.labels}
-                line |= {key: cell[key] for key in numbers[:-2]} | {"low": low, "high": high}
+                line |= {key: cell[key] for key in numbers[:-3]} | {"low": low, "high": high}
+                line["over"] = table.over if cell["interval"] else None
                 writer.writerow(line)
     return text.getvalue().removesuffix("\n")
 
@@ -313,6 +328,7 @@ def _json(tables: list[Table]) -> str:
                     "title": table.title,
                     "notes": table.notes,
                     "baseline": table.baseline,
+                    "intervals_over": table.over if table.baseline else None,
                     "rows": [
                         {name: row[name] for name in table.labels}
                         | {name: _plain(row[name]) for name in table.measured}

@@ -15,6 +15,7 @@ from sample_results import THREAT, check_golden, keep_verdicts, record
 
 from apd.results.words import signed
 from apd.tables.command import load_runs, main
+from apd.tables.compare import compare
 from apd.tables.grid import OverSets
 from apd.tables.kinds import methods
 
@@ -642,6 +643,72 @@ def test_runs_as_a_module(save):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "APD" in done.stdout
+
+
+# -- differences over seeds ------------------------------------------------------------------------
+
+
+def save_seeds(save, dataset="Digits", apart=(2.0, 5.0, -1.0)):
+    for seed, difference in enumerate(apart, start=1):
+        base = 50.0 + 10 * seed  # varies far more than the differences
+        save(f"CoOp/{dataset}/{seed}", method="CoOp", dataset=dataset, seed=seed, clean=base)
+        save(f"APD/{dataset}/{seed}", dataset=dataset, seed=seed, clean=base + difference)
+
+
+def test_the_interval_over_seeds_is_that_of_a_paired_t_test(save, tmp_path, capsys):
+    from scipy.stats import ttest_rel
+
+    save_seeds(save)
+    path = tmp_path / "t.json"
+    options = ("--baseline", "CoOp", "--interval", "seeds", "--json", str(path))
+    assert main([str(tmp_path), *options]) == 0
+    out = capsys.readouterr().out
+    (table,) = json.loads(path.read_text())["tables"]
+    cell = table["rows"][1]["clean (%)"]
+    expected = ttest_rel([62, 75, 79], [60, 70, 80]).confidence_interval()
+    assert cell["interval"] == pytest.approx(list(expected), abs=1e-5)
+    assert cell["difference"] == 2 and table["intervals_over"] == "seeds"
+    assert f"(+2.0 [{expected.low:+.1f}, {expected.high:+.1f}])" in out
+    assert "its 95 % interval over seeds (Student's t on the differences of equal seeds" in out
+
+
+def test_an_averages_interval_over_seeds_is_of_the_seeds_averages(save, tmp_path):
+    save_seeds(save, "A")
+    save_seeds(save, "B", apart=(4.0, -5.0, 1.0))
+    tables = methods(load_runs([tmp_path]))
+    compare(tables, "CoOp", "seeds")
+    low, high = tables[0].rows[1]["average"].interval  # of +3, 0, 0
+    half = 4.302653 * stdev([3, 0, 0]) / 3**0.5  # t of 2 degrees of freedom
+    assert (low, high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
+
+
+def test_without_equal_seeds_there_is_no_interval_over_seeds(save, tmp_path):
+    save_seeds(save)
+    (tmp_path / "CoOp/Digits/3/results.json").unlink()
+    (table,) = methods(load_runs([tmp_path]))
+    compare([table], "CoOp", "seeds")
+    assert table.rows[1]["clean (%)"].interval is None
+    assert "interval over" not in table.format()
+
+
+def test_the_foot_says_what_the_interval_over_images_leaves_out(save, tmp_path, capsys):
+    for seed in (1, 2):
+        save_verdicts(save, "CoOp", [0, 1, 1, 0], seed)
+        save_verdicts(save, "APD", [0, 1, 0, 0], seed)
+    assert main([str(tmp_path), "--baseline", "CoOp"]) == 0
+    out = capsys.readouterr().out
+    assert "its 95 % interval over test images (paired bootstrap; verdicts are averaged over" in out
+
+
+def test_an_interval_needs_a_baseline_or_an_ablation(save, tmp_path, capsys):
+    save_seeds(save)
+    assert "give --baseline too" in error_of(capsys, tmp_path, "--interval", "seeds")
+    for seed in (1, 2):
+        for tau in (1.0, 2.0):
+            config = {"TRAINER": {"APD": {"TAU": tau}}}
+            save(f"abl/{tau}/{seed}", seed=seed, clean=80.0 + tau * seed, config=config)
+    assert main([str(tmp_path / "abl"), "--interval", "seeds"]) == 0
+    assert "over seeds" in capsys.readouterr().out
 
 
 # -- differences over data sets --------------------------------------------------------------------
