@@ -186,24 +186,25 @@ def build(command):
 
 @pytest.fixture
 def inline(monkeypatch):
-    """The engine of sweeps and shards runs each cell in this process. Has ``started``, folders."""
+    """Sweeps and shards run each job in this process. Has ``started``, folders."""
     import apd.evaluate.command
-    import apd.sweep.engine
-    from apd.sweep.worker import run_cell
+    import apd.evaluate.workers
+    import apd.jobs.options
+    from apd.jobs.worker import run_job
 
     class Inline:
-        """An executor that has run a cell when it has started it."""
+        """An executor that has run a job when it has started it."""
 
         started, pause = [], 0
 
         def room(self, running):
             return 1 - running
 
-        def start(self, cells):
-            self.started += [cell.folder for cell in cells]
-            for cell in cells:
-                run_cell(cell, ".", threads=1)
-            return list(cells)
+        def start(self, jobs):
+            self.started += [job.folder for job in jobs]
+            for job in jobs:
+                run_job(job, ".", threads=1)
+            return list(jobs)
 
         def poll(self, handle):
             return ""
@@ -212,7 +213,8 @@ def inline(monkeypatch):
             pass
 
     executor = Inline()
-    monkeypatch.setattr(apd.sweep.engine, "make_executor", lambda *_: executor)
+    monkeypatch.setattr(apd.jobs.options.ExecutorOptions, "start", lambda *_: executor)
+    monkeypatch.setattr(apd.evaluate.workers, "start_local", lambda *_: executor)
     monkeypatch.setattr(apd.evaluate.command, "warm_up", lambda: None)
     return executor
 

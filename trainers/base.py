@@ -39,7 +39,6 @@ from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
 from apd.results.words import described
-from apd.sweep.engine import EngineOptions
 from apd.trainers.resumable import ResumableTrainer
 
 
@@ -411,7 +410,7 @@ class PromptTrainer(ResumableTrainer):
             "seed": self.cfg.SEED,
         }
         saved = SavedRun(Path(self.output_dir), results)
-        run_shards([(saved, [merger])], len(merger.images.digests), EngineOptions())
+        run_shards([(saved, [merger])], len(merger.images.digests))
 
     def compare_with_zero_shot(self, records: list[dict]) -> None:
         """Flag accuracy below half of zero-shot CLIP's, which is evaluated where that can be."""

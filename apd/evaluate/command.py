@@ -36,13 +36,13 @@ from apd.evaluate.run import Run, SavedRun
 from apd.evaluate.shards import Images, Merger, shard_counts
 from apd.evaluate.workers import run_shards
 from apd.files import check_writable
+from apd.jobs import options
+from apd.jobs.local import warm_up
+from apd.jobs.lock import Lock
 from apd.ranges import number, per_255, several, whole
 from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
 from apd.results.words import radius
-from apd.sweep import engine
-from apd.sweep.executors import warm_up
-from apd.sweep.lock import Lock
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--shards", type=whole(1), metavar="N", help="split the images over N workers")
     how.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
     how.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
-    engine.add_arguments(parser, "shard", "all, or one per GPU")
+    options.add_arguments(parser, "shard", "all, or one per GPU")
     return parser.parse_args(argv)
 
 
@@ -186,7 +186,7 @@ def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run
             mergers = {run: to_merge(run, requests[run], args) for run in group}
         if args.shards:
             todo = [(run.saved, mergers[run]) for run in group]
-            run_shards(todo, args.shards, engine.EngineOptions.of(args))
+            run_shards(todo, args.shards, options.ExecutorOptions.of(args).start, args.jobs)
         for run in group:
             records: list[dict] = []
             for place, request in enumerate(requests[run]):

@@ -18,7 +18,7 @@ from apd.evaluate.files import CLEAN, EvaluationFiles, evaluation_files
 from apd.evaluate.loop import Data, attack_record, clean_record, finish, part_of, places_of
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source
 from apd.evaluate.state import AttackState, Clean, ImageDigest
-from apd.sweep.lock import owner
+from apd.jobs.lock import owner
 
 
 class Images:

@@ -11,36 +11,47 @@ from apd.errors import WorkerFailed
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard
 from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Merger
+from apd.jobs.engine import StartExecutor, run_jobs
+from apd.jobs.job import Job, State
+from apd.jobs.local import start_local, visible_gpus
 from apd.results import EVALUATIONS
-from apd.sweep import engine
-from apd.sweep.cell import Cell, State
 
 
-@dataclass(frozen=True)
-class ShardCell(Cell):
-    """A shard of one run's evaluation. ``argv`` is the files that it leaves."""
+@dataclass(frozen=True, kw_only=True)
+class ShardJob(Job):
+    """A shard of one run's evaluation.
 
-    shard: Shard = Shard(1, 1)
-    saved: SavedRun | None = field(default=None, compare=False)
-    requests: tuple[EvaluationRequest, ...] = field(default=(), compare=False)
+    Args:
+        saved: whose evaluation it is.
+        shard: which part of the images.
+        requests: what is asked for, of that shard.
+        files: what it leaves.
+    """
+
+    saved: SavedRun = field(compare=False)
+    shard: Shard
+    requests: tuple[EvaluationRequest, ...] = field(compare=False)
+    files: tuple[Path, ...]
 
     @classmethod
-    def of(cls, saved: SavedRun, shard: Shard, mergers: Sequence[Merger]) -> ShardCell:
+    def of(cls, saved: SavedRun, shard: Shard, mergers: Sequence[Merger]) -> ShardJob:
         store = saved.folder / EVALUATIONS
         requests = (merger.shard_request(shard) for merger in mergers)
         return cls(
-            str(store / shard.folder),
-            tuple(str(path) for merger in mergers for path in merger.missing_files(shard)),
-            str(store / SHARDS),
-            shard=shard,
+            folder=str(store / shard.folder),
+            output=str(store / SHARDS),
             saved=saved,
+            shard=shard,
             requests=tuple(request for request in requests if request),
+            files=tuple(path for merger in mergers for path in merger.missing_files(shard)),
         )
 
-    def state(self) -> State:
-        if all(Path(path).exists() for path in self.argv):
-            return State("done")
-        return self.unfinished()
+    @property
+    def command(self) -> list[str]:
+        return [str(path) for path in self.files]
+
+    def done(self) -> State | None:
+        return State("done") if all(path.exists() for path in self.files) else None
 
     def run(self) -> int:
         evaluate_requests(self.saved, self.requests)
@@ -62,26 +73,31 @@ def evaluate_requests(saved: SavedRun, requests: Iterable[EvaluationRequest]) ->
 def run_shards(
     todo: Sequence[tuple[SavedRun, Sequence[Merger]]],
     count: int,
-    options: engine.EngineOptions,
+    start_executor: StartExecutor | None = None,
+    slots: int | None = None,
 ) -> None:
     """Bring all ``count`` shards of all evaluations to their end.
+
+    Args:
+        start_executor: default: processes on this machine.
+        slots: how many shards at a time; default: one for each GPU, or else all of one evaluation.
 
     Raises:
         KeyboardInterrupt: interrupted; what was found is kept.
         WorkerFailed: one has ended in an error.
     """
-    cells = [ShardCell.of(saved, shard, m) for saved, m in todo for shard in Shard.all(count)]
-    cells = [cell for cell in cells if cell.argv]
-    if not cells:
+    jobs = [ShardJob.of(saved, shard, m) for saved, m in todo for shard in Shard.all(count)]
+    jobs = [job for job in jobs if job.files]
+    if not jobs:
         return
-    for cell in cells:
-        cell.forgive()  # of an earlier time
-    jobs = options.jobs or engine.gpus() or count
-    ended = engine.run_cells(cells, options, min(jobs, len(cells)), file=sys.stderr)
-    for cell, state in ended.items():
+    for job in jobs:
+        job.clear_failure()  # of an earlier time
+    slots = min(slots or len(visible_gpus()) or count, len(jobs))
+    ended = run_jobs(jobs, start_executor or start_local, slots, "shard", file=sys.stderr)
+    for job, state in ended.items():
         if state.kind != "done":
             raise WorkerFailed(
-                f"{cell.saved.folder}, shard {cell.shard}: {state.note}"
+                f"{job.saved.folder}, shard {job.shard}: {state.note}"
                 + (f" ({state.log[-1].removeprefix('error: ')})" if state.log else "")
-                + f"; {cell.folder} has its log, and the same command goes on"
+                + f"; {job.folder} has its log, and the same command goes on"
             )

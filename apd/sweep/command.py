@@ -23,12 +23,15 @@ import apd
 from apd.commandline import Parser
 from apd.config import plain, rule_of
 from apd.errors import UserError, counted, exit_codes
+from apd.jobs import options
+from apd.jobs.engine import run_jobs
+from apd.jobs.job import State
+from apd.jobs.local import visible_gpus
 from apd.plans import write_plan
 from apd.ranges import whole
 from apd.results import read_results
-from apd.sweep import engine
-from apd.sweep.cell import Cell, State
 from apd.sweep.spec import read_spec, spec_files
+from apd.sweep.training_job import TrainingJob
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
     )
 
-    engine.add_arguments(parser, "cell", "one, or one per GPU")
+    options.add_arguments(parser, "cell", "one, or one per GPU")
     return parser.parse_args(argv)
 
 
@@ -70,17 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.plan:
         _plan(args, states)
         return 0
-    jobs = args.jobs or max(1, engine.gpus())
+    slots = args.jobs or max(1, len(visible_gpus()))
     if args.dry_run:
-        _list(states, jobs)
+        _list(states, slots)
         return 0
     if args.folders:
         print("\n".join(cell.folder for cell, state in states.items() if state.kind == "done"))
         return 0
-    return _run(args, states, jobs)
+    return _run(args, states, slots)
 
 
-def read_cells(args: argparse.Namespace) -> list[Cell]:
+def read_cells(args: argparse.Namespace) -> list[TrainingJob]:
     names = ("root", "output", "trainer", "config", "dataset", "backbone", "targets", "chosen")
     replaced = {name: getattr(args, name) for name in (*names, "shots", "seed")}
     if len(args.set) % 2:
@@ -89,7 +92,7 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     return read_spec(args.spec, set=options, **replaced)
 
 
-def _plan(args: argparse.Namespace, states: dict[Cell, State]) -> None:
+def _plan(args: argparse.Namespace, states: dict[TrainingJob, State]) -> None:
     configs = {}
     for cell in states:
         cfg, prompts_from = cell.setup()
@@ -105,13 +108,14 @@ def _plan(args: argparse.Namespace, states: dict[Cell, State]) -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
+def _run(args: argparse.Namespace, states: dict[TrainingJob, State], slots: int) -> int:
     if args.retry_failed:
         for cell in [cell for cell, state in states.items() if state.kind == "failed"]:
-            cell.forgive()
+            cell.clear_failure()
     before = sum(state.kind == "done" for state in states.values())
     try:
-        ended = engine.run_cells(list(states), engine.EngineOptions.of(args), jobs)
+        start = options.ExecutorOptions.of(args).start
+        ended = run_jobs(list(states), start, slots, "cell")
     except KeyboardInterrupt:
         print("interrupted: the same command continues this sweep", file=sys.stderr)
         return 130
@@ -119,7 +123,7 @@ def _run(args: argparse.Namespace, states: dict[Cell, State], jobs: int) -> int:
     return int(any(state.kind != "done" for state in ended.values()))
 
 
-def _summarise(ended: dict[Cell, State], before: int) -> None:
+def _summarise(ended: dict[TrainingJob, State], before: int) -> None:
     for cell, state in ended.items():
         if state.kind != "done":
             print(f"\n{state.kind}: {cell.folder}: {state.note}")
@@ -138,7 +142,7 @@ def _summarise(ended: dict[Cell, State], before: int) -> None:
 # -- the dry run -----------------------------------------------------------------------------------
 
 
-def _list(states: dict[Cell, State], jobs: int) -> None:
+def _list(states: dict[TrainingJob, State], slots: int) -> None:
     estimate = estimator(states)
     rows, left, unknown = [], [], 0
     for cell, state in states.items():
@@ -155,13 +159,13 @@ def _list(states: dict[Cell, State], jobs: int) -> None:
     counts = Counter(state.kind for state in states.values())
     print(f"\n{len(states)} cells: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if left:
-        seconds = max(max(left), sum(left) / jobs)  # no sooner than the longest cell
-        print(f"estimated time left: {_clock(seconds)}, {jobs} cells at a time")
+        seconds = max(max(left), sum(left) / slots)  # no sooner than the longest cell
+        print(f"estimated time left: {_clock(seconds)}, {slots} cells at a time")
     if unknown:
         print(f"no estimate for {unknown} cells: none on their data set has finished")
 
 
-def estimator(states: dict[Cell, State]):
+def estimator(states: dict[TrainingJob, State]):
     """Function: the seconds that a cell will take, from start to end, or None.
 
     It is the mean over the finished cells most like it: at least of the same data set and part of
@@ -171,13 +175,13 @@ def estimator(states: dict[Cell, State]):
     for cell, state in states.items():
         if state.kind == "done":
             taken = read_results(cell.folder)["seconds"]
-            for length in range(2, len(cell.like) + 1):
-                seconds.setdefault(cell.like[:length], []).append(taken)
+            for length in range(2, len(cell.similarity_key) + 1):
+                seconds.setdefault(cell.similarity_key[:length], []).append(taken)
 
-    def estimate(cell: Cell) -> float | None:
-        for length in range(len(cell.like), 1, -1):
-            if cell.like[:length] in seconds:
-                return mean(seconds[cell.like[:length]])
+    def estimate(cell: TrainingJob) -> float | None:
+        for length in range(len(cell.similarity_key), 1, -1):
+            if cell.similarity_key[:length] in seconds:
+                return mean(seconds[cell.similarity_key[:length]])
         return None
 
     return estimate

@@ -18,7 +18,7 @@ import apd
 from apd.classes import partition
 from apd.errors import UserError, exit_codes
 from apd.methods import METHODS
-from apd.sweep.cell import Cell
+from apd.sweep.training_job import TrainingJob
 
 SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
 SURVIVING = 0.4  # of the test images' attack steps are needed: lost images leave the attack
@@ -35,7 +35,7 @@ _GFLOP = {
 }
 
 
-def gpu_seconds(cell: Cell) -> float:
+def gpu_seconds(cell: TrainingJob) -> float:
     """The estimate for a cell from nothing to its results.
 
     Raises:
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     cells = read_cells(parse_args(argv))
     hours: dict[str, list[float]] = {}
     for cell in cells:
-        hours.setdefault(cell.like[2], []).append(gpu_seconds(cell) / 3600)
+        hours.setdefault(cell.similarity_key[2], []).append(gpu_seconds(cell) / 3600)
     hours["all"] = [one for trainer in hours.values() for one in trainer]
     table = [[name, len(cells), f"{sum(cells):,.1f}"] for name, cells in hours.items()]
     print(tabulate(table, ["trainer", "cells", "GPU hours"], colalign=["left", "right", "right"]))

@@ -51,7 +51,7 @@ from apd.classes import RULE, folder_name
 from apd.config import default, find_config, flat
 from apd.errors import UserError, listed
 from apd.files import read_json, read_yaml
-from apd.sweep.cell import Cell
+from apd.sweep.training_job import TrainingJob
 
 _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "set", "where"}
 _TOP |= {"search", "chosen"}
@@ -68,7 +68,7 @@ _OF_CELLS = {  # config keys that say which cell it is
 _PROTOCOLS = ("few-shot", "base-to-new", "transfer")
 
 
-def read_spec(path: str | os.PathLike, **replaced) -> list[Cell]:
+def read_spec(path: str | os.PathLike, **replaced) -> list[TrainingJob]:
     """The cells of a specification, in the order of the grid; no two share a folder.
 
     Args:
@@ -193,7 +193,7 @@ def _config_keys() -> set[str]:
 # -- expanding -------------------------------------------------------------------------------------
 
 
-def _expand(spec: dict, replaced: dict) -> Iterator[Cell]:
+def _expand(spec: dict, replaced: dict) -> Iterator[TrainingJob]:
     replaced = {key: value for key, value in replaced.items() if value is not None}
     forced = replaced.pop("set", {})
     _check_keys(forced, _config_keys(), "--set")
@@ -263,7 +263,7 @@ def _check_values(point: dict) -> None:
             raise UserError(f"{key} is {point[key]!r}: use a name")
 
 
-def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
+def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
     """The run of one point of the grid, and the evaluations that the protocol adds to it."""
     output, trainer, shots, seed = spec["output"], point["trainer"], point["shots"], point["seed"]
     dataset, config = point["dataset"], point["config"]
@@ -284,7 +284,7 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
     if spec["search"]:
         options["TEST.SPLIT"] = "val"
 
-    def cell(folder: str, dataset: str = dataset, needs: str = "", **more) -> Cell:
+    def cell(folder: str, dataset: str = dataset, needs: str = "", **more) -> TrainingJob:
         argv = ["--root", spec["root"], "--seed", seed, "--trainer", trainer]
         argv += ["--dataset-config-file", _file(dataset, "configs/datasets")]
         argv += ["--config-file", _file(config, f"configs/trainers/{trainer}")]
@@ -295,8 +295,14 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[Cell]:
             argv += ["--eval-only", "--model-dir", needs]
         for key, value in {**options, **more, "DATASET.NUM_SHOTS": shots}.items():
             argv += [key, value]
-        like = (bool(needs), _stem(dataset), trainer, name, shots)
-        return Cell(folder, tuple(map(str, argv)), str(output), needs, like)
+        similarity_key = (bool(needs), _stem(dataset), trainer, name, shots)
+        return TrainingJob(
+            folder=folder,
+            output=str(output),
+            needs=needs,
+            argv=tuple(map(str, argv)),
+            similarity_key=similarity_key,
+        )
 
     if spec["protocol"] == "base-to-new":
         run = f"{place}/shots_{shots}/{trainer}/{name}/seed{seed}"

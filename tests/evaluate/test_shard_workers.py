@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from apd.jobs import engine
+from apd.jobs.lock import Lock, owner
+from apd.jobs.options import ExecutorOptions
 from apd.results import read_results
-from apd.sweep import engine
-from apd.sweep.lock import Lock, owner
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = ("--attack", "pgd-3,fgsm", "--eps", "1,2")
@@ -123,7 +124,7 @@ def test_a_failed_worker_is_told_in_one_line_and_done_again(copies, call, inline
         f"{run}/evaluations/shards/2-of-2 has its log, and the same command goes on"
     )
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "make_executor", lambda *_: inline)
+    monkeypatch.setattr(ExecutorOptions, "start", lambda *_: inline)
     inline.started.clear()
     assert call(run, "--attack", "pgd-2", "--shards", 2)[0] == 0
     assert [Path(folder).name for folder in inline.started] == ["2-of-2"]
@@ -136,8 +137,8 @@ def test_a_killed_worker_is_started_again(copies, call, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
     killed, show = [], engine.Display.__call__
 
-    def killing(display, sweep):
-        show(display, sweep)
+    def killing(display, scheduler):
+        show(display, scheduler)
         found = owner(parts / "evaluations" / "shards" / "1-of-2")
         if not killed and found:
             with contextlib.suppress(ProcessLookupError, TypeError):

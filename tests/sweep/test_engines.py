@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from apd.errors import UserError
-from apd.sweep.executors import Ray, Slurm
-from apd.sweep.lock import owner
-from apd.sweep.scheduler import Sweep
+from apd.jobs.cluster import Ray, Slurm
+from apd.jobs.lock import owner
+from apd.jobs.scheduler import Scheduler
 from apd.sweep.spec import read_spec
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def run(cells, executor, signals, monkeypatch):
                 met.append(found["pid"])
 
     monkeypatch.setattr(executor, "pause", 0.05)
-    sweep = Sweep(cells, executor, meet)
+    sweep = Scheduler(cells, executor, meet)
     try:
         ended = sweep.run()
     finally:
@@ -56,7 +56,7 @@ def run(cells, executor, signals, monkeypatch):
 def test_ray(cells, serial, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else it waits for the tests beside it
-    executor = Ray(jobs=1, threads=1, gpus=0)
+    executor = Ray(slots=1, threads=1, gpus=0)
     assert run(cells, executor, [signal.SIGKILL], monkeypatch) == 1
     same = serial(cells, tmp_path / "serial")
     assert same(cells[0])
@@ -75,14 +75,14 @@ def test_slurm_jobs(cells, serial, tmp_path, monkeypatch):
 
 def test_a_slurm_job_out_of_time_is_put_into_the_queue_again(cells, tmp_path):
     submitit = pytest.importorskip("submitit")
-    from apd.sweep.executors import _Job
-    from apd.sweep.lock import Lock
-    from apd.sweep.worker import _held
+    from apd.jobs.cluster import _Submission
+    from apd.jobs.lock import Lock
+    from apd.jobs.worker import _held
 
     lock = Lock(cells[0].folder, cells[0].output)
     assert lock.acquire()
     _held.append(lock)
-    again = _Job(cells[0], ".", 1).checkpoint()
+    again = _Submission(cells[0], ".", 1).checkpoint()
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert owner(cells[0].folder) is None  # wherever the queue sends it
 

@@ -15,10 +15,10 @@ from apd.errors import exit_codes
 from apd.evaluate import command as evaluate
 from apd.files import write_tensors
 from apd.interchange import command as convert
+from apd.jobs import local, lock
+from apd.jobs.local import Local
+from apd.jobs.lock import Lock, owner
 from apd.results import is_complete
-from apd.sweep import executors, lock
-from apd.sweep.executors import Local
-from apd.sweep.lock import Lock, owner
 
 
 @pytest.fixture
@@ -141,10 +141,10 @@ def test_a_cells_process_says_so_by_its_exit_code(monkeypatch):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(executors, "run_cell", no_room)
-    monkeypatch.setattr(executors.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(local, "run_job", no_room)
+    monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
-        executors._process(None, ".", 1, None)
+        local._process(None, ".", 1, None)
     executor = Local.__new__(Local)
     process = SimpleNamespace(is_alive=lambda: False, exitcode=ended.value.code, name="run")
     executor.running = {0: process}

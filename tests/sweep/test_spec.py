@@ -163,7 +163,7 @@ def test_tasks_have_folders_beside_the_data_set_s(cells):
     ]
     classes = [config(cell).DATASET.CLASSES for cell in found]
     assert classes == [["1/2/0"], ["2/2/0"], ["one", "two"], [], []]
-    assert found[0].like[1] == found[3].like[1] == "digits"
+    assert found[0].similarity_key[1] == found[3].similarity_key[1] == "digits"
     base, new = cells({"DATASET.CLASSES": "1/2/0"}, protocol="base-to-new")
     assert base.folder == "output/base2new/train_base/digits+1-2/shots_16/APD/mini/seed1"
     assert config(new).DATASET.CLASSES == ["1/2/0"]
@@ -250,7 +250,7 @@ def test_shipped_specs(path, monkeypatch):
     found = read_spec(path)
     # the number of cells stands in the file's head
     assert f"{len(found):,} cells" in path.read_text().partition("grid:")[0]
-    kinds = {cell.like[:4]: cell for cell in found}  # all configs, data sets and variants
+    kinds = {cell.similarity_key[:4]: cell for cell in found}  # all configs, data sets and variants
     configs = [config(cell) for cell in kinds.values()]
     assert all(cfg.AT.TEST.EPS for cfg in configs)  # robust accuracy is what it is about
 

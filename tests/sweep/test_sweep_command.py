@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from apd.jobs.job import FAILED_NAME
+from apd.jobs.lock import LOCK_NAME, _self
 from apd.results import read_results
-from apd.sweep.cell import FAILED_NAME
-from apd.sweep.lock import LOCK_NAME, _self
 from apd.sweep.spec import read_spec
 
 
@@ -162,7 +162,7 @@ def test_an_estimate_prefers_the_cells_most_alike(sweep, write_spec):
     (other,) = read_spec(write_spec({"trainer": "VPT"}))
     assert estimate(other) == 200
     base, _ = read_spec(write_spec({"shots": 1}, protocol="base-to-new"))
-    evaluation = replace(base, like=(True, *base.like[1:]))
+    evaluation = replace(base, similarity_key=(True, *base.similarity_key[1:]))
     assert (estimate(base), estimate(evaluation)) == (100, None)
 
 
@@ -196,12 +196,12 @@ def test_mistakes_are_told_before_anything_runs(sweep, write_spec, argv, message
 
 
 def test_a_cell_with_an_owner_is_not_run(write_spec, sweep):
-    from apd.sweep.worker import run_cell
+    from apd.jobs.worker import run_job
 
     (cell,) = read_spec(write_spec())
     Path(cell.folder).mkdir(parents=True)
     lock = Path(cell.folder, LOCK_NAME)
     lock.write_text(json.dumps({**_self(), "token": ""}))
     os.utime(lock, (time.time() - 10_000,) * 2)
-    run_cell(cell, ".")
+    run_job(cell, ".")
     assert [p.name for p in Path(cell.folder).iterdir()] == [LOCK_NAME]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from apd.jobs.lock import LOCK_NAME, owner
 from apd.results.runs import load_runs
-from apd.sweep.lock import LOCK_NAME, owner
 from apd.sweep.spec import read_spec
 from apd.tables.kinds import few_shot
 from apd.tables.write import write
@@ -28,7 +28,7 @@ def fork():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["apd.sweep.command", "apd.sweep.warm"])
+        context.set_forkserver_preload(["apd.sweep.command", "apd.train.preload"])
         yield context.Process
 
 
@@ -55,11 +55,11 @@ def start(fork, tmp_path):
 def _sweep(arguments, log, server):
     """The process: its cells are its own forks, unless a server is to fork them, as it is for a
     user; that one imports everything again."""
-    from apd.sweep import executors, scheduler
+    from apd.jobs import local, scheduler
     from apd.sweep.command import main
 
     if not server:
-        executors.warm_up = lambda: multiprocessing.get_context("fork")
+        local.warm_up = lambda: multiprocessing.get_context("fork")
     scheduler.ELSEWHERE = 0.5
     sys.stdout = sys.stderr = open(log, "w", buffering=1, encoding="utf-8")
     sys.exit(main(arguments))

@@ -32,7 +32,7 @@ def start(command):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, *sys.path])))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["apd.sweep.warm"])
+        context.set_forkserver_preload(["apd.train.preload"])
 
         def start(out, method, *more, kill_at=None):
             arguments = command(method, out, *OPTIONS[method], *more)

@@ -91,7 +91,7 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self.path)
             if _read(self.path) != self.mine and not self.released.is_set():
-                # this host slept for so long that another one has the cell
+                # this host slept for so long that another one has the job
                 print(f"error: {self.path} is gone or another's: stopped", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)

@@ -1,4 +1,4 @@
-"""The order of things, with cells and an executor that only pretend."""
+"""The order of things, with jobs and an executor that only pretend."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from apd.sweep import scheduler
-from apd.sweep.cell import STDERR_NAME, Cell, State
-from apd.sweep.engine import _signals_to
-from apd.sweep.scheduler import ATTEMPTS, Sweep
+from apd.jobs import scheduler
+from apd.jobs.engine import _signals_to
+from apd.jobs.job import STDERR_NAME, Job, State
+from apd.jobs.scheduler import ATTEMPTS, Scheduler
 
 
 class Fake:
-    """A cell whose process ends in the states of ``ends``, one after another."""
+    """A job whose process ends in the states of ``ends``, one after another."""
 
     def __init__(self, folder, *ends, now="missing", needs=""):
         self.folder, self.needs = folder, needs
@@ -34,23 +34,23 @@ class Fake:
 
 
 class Executor:
-    """Starts what it is given; a poll ends a cell."""
+    """Starts what it is given; a poll ends a job."""
 
     pause = 0
 
-    def __init__(self, jobs):
-        self.jobs, self.started, self.most = jobs, [], 0  # most at once
+    def __init__(self, slots):
+        self.slots, self.started, self.most = slots, [], 0  # most at once
 
     def room(self, running):
-        return self.jobs - running
+        return self.slots - running
 
-    def start(self, cells):
-        self.started += [cell.folder for cell in cells]
-        return list(cells)
+    def start(self, jobs):
+        self.started += [job.folder for job in jobs]
+        return list(jobs)
 
-    def poll(self, cell):
-        cell.now = cell.ends.popleft()
-        return "killed by signal 9" if cell.now == "partial" else ""
+    def poll(self, job):
+        job.now = job.ends.popleft()
+        return "killed by signal 9" if job.now == "partial" else ""
 
 
 @pytest.fixture(autouse=True)
@@ -58,25 +58,25 @@ def fast(monkeypatch):
     monkeypatch.setattr(scheduler, "ELSEWHERE", 0)
 
 
-def run(*cells, jobs=2):
-    executor = Executor(jobs)
-    ended = Sweep(list(cells), executor).run()
-    assert ended.keys() == {*cells}
-    return executor.started, {cell.folder: state.kind for cell, state in ended.items()}
+def run(*jobs, slots=2):
+    executor = Executor(slots)
+    ended = Scheduler(list(jobs), executor).run()
+    assert ended.keys() == {*jobs}
+    return executor.started, {job.folder: state.kind for job, state in ended.items()}
 
 
 def test_a_failure_does_not_stop_the_rest():
-    started, ended = run(Fake("a"), Fake("b", "failed"), Fake("c"), jobs=1)
+    started, ended = run(Fake("a"), Fake("b", "failed"), Fake("c"), slots=1)
     assert started == ["a", "b", "c"]
     assert ended == {"a": "done", "b": "failed", "c": "done"}
 
 
 def test_what_has_an_end_is_not_started():
-    cells = [Fake(kind, now=kind) for kind in ("done", "failed", "blocked", "partial", "missing")]
-    assert run(*cells)[0] == ["partial", "missing"]
+    jobs = [Fake(kind, now=kind) for kind in ("done", "failed", "blocked", "partial", "missing")]
+    assert run(*jobs)[0] == ["partial", "missing"]
 
 
-def test_killed_cells_are_started_again_but_not_for_ever():
+def test_killed_jobs_are_started_again_but_not_for_ever():
     lucky = Fake("lucky", *["partial"] * (ATTEMPTS - 1), "done")
     cursed = Fake("cursed", *["partial"] * ATTEMPTS)
     started, ended = run(lucky, cursed)
@@ -87,28 +87,37 @@ def test_killed_cells_are_started_again_but_not_for_ever():
 
 @pytest.mark.parametrize("says", ["", "out of memory"])
 def test_a_killed_cell_is_noted_with_its_own_last_words_only(tmp_path, says):
-    class Bare(Cell):
-        state = Cell.unfinished
+    class Bare(Job):
+        command = ("x",)
+
+        def done(self):
+            return None
+
+        def run(self):
+            raise NotImplementedError
+
+        def logs(self):
+            return [tmp_path / "log.txt"]
 
     class Killer(Executor):
-        def start(self, cells):
+        def start(self, jobs):
             if says and not self.started:
-                Path(cells[0].folder, STDERR_NAME).write_text(says)
-            return super().start(cells)
+                Path(jobs[0].folder, STDERR_NAME).write_text(says)
+            return super().start(jobs)
 
-        def poll(self, cell):
+        def poll(self, job):
             return "killed by signal 9"
 
     for name in (STDERR_NAME, "log.txt"):
         path = tmp_path / name
         path.write_text("of last week's process")
         os.utime(path, (1e9, 1e9))
-    cell = Bare(str(tmp_path), ("x",), str(tmp_path))
-    ended = Sweep([cell], Killer(1)).run()[cell]
+    job = Bare(folder=str(tmp_path), output=str(tmp_path))
+    ended = Scheduler([job], Killer(1)).run()[job]
     assert ended.kind == "failed" and ended.log == ((says,) if says else ())
 
 
-def test_a_cell_that_another_sweep_runs_is_waited_for():
+def test_a_job_that_another_sweep_runs_is_waited_for():
     class Elsewhere(Fake):
         looks = 0
 
@@ -120,7 +129,7 @@ def test_a_cell_that_another_sweep_runs_is_waited_for():
     assert started == ["ours"] and ended["theirs"] == "done"
 
 
-def test_a_cell_that_another_sweep_abandons_is_started():
+def test_a_job_that_another_sweep_abandons_is_started():
     class Abandoned(Fake):
         looks = 0
 
@@ -138,48 +147,48 @@ def test_finding_another_owner_is_not_a_loss():
         def state(self):
             return State(self.states.popleft() if len(self.states) > 1 else "done")
 
-    cell = Taken("theirs", *["running"] * 9)
-    assert run(cell)[1] == {"theirs": "done"} and not hasattr(cell, "reason")
+    job = Taken("theirs", *["running"] * 9)
+    assert run(job)[1] == {"theirs": "done"} and not hasattr(job, "reason")
 
 
 def test_an_interrupt_waits_until_what_was_started_is_known():
     class Interrupted(Executor):
-        def start(self, cells):
-            sweep.interrupt()  # the signal comes in the middle
-            return super().start(cells)
+        def start(self, jobs):
+            running.interrupt()  # the signal comes in the middle
+            return super().start(jobs)
 
-    sweep = Sweep([Fake("a", "missing", "missing"), Fake("b")], Interrupted(1))
+    running = Scheduler([Fake("a", "missing", "missing"), Fake("b")], Interrupted(1))
     with pytest.raises(KeyboardInterrupt):
-        sweep.run()
-    assert sweep.executor.started == ["a"]
+        running.run()
+    assert running.executor.started == ["a"]
     with pytest.raises(KeyboardInterrupt):
-        sweep.interrupt()
+        running.interrupt()
 
 
-def test_a_cell_waits_for_the_run_that_it_needs():
+def test_a_job_waits_for_the_run_that_it_needs():
     new, base, other = Fake("new", needs="base"), Fake("base"), Fake("other")
-    started, _ = run(new, base, other, jobs=2)
+    started, _ = run(new, base, other, slots=2)
     assert started == ["base", "other", "new"]
 
 
 @pytest.mark.parametrize("end", ["failed", "blocked"])
-def test_a_cell_is_not_run_if_the_run_that_it_needs_failed(end):
+def test_a_job_is_not_run_if_the_run_that_it_needs_failed(end):
     _, ended = run(Fake("base", end), Fake("new", needs="base"), Fake("rest"))
     assert ended == {"base": end, "new": "missing", "rest": "done"}
 
 
-def test_a_cell_may_need_a_run_that_is_not_in_the_sweep():
+def test_a_job_may_need_a_run_that_is_not_in_the_sweep():
     assert run(Fake("new", needs="an/older/run"))[1] == {"new": "done"}
 
 
 def test_no_more_than_there_is_room_for():
     class Counting(Executor):
-        def start(self, cells):
-            self.most = max(self.most, len(cells))
-            return super().start(cells)
+        def start(self, jobs):
+            self.most = max(self.most, len(jobs))
+            return super().start(jobs)
 
     executor = Counting(3)
-    Sweep([Fake(str(i)) for i in range(8)], executor).run()
+    Scheduler([Fake(str(i)) for i in range(8)], executor).run()
     assert executor.most == 3 and len(executor.started) == 8
 
 

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from apd.sweep import executors
-from apd.sweep.executors import Local
+from apd.jobs import local as module
+from apd.jobs.local import Local
 
 
 class Process:
     """Lives until it is told to end."""
 
     def __init__(self, target, args, name):
-        self.cell, _, self.threads, self.gpu = args
+        self.job, _, self.threads, self.gpu = args
         self.exitcode = None
 
     def start(self):
@@ -26,41 +26,41 @@ class Process:
 
 @pytest.fixture
 def local(monkeypatch):
-    def local(jobs, gpus, **more):
-        monkeypatch.setattr(executors, "_gpus", lambda: gpus)
-        monkeypatch.setattr(executors, "_processors", lambda: 8)
-        monkeypatch.setattr(executors, "warm_up", lambda: SimpleNamespace(Process=Process))
-        return Local(jobs, **more)
+    def local(slots, gpus, **more):
+        monkeypatch.setattr(module, "visible_gpus", lambda: gpus)
+        monkeypatch.setattr(module, "processors", lambda: 8)
+        monkeypatch.setattr(module, "warm_up", lambda: SimpleNamespace(Process=Process))
+        return Local(slots, **more)
 
     return local
 
 
-def cells(count):
+def jobs(count):
     return [SimpleNamespace(folder=str(i)) for i in range(count)]
 
 
 def test_gpus_are_handed_out_and_taken_back(local):
     executor = local(3, ["3", "5"])
-    processes = executor.start(cells(3))
+    processes = executor.start(jobs(3))
     assert [p.gpu for p in processes] == ["3", "5", "3"]
     processes[1].exitcode = 0
     assert [executor.poll(p) for p in processes] == [None, "", None]
-    assert executor.room(2) == 1 and executor.start(cells(1))[0].gpu == "5"
+    assert executor.room(2) == 1 and executor.start(jobs(1))[0].gpu == "5"
 
 
 def test_without_gpus_none_is_named(local):
-    assert local(1, []).start(cells(1))[0].gpu is None
+    assert local(1, []).start(jobs(1))[0].gpu is None
 
 
 def test_one_budget_of_threads(local):
-    assert local(3, []).start(cells(1))[0].threads == 2
-    assert local(20, []).start(cells(1))[0].threads == 1
-    assert local(3, [], threads=5).start(cells(1))[0].threads == 5
+    assert local(3, []).start(jobs(1))[0].threads == 2
+    assert local(20, []).start(jobs(1))[0].threads == 1
+    assert local(3, [], threads=5).start(jobs(1))[0].threads == 5
 
 
 def test_a_signal_is_told(local):
     executor = local(1, [])
-    (process,) = executor.start(cells(1))
+    (process,) = executor.start(jobs(1))
     process.exitcode = -9
     assert executor.poll(process) == "killed by signal 9"
 
@@ -73,13 +73,13 @@ def test_only_visible_gpus_are_handed_out(monkeypatch, visible, names):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert executors._gpus() == names
+    assert module.visible_gpus() == names
 
 
-def test_what_cells_are_forked_from_outlives_ctrl_c_while_it_imports():
+def test_what_jobs_are_forked_from_outlives_ctrl_c_while_it_imports():
     code = """
 import os, signal
-from apd.sweep.executors import warm_up
+from apd.jobs.local import warm_up
 
 context = warm_up()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -96,7 +96,7 @@ process.join()"""
 def test_what_killed_processes_leave_is_removed_without_a_word(tmp_path):
     code = """
 import multiprocessing, os, signal
-from apd.sweep import executors
+from apd.jobs import local
 
 def leave_a_semaphore():
     kept.append(multiprocessing.Lock())
@@ -105,7 +105,7 @@ def leave_a_semaphore():
 kept = []
 if __name__ == "__main__":
     multiprocessing.context.ForkServerContext.set_forkserver_preload = lambda *_: None  # fast
-    process = executors.warm_up().Process(target=leave_a_semaphore)
+    process = local.warm_up().Process(target=leave_a_semaphore)
     process.start()
     process.join()
     assert process.exitcode == -9"""

@@ -1,4 +1,4 @@
-"""Runs one cell in this process, which should be its own."""
+"""Runs one job in this process, which should be its own."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from apd.errors import disk_full, tell
-from apd.sweep.cell import STDERR_NAME, Cell
-from apd.sweep.lock import Lock
+from apd.jobs.job import STDERR_NAME, Job
+from apd.jobs.lock import Lock
 
 _held: list[Lock] = []  # by this process
 
 
-def run_cell(cell: Cell, folder: str, threads: int | None = None) -> None:
-    """Run a cell. All that it has to say is in the cell's folder.
+def run_job(job: Job, folder: str, threads: int | None = None) -> None:
+    """Run a job. All that it has to say is in the job's folder.
 
-    Returns at once if another process has the cell's lock.
+    Returns at once if another process has the job's lock.
 
     Args:
-        folder: the working directory, which relative paths of the cell start from.
+        folder: the working directory, which relative paths of the job start from.
         threads: of PyTorch; None: its own choice.
 
     Raises:
-        OSError: the disk is full. The cell has not failed: with room it goes on where it was.
+        OSError: the disk is full. The job has not failed: with room it goes on where it was.
     """
     os.chdir(folder)
-    lock = Lock(cell.folder, cell.output)
+    lock = Lock(job.folder, job.output)
     if not lock.acquire():
         return
     _held.append(lock)
     try:
-        with _output_to(Path(cell.folder)):
-            cell.forgive()
-            code = _run(cell, threads)
+        with _output_to(Path(job.folder)):
+            job.clear_failure()
+            code = _run(job, threads)
         if code not in (0, 130):  # 130: interrupted, the next start goes on
-            cell.fail(f"exit code {code}")
+            job.fail(f"exit code {code}")
     finally:
         release()
 
@@ -49,13 +49,13 @@ def release() -> None:
         _held.pop().release()
 
 
-def _run(cell: Cell, threads: int | None) -> int:
+def _run(job: Job, threads: int | None) -> int:
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     try:
-        return cell.run()
+        return job.run()
     except Exception as error:  # not SystemExit, by which submitit ends a job to start it again
         if disk_full(error):
             raise

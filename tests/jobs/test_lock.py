@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from apd.sweep import lock
-from apd.sweep.lock import LOCK_NAME, STALE, Lock, owner
+from apd.jobs import lock
+from apd.jobs.lock import LOCK_NAME, STALE, Lock, owner
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_heart_beats(cell, monkeypatch):
 
 def test_a_process_that_has_lost_its_lock_stops(cell):
     program = (
-        "import sys, time; from apd.sweep import lock; lock.HEARTBEAT = 0.05\n"
+        "import sys, time; from apd.jobs import lock; lock.HEARTBEAT = 0.05\n"
         "assert lock.Lock(sys.argv[1], sys.argv[2]).acquire()\n"
         "print('mine', flush=True); time.sleep(30)"
     )

@@ -1,0 +1,60 @@
+"""What is being done, on a terminal or line by line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from apd.jobs.job import Job
+from apd.jobs.lock import owner
+
+LINES = 8  # running jobs that are shown
+INTERVAL = 1.0  # seconds
+
+
+class Display:
+    """A bar of jobs and a line for each running one; where nobody watches, a line for each end.
+
+    Args:
+        unit: what a job is called.
+        file: for the lines of the ends.
+    """
+
+    def __init__(self, jobs: list[Job], output: str, unit: str, file: TextIO | None = None) -> None:
+        self.file = file or sys.stdout
+        self.bar = tqdm(total=len(jobs), unit=unit, desc=output, disable=None, position=0)
+        self.lines: list[tqdm] = []
+        self.shown_ends: set[Job] = set()
+        self.shown = 0.0
+
+    def __call__(self, scheduler) -> None:
+        for job in [job for job in scheduler.ended if job not in self.shown_ends]:
+            self.shown_ends.add(job)
+            if self.bar.disable:
+                state = scheduler.ended[job]
+                line = f"{state.kind:8} {job.folder} {state.note}".rstrip()
+                print(line, file=self.file, flush=True)
+            self.bar.update()
+        over = not (scheduler.waiting or scheduler.running or scheduler.elsewhere)
+        if self.bar.disable or time.monotonic() - self.shown < INTERVAL and not over:
+            return
+        self.shown = time.monotonic()
+        self.bar.set_postfix(
+            running=len(scheduler.running) + len(scheduler.elsewhere),
+            failed=sum(state.kind != "done" for state in scheduler.ended.values()),
+        )
+        # what an executor has in its queue is not running yet
+        running = [c for c in [*scheduler.running, *scheduler.elsewhere] if owner(c.folder)][:LINES]
+        while len(self.lines) < len(running):
+            self.lines.append(tqdm(bar_format="{desc}", position=len(self.lines) + 1, leave=False))
+        for place, line in enumerate(self.lines):
+            job = running[place] if place < len(running) else None
+            line.set_description_str(f"  {job.folder}: {job.progress()}" if job else "")
+
+    def close(self) -> None:
+        for line in reversed(self.lines):
+            line.close()
+        self.bar.close()
