@@ -24,7 +24,7 @@ class ExecutorOptions:
         threads: per job; None: the processors divided by ``jobs``.
         gpus: per job, for ray and slurm.
         address: of a Ray cluster; "": start Ray here.
-        slurm: submitit's options, as KEY=VALUE.
+        slurm: submitit's options.
     """
 
     executor: str
@@ -32,20 +32,24 @@ class ExecutorOptions:
     threads: int | None
     gpus: float | None
     address: str
-    slurm: list[str]
+    slurm: dict[str, object]
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ExecutorOptions:
-        """From the arguments of ``add_arguments``."""
-        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+        """From the arguments of ``add_arguments``.
+
+        Raises:
+            UserError: an option of Slurm that is no KEY=VALUE.
+        """
+        found = {field.name: getattr(args, field.name) for field in fields(cls)}
+        return cls(**{**found, "slurm": dict(_pair(text) for text in args.slurm)})
 
     def start(self, output: str, slots: int) -> Executor:
         """The executor, for ``slots`` jobs at a time; files of its own go below ``output``."""
-        slurm = dict(_pair(text) for text in self.slurm)
         if self.executor == "ray":
             return Ray(slots, self.threads, self.gpus, self.address)
         if self.executor == "slurm":
-            return Slurm(slots, self.threads, self.gpus, slurm, str(Path(output, "slurm")))
+            return Slurm(slots, self.threads, self.gpus, self.slurm, str(Path(output, "slurm")))
         return Local(slots, self.threads)
 
 
