@@ -1,4 +1,4 @@
-"""What every cell needs and none changes: imported by the process that they are forked from."""
+"""What every job needs and none changes: imported by the process that they are forked from."""
 
 import contextlib
 
