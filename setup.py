@@ -14,6 +14,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Operating System :: Microsoft :: Windows",  # but for sweeps and shards
+    ],
     # Everything importable lives under one name, so that an installation never collides with a
     # CoOp checkout's own trainers/ and datasets/, nor with Hugging Face's datasets.
     package_dir={

@@ -243,7 +243,7 @@ class SplitFile(Published):
         split = {"train": train, "val": val, "test": test, "made": made}
         try:
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(split))
+                temporary.write_text(json.dumps(split), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror})") from error
         return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +34,17 @@ from apd.evaluate.shards import Images, Merger
 from apd.evaluate.workers import run_shards
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.in_memory import DETERMINISTIC_TRANSFORMS, cached_loader
+from apd.jobs.lock import check_system
 from apd.known_data import dataset_name, template
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
 from apd.results.words import described
 from apd.trainers.resumable import ResumableTrainer
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class PromptTrainer(ResumableTrainer):
@@ -85,6 +90,8 @@ class PromptTrainer(ResumableTrainer):
             if isinstance(cfg.AT[part].EPS, (int, float)):
                 for _, text in doubts(cfg.AT[part].EPS, cfg.AT[part].STEPS):
                     print(f"warning: AT.{part}: {text}")
+        if cfg.AT.TEST.SHARDS > 1:
+            check_system()
         EvaluationRequest.from_config(cfg)  # unknown attacks are told before anything is built
         if self.adversarial:
             self.train_threat = threat_model(cfg, "TRAIN")
@@ -525,9 +532,14 @@ def backbone_name(part) -> str:
     return f"{name} ({Path(part.ROBUST).name})" if part.ROBUST else name
 
 
-def peak_memory(device: torch.device) -> int:
-    """In bytes, of this process: what PyTorch allocated on a GPU, or else what was resident."""
+def peak_memory(device: torch.device) -> int | None:
+    """In bytes, of this process: what PyTorch allocated on a GPU, or else what was resident.
+
+    None: the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

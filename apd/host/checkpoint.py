@@ -37,7 +37,7 @@ def save_checkpoint(
     path = Path(save_dir) / (model_name or f"model.pth.tar-{state['epoch']}")
     write_tensors(path, state)
     with atomic_write(path.parent / "checkpoint") as temporary:
-        temporary.write_text(f"{path.name}\n")
+        temporary.write_text(f"{path.name}\n", encoding="utf-8")
     print(f"Saved {path}")
     if is_best:
         with atomic_write(path.parent / BEST) as temporary:
@@ -108,7 +108,7 @@ def resume_from_checkpoint(
     pointer = Path(fdir) / "checkpoint"
     if not pointer.is_file():
         raise UserError(f"no checkpoint to resume in {fdir}")
-    path = pointer.parent / pointer.read_text().strip()
+    path = pointer.parent / pointer.read_text(encoding="utf-8").strip()
     checkpoint = load_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
     for key, part in (("optimizer", optimizer), ("scheduler", scheduler)):

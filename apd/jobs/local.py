@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 
 from apd.errors import disk_full
 from apd.jobs.job import Job
+from apd.jobs.lock import check_system
 from apd.jobs.worker import run_job
 
 # what every job needs; by name, for it imports what is above this package
@@ -81,9 +82,8 @@ def start_local(output: str, slots: int) -> Local:
 
 def warm_up() -> multiprocessing.context.BaseContext:
     """What local jobs are started by: a process to fork from, which begins to import at once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver, resource_tracker
+    check_system()
+    from multiprocessing import forkserver, resource_tracker  # which Windows lacks
 
     # clip asks for GPUs when it is imported; asked in this way, children can still use them
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")

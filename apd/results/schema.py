@@ -29,7 +29,8 @@ class_names to teacher, and the split of evaluations, which is filled in when th
         validation images that it is right on) and "images" (how many there are).
     epochs: that were trained.
     train_seconds, seconds: training alone, and training with evaluation.
-    peak_memory: in bytes, of the process that finished the run: on the GPU, or else all of it.
+    peak_memory: in bytes, of the process that finished the run: on the GPU, or else all of it;
+        None: the system does not tell.
     argv: the command line, as a list; None if it was not train.py's.
     config: the whole config, as a dict.
     versions: of Python and of the packages that decide a result; None where not installed.
@@ -66,7 +67,7 @@ _LATER = {  # what earlier versions lack
     "prompts_from": (dict, _NONE),
     "fingerprint": (str,),
     "epochs": (int,),
-    "peak_memory": _NUMBER,
+    "peak_memory": (*_NUMBER, _NONE),
     "argv": (list, _NONE),
     "class_names": (list,),
     **dict.fromkeys(("prompts", "input"), (dict,)),
