@@ -65,7 +65,6 @@ def setup_cfg(args: argparse.Namespace):
     Raises:
         UserError: missing file, unknown key or a value that it does not take.
     """
-
     cfg = config.default()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         found = config.find_config(path)

@@ -4,13 +4,15 @@ And at an installation: is zero-shot CLIP as good as published, and do attacks w
     python -m apd.datasets.doctor --root DATA [--dataset NAME ...] [--deep]
     python -m apd.datasets.doctor --root DATA --dataset NAME --make-split [--seed 1]
     python -m apd.datasets.doctor --root DATA --zeroshot ViT-B/16 [--subset 2000]
+    python -m apd.datasets.doctor --root DATA --zeroshot mini --dataset Digits
     python -m apd.datasets.doctor --attack [--device cuda]
 
 Counts of classes and images stand beside the published ones. --deep decodes every image.
 --make-split writes the split file of a data set from its raw annotations, by CoOp's rules and
 with a seed: for those who cannot get the published file, and not comparable with its numbers.
 --zeroshot evaluates hand-written prompts on a part of the test images of what is there, and
-holds it against published figures. --attack tests attacks on this device, in seconds.
+holds it against published figures. It also takes the data sets that come with this package.
+--attack tests attacks on this device, in seconds.
 
 Exit codes: 0 all that was asked for is usable, 1 something is not, 2 bad input.
 """
@@ -35,13 +37,21 @@ from apd.clip.text import warn_of_same_prompts
 from apd.commandline import Parser
 from apd.datasets.doctor.selftest import self_test
 from apd.datasets.doctor.zeroshot import zero_shot
-from apd.datasets.fewshot import Entry, check_labels
+from apd.datasets.fewshot import Entry, FewShotDataset, check_labels
 from apd.datasets.layout import DIFFERS, Counts, Published, SplitFile, published
 from apd.errors import UserError, exit_codes, listed, one_line
+from apd.host import DATASET_REGISTRY
 from apd.images import open_rgb
 from apd.ranges import whole
 
 DATASETS = published()
+BUNDLED = {  # that come with this package
+    name: DATASET_REGISTRY.get(name) for name in ("Clothing", "Digits", "Letters", "RenderedDigits")
+}
+BACKBONES = (
+    "mini (characters) or mini-photo (photographs), which come with this package, an OpenAI name "
+    "such as ViT-B/16, or a file"
+)
 HELP = """CoOp's instructions have the same folders,
 with $DATA for --root: https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md
 For those who cannot get a split file, --dataset NAME --make-split makes a seeded one, whose
@@ -188,7 +198,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--deep", action="store_true", help="decode every image")
     add("--make-split", action="store_true", help="write the split file of --dataset")
     add("--seed", type=whole(0), default=1, help="of --make-split")
-    add("--zeroshot", metavar="BACKBONE", help="evaluate zero-shot CLIP, as MODEL.BACKBONE.NAME")
+    add("--zeroshot", metavar="BACKBONE", nargs="?", const="", help=f"zero-shot CLIP: {BACKBONES}")
     add(
         "--subset",
         type=whole(0),
@@ -203,6 +213,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="of --zeroshot and --attack",
     )
     args = parser.parse_args(argv)
+    if args.zeroshot == "":
+        parser.error(f"--zeroshot needs a backbone: {BACKBONES}")
     if not (args.root or args.attack):
         parser.error("--root DATA is missing")
     return args
@@ -223,14 +235,16 @@ def attack(device: str) -> int:
     return 1 if failed else 0
 
 
-def zeroshot(args: argparse.Namespace, root: Path, findings: list[Finding]) -> int:
-    """Evaluate zero-shot CLIP on the usable data sets and print it; 1 if one is off."""
-    usable = [finding.dataset for finding in findings if finding.usable]
-    if not usable:
-        raise UserError("--zeroshot: no data set of these is usable")
+def zeroshot(args: argparse.Namespace, root: Path, datasets: list[type[FewShotDataset]]) -> int:
+    """Evaluate zero-shot CLIP on the data sets and print it; 1 if one is off."""
+    if not datasets:
+        raise UserError(
+            "--zeroshot: no data set of these is usable; these come with the package: "
+            f"--dataset {' '.join(BUNDLED)}"
+        )
     rows, well = [], True
     for name, accuracy, count, said, good in zero_shot(
-        args.zeroshot, usable, root, args.subset, args.device
+        args.zeroshot, datasets, root, args.subset, args.device
     ):
         rows.append([name, f"{accuracy:.1f}", f"{count:,}", said])
         well &= good
@@ -247,10 +261,17 @@ def run(args: argparse.Namespace) -> int:
     root = Path(args.root).expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: point --root at your data root")
-    unknown = [name for name in args.dataset or () if name not in DATASETS]
+    bundled = [BUNDLED[name] for name in args.dataset or () if name in BUNDLED]
+    if bundled and not args.zeroshot:
+        raise UserError(
+            f"{bundled[0].__name__} comes with this package, so there is nothing to look for: "
+            "--zeroshot BACKBONE evaluates it"
+        )
+    unknown = [name for name in args.dataset or () if name not in {**DATASETS, **BUNDLED}]
     if unknown:
-        raise UserError(f"unknown data set {unknown[0]}: there are {', '.join(DATASETS)}")
-    datasets = [DATASETS[name] for name in args.dataset or DATASETS]
+        names = ", ".join([*DATASETS, *BUNDLED])
+        raise UserError(f"unknown data set {unknown[0]}: there are {names}")
+    datasets = [DATASETS[name] for name in args.dataset or DATASETS if name in DATASETS]
     if args.make_split:
         for dataset in datasets if args.dataset else ():
             if not issubclass(dataset, SplitFile):
@@ -261,8 +282,10 @@ def run(args: argparse.Namespace) -> int:
             path = dataset.make_split(root / dataset.dataset_dir, args.seed)
             print(f"wrote {path}: its numbers are not comparable with published ones")
     findings = [examine(dataset, root, args.deep) for dataset in datasets]
-    print(report(findings))
-    if args.zeroshot and zeroshot(args, root, findings):
+    if findings:
+        print(report(findings))
+    usable = [finding.dataset for finding in findings if finding.usable]
+    if args.zeroshot and zeroshot(args, root, [*usable, *bundled]):
         return 1
     return 0 if all(finding.usable for finding in findings) else 1
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from apd.clip import build_prompted_clip, load_clip
 from apd.config import extend_cfg
+from apd.datasets.fewshot import FewShotDataset
 from apd.datasets.layout import DIFFERS, Published
 from apd.host import build_transform, get_cfg_default
 from apd.images import read_image
@@ -38,7 +39,7 @@ def published_accuracy(backbone: str, dataset: str) -> tuple[float, str] | None:
 
 
 def zero_shot(
-    backbone: str, datasets: list[type[Published]], root: Path, subset: int, device: str
+    backbone: str, datasets: list[type[FewShotDataset]], root: Path, subset: int, device: str
 ) -> Iterator[tuple[str, float, int, str, bool]]:
     """Evaluate hand-written prompts on each data set's test images.
 
@@ -65,7 +66,8 @@ def zero_shot(
         )
         right = _right(model, _Images(items, build_transform(cfg, is_train=False)), cls.__name__)
         accuracy = 100 * right / len(items)
-        known = published_accuracy(backbone, cls.__name__)
+        # None for data sets that come with this package
+        known = published_accuracy(backbone, cls.__name__) if issubclass(cls, Published) else None
         well, said = True, f"no published figure of {backbone} here"
         if known:
             well, said = judge(accuracy, len(items), len(dataset.test), *known)

@@ -52,6 +52,25 @@ def test_data_roots_need_a_root(capsys):
     assert "--root DATA is missing" in capsys.readouterr().err
 
 
+def test_zero_shot_needs_a_backbone_and_names_some(tmp_path, capsys):
+    assert main(["--root", str(tmp_path), "--zeroshot"]) == 2
+    error = capsys.readouterr().err
+    assert "--zeroshot needs a backbone: mini (characters) or mini-photo" in error
+    assert error.count("\n") == 1
+
+
+def test_zero_shot_takes_the_data_that_come_with_the_package(written, capsys):
+    command = ["--root", written, "--dataset", "Digits"]
+    assert main([*command, "--zeroshot", "mini", "--subset", "100", "--device", "cpu"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Digits")]
+    _, accuracy, images, *_ = row.split()
+    assert float(accuracy) > 50 and images == "100"
+    assert main(command) == 2
+    assert "--zeroshot BACKBONE evaluates it" in capsys.readouterr().err
+    assert main(["--root", written, "--zeroshot", "mini"]) == 2
+    assert "come with the package: --dataset Clothing Digits" in capsys.readouterr().err
+
+
 def test_zero_shot_is_evaluated_on_a_seeded_part_of_the_test_images(root, monkeypatch, capsys):
     seen = []
     judged = zeroshot.judge
