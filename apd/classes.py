@@ -6,11 +6,10 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from apd.errors import UserError, listed
+from apd.errors import UserError, listed, similar
 from apd.files import read_text
 from apd.ranges import TEXT, Rule, several
 
@@ -67,7 +66,7 @@ def wanted(names: Iterable[str], values: Sequence[str]) -> set[str]:
         return which.of(names)
     unknown = [value for value in values if value not in names]
     if unknown:
-        near = get_close_matches(unknown[0], names, n=3)
+        near = similar(unknown[0], names)
         hint = f": did you mean {', '.join(near)}?" if near else f": it has {listed(sorted(names))}"
         raise UserError(f"there is no class {listed(unknown, 3)}{hint}")
     return set(values)

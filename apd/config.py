@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 import apd
-from apd import classes
-from apd.errors import UserError, one_line
+from apd import choices, classes
+from apd.errors import UserError, one_line, similar
 from apd.methods import METHODS
 from apd.ranges import (
     TEXT,
@@ -162,7 +161,7 @@ _COUNT = whole(1)
 _SHARE = number(0, 1)
 _LEAST_0 = number(0)
 _RADIUS = per_255(optional(_LEAST_0))
-_PRECISION = one_of("fp32", "bf16", "amp", "fp16")
+_PRECISION = one_of(*choices.PRECISIONS)
 
 # What each key takes, ours and the toolbox's. Keys that are not here take a value of the type that
 # their default has. Names of classes (trainers, data sets, samplers, ...) are looked up where they
@@ -171,7 +170,7 @@ _RULES: dict[str, Rule] = {
     "VERSION": whole(),
     "SEED": whole(-1, 2**32 - 1, note=" (-1: not seeded)"),
     "INPUT.SIZE": several(_COUNT, count=2),
-    "INPUT.INTERPOLATION": one_of("bilinear", "bicubic", "nearest"),
+    "INPUT.INTERPOLATION": one_of(*choices.INTERPOLATIONS),
     "INPUT.TRANSFORMS": several(TEXT, split=True),
     "INPUT.PIXEL_MEAN": several(number(), count=3),
     "INPUT.PIXEL_STD": several(number(above=0), count=3),
@@ -236,31 +235,31 @@ _RULES: dict[str, Rule] = {
         for key, rule in (
             ("EPS", _RADIUS),
             ("ALPHA", _RADIUS),
-            ("NORM", one_of("linf", "l2")),
+            ("NORM", one_of(*choices.NORMS)),
             ("STEPS", whole(0)),
             ("PREC", _PRECISION),
         )
     },
     "AT.TRAIN.EPS_WARMUP": number(0, 1),
-    "AT.TRAIN.AT_LOSS_TYPE": one_of("adv_full", "adv_half", "clean"),
-    "AT.TRAIN.PROMPT": one_of("onfly", "constant", "perturbed"),
+    "AT.TRAIN.AT_LOSS_TYPE": one_of(*choices.ATTACKED),
+    "AT.TRAIN.PROMPT": one_of(*choices.ATTACKED_PROMPTS),
     "AT.TRAIN.PALPHA": optional(_LEAST_0),
     "AT.TEST.ATTACKS": several(TEXT, split=True),
     "AT.TEST.RESTARTS": _COUNT,
-    "AT.TEST.LOSS": one_of("ce", "kl", "margin"),
+    "AT.TEST.LOSS": one_of(*choices.LOSSES),
     "AT.TEST.SUBSET": whole(0, note=" (0: all)"),
     "AT.TEST.SHARDS": _COUNT,
     "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
     "TRAINER.PROMPT.TEMPLATES": several(TEXT),  # with commas in them
     "TRAINER.APD.TEACHER.LR": number(above=0),
     "TRAINER.APD.TEACHER.TAU": number(above=0),
-    "TRAINER.APD.TEACHER.MODE": one_of("online", "offline", "frozen", "checkpoint", "auto"),
+    "TRAINER.APD.TEACHER.MODE": one_of(*choices.TEACHERS),
 }
 _WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
 _RULES_OF_TRAINERS = {  # in every section
     **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION", "NUM_EXPERTS"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
-    "CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
+    "CLASS_TOKEN_POSITION": one_of(*choices.POSITIONS),
     "PREC": _PRECISION,
     "LAMBDA": _LEAST_0,
     **{f"LAMBDA_{what}": _LEAST_0 for what in _WEIGHTS},
@@ -318,7 +317,7 @@ def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
     for section in sections:
         node = node.get(section) if isinstance(node, dict) else None
     if not isinstance(node, dict) or name not in node:
-        near = get_close_matches(key, [known for known, _ in flat(cfg)], n=3)
+        near = similar(key, (known for known, _ in flat(cfg)))
         hint = f": did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"{where}: there is no key {one_line(key)}{hint}")
     return node, name
@@ -458,8 +457,7 @@ class _Config(CfgNode):
 def check_name(kind: str, name: str, where: str, names: list[str]) -> None:
     """Raise UserError unless ``name`` is one of ``names``; ``where`` is what sets it."""
     if name not in names:
-        lower = {known.lower(): known for known in names}
-        near = [lower[n] for n in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
+        near = similar(name, names, 0.4)
         raise UserError(
             f'unknown {kind} "{name}" ({where}); '
             f"{'did you mean' if near else 'there are'} {', '.join(near or sorted(names))}?"

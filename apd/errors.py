@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import wraps
 from typing import TypeGuard
 
@@ -49,6 +50,16 @@ def listed(names: Iterable[str], most: int = 10) -> str:
 def counted(count: int, noun: str) -> str:
     """Say "1 run" or "1,200 runs"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def similar(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """At most three of ``names`` that are most like ``name``, whatever their case.
+
+    Args:
+        cutoff: least likeness, from 0 to 1, as of ``difflib.get_close_matches``.
+    """
+    by_lower = {known.lower(): known for known in names}
+    return [by_lower[near] for near in get_close_matches(name.lower(), by_lower, 3, cutoff)]
 
 
 def either(names: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from apd.attacks.stream import Supply
 from apd.clip import build_prompted_clip, encode_image
 from apd.distill import kl_distillation
 from apd.files import write_json
+from apd.precision import forbid_tf32
 
 GEOMETRIES = {  # embed_dim, resolution, layers, width, patch; text: width, heads, layers
     "ViT-B/32": (512, 224, 12, 768, 32, 512, 8, 12),
@@ -156,7 +157,7 @@ def main() -> None:
     args.device = torch.device(args.device)
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU: --device cpu --backbone mini runs all of it, slowly")
-    torch.backends.cudnn.allow_tf32 = False
+    forbid_tf32()
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu"
     about = {k: v for k, v in vars(args).items() if k not in ("device", "output")}
     about |= {"device": device, "torch": torch.__version__}

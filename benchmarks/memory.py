@@ -23,6 +23,8 @@ import torch
 from gpu import GEOMETRIES, Case, random_clip
 from tabulate import tabulate
 
+from apd.precision import forbid_tf32
+
 GIB = 2**30
 FEW_IMAGES, FEW_CLASSES = 2, 64
 
@@ -98,7 +100,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 100])
     parser.add_argument("--device", type=torch.device, default="cpu")
     args = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = False
+    forbid_tf32()
     rows = [row for name in args.backbone for row in measure(name, args)]
     print(tabulate(rows, headers="keys", floatfmt=".1f"))
 

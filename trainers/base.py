@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import PRECISIONS, doubts
+from apd.attacks import doubts
+from apd.choices import ATTACKED
 from apd.clip import (
     PromptedCLIP,
     backbone_sha256,
@@ -36,6 +37,7 @@ from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.in_memory import DETERMINISTIC_TRANSFORMS, cached_loader
 from apd.jobs.lock import check_system
 from apd.known_data import dataset_name, template
+from apd.precision import DTYPES
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
 from apd.results.words import described
@@ -57,7 +59,7 @@ class PromptTrainer(ResumableTrainer):
     section: str  # of cfg.TRAINER
     adversarial = False  # whether training attacks images
     normalizes = True  # images, inside the model (apd.config._Config)
-    batches = ("adv_full", "adv_half", "clean")  # what AT.TRAIN.AT_LOSS_TYPE may be
+    batches = ATTACKED  # what AT.TRAIN.AT_LOSS_TYPE may be
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
     argv: list[str] | None = None  # the command line, where it is train.py's
@@ -153,7 +155,7 @@ class PromptTrainer(ResumableTrainer):
             )
         self.model = self.build_prompted_clip(self.clip_model, **self.prompts())
         self.add_model("prompt_learner", self.model.prompt_learner)
-        fp16 = PRECISIONS[self.options.PREC] is torch.float16  # bf16 has the range of fp32
+        fp16 = DTYPES[self.options.PREC] is torch.float16  # bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
     def load_clip(self, name: str, robust: str, resolution: int = 0) -> nn.Module:
@@ -235,7 +237,7 @@ class PromptTrainer(ResumableTrainer):
 
     def autocast(self, precision: str) -> torch.autocast:
         """fp32 turns an autocast around it off."""
-        dtype = PRECISIONS[precision]
+        dtype = DTYPES[precision]
         # no cache: a weight that was cast for an attack has no gradient for training
         return torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False
@@ -256,7 +258,7 @@ class PromptTrainer(ResumableTrainer):
             used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
                 used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
-            keys = [key for key, precision in used.items() if PRECISIONS[precision] is not None]
+            keys = [key for key, precision in used.items() if DTYPES[precision] is not None]
             likely = (
                 f"half precision overflows ({' and '.join(keys)}: use fp32)"
                 if keys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from apd.clip.text import tokenizer
-from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
 from apd.trainers.base import PromptTrainer
 
@@ -16,12 +15,6 @@ class CoOp(PromptTrainer):
 
     def prompts(self) -> dict:
         options = self.options
-        positions = ("end", "middle", "front")
-        if options.CLASS_TOKEN_POSITION not in positions:
-            raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {options.CLASS_TOKEN_POSITION}: "
-                f"use {', '.join(positions)}"
-            )
         words = tokenizer().encode(options.CTX_INIT.replace("_", " "))
         return {
             "n_ctx_text": len(words) or options.N_CTX,  # initial words decide the length (CoOp)

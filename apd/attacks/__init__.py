@@ -2,12 +2,11 @@
 
 from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
 from apd.attacks.registry import NAMES, Attack, find_attack
-from apd.attacks.threat import PRECISIONS, ThreatModel, doubts
+from apd.attacks.threat import ThreatModel, doubts
 
 __all__ = [
     "NAMES",
     "PGD",
-    "PRECISIONS",
     "Attack",
     "ThreatModel",
     "doubts",

@@ -21,7 +21,7 @@ _TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2
 
 @dataclass(frozen=True)
 class TorchAttack:
-    """An attack of torchattacks, in the ball of radius ``eps`` (unit: 1/255) around each image.
+    """An attack of torchattacks, in the ball of ``radius`` (in pixel values, which lie in [0, 1]) around each image.
 
     What it returns is projected into the ball and the box, and then judged in float32. An image's
     result depends on the seed only, not on the images beside it: all images are given the same
@@ -31,7 +31,7 @@ class TorchAttack:
 
     name: str
     norm: str
-    eps: float
+    radius: float
     build: Build
     black_box: bool = False
     one_by_one: bool = False  # it decides when to stop by the sum over its batch
@@ -79,7 +79,7 @@ class TorchAttack:
             raise UserError(f"{self.name} needs 2 classes or more, there is {classes}")
         settings = {
             "norm": {"linf": "Linf", "l2": "L2"}[self.norm],
-            "eps": self.eps / 255,
+            "eps": self.radius,
             "seed": seed,
             "n_classes": min(classes, _TARGETS + 1),
         }
@@ -91,7 +91,7 @@ class TorchAttack:
             attacked = torch.cat([attack(images[part], labels[part]) for part in parts]).detach()
         # where an attack breaks down it has found nothing
         attacked = torch.where(attacked.isfinite(), attacked, images)
-        return project(images, attacked - images, self.norm, self.eps / 255)
+        return project(images, attacked - images, self.norm, self.radius)
 
 
 class _Model(nn.Module):

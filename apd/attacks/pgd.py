@@ -334,7 +334,7 @@ def _start(
 ) -> Tensor:
     if not threat.random_start:
         return images.clone()
-    eps = threat.eps / 255
+    eps = threat.radius
     device = generator.device if generator else images.device
     count, own = rows or (len(images), slice(None))
     noise = torch.empty((count, *images.shape[1:]), dtype=images.dtype, device=device)
@@ -385,7 +385,7 @@ def _loss_gradient(logits: Tensor, labels: Tensor, reference: Tensor | None, los
 
 def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     """One step up the gradient, then back into the ball and the box."""
-    eps, alpha = threat.eps / 255, threat.alpha / 255
+    eps, alpha = threat.radius, threat.step_size
     if threat.norm == "linf":
         # torch's sign(NaN) is 0: a broken gradient must not pass for an image that stands
         sign = gradient.sign().add_(gradient, alpha=0)

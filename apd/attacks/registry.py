@@ -13,6 +13,7 @@ from apd.attacks.library import Build, TorchAttack
 from apd.attacks.pgd import PGD
 from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
+from apd.choices import NORMS
 from apd.errors import UserError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce and Hein 2020)
@@ -58,7 +59,7 @@ def _part(
 
 
 def _difgsm(threat: ThreatModel, steps: int) -> Build:
-    return partial(_made, "DIFGSM", ("eps",), {"alpha": threat.alpha / 255, "steps": steps})
+    return partial(_made, "DIFGSM", ("eps",), {"alpha": threat.step_size, "steps": steps})
 
 
 def _cw_l2(threat: ThreatModel, steps: int) -> Build:
@@ -71,19 +72,18 @@ def _made(attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, 
     return getattr(mended, attack)(model, **options, **{key: settings[key] for key in takes})
 
 
-_BOTH = ("linf", "l2")
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
-    "apgd-ce": _Kind(100, _BOTH, "ce", True, _part("APGD")),
-    "apgd-t": _Kind(100, _BOTH, "dlr, targeted", True, _part("APGDT", targeted=True)),
+    "apgd-ce": _Kind(100, NORMS, "ce", True, _part("APGD")),
+    "apgd-t": _Kind(100, NORMS, "dlr, targeted", True, _part("APGDT", targeted=True)),
     "fab-t": _Kind(
         100,
-        _BOTH,
+        NORMS,
         "distance, targeted",
         False,
         _part("FAB", targeted=True, multi_targeted=True),
     ),
-    "square": _Kind(5000, _BOTH, "margin", True, _part("Square", "n_queries"), ("black_box",)),
+    "square": _Kind(5000, NORMS, "margin", True, _part("Square", "n_queries"), ("black_box",)),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
 }
 NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")
@@ -143,4 +143,4 @@ def _library(base: str, steps: int, threat: ThreatModel) -> TorchAttack:
     if steps < 1:
         raise UserError(f"{base} needs 1 step or more, not {steps}")
     build = kind.build(threat, steps)
-    return TorchAttack(base, threat.norm, threat.eps, build, **dict.fromkeys(kind.flags, True))
+    return TorchAttack(base, threat.norm, threat.radius, build, **dict.fromkeys(kind.flags, True))

@@ -7,18 +7,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
+from apd.choices import LOSSES, NORMS
 from apd.errors import UserError
 
-NORMS = ("linf", "l2")
-LOSSES = ("ce", "kl", "margin")
-PRECISIONS = {  # what autocast computes in where it may, in training too
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "amp": torch.float16,  # in training with a gradient scaler
-    "fp16": torch.float16,  # CoOp's and MAPT's name: read as amp, because the weights stay fp32
-}
+UNITS = 255  # of eps and alpha to a pixel value of 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,16 @@ class ThreatModel:
     @property
     def name(self) -> str:
         return f"pgd-{self.steps}"
+
+    @property
+    def radius(self) -> float:
+        """``eps`` as a difference of pixel values, which lie in [0, 1]."""
+        return self.eps / UNITS
+
+    @property
+    def step_size(self) -> float:
+        """``alpha`` as a difference of pixel values."""
+        return self.alpha / UNITS
 
     def scaled(self, factor: float) -> ThreatModel:
         """The same attack in a ball ``factor`` times as large, its steps too."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import torch
 from clip.model import QuickGELU
 from torch import Tensor, nn
 
-from apd.errors import UserError, listed, one_line
+from apd.errors import UserError, listed, one_line, similar
 from apd.files import read_json
 
 # OpenAI's preprocessing constants, for images in [0, 1]
@@ -123,7 +122,7 @@ def _open_clip(name: str) -> Foreign:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, list(names), n=3, cutoff=0.3) or sorted(names)
+    near = similar(name, names, 0.3) or sorted(names)
     return f"; there are {listed(near, most=8)}" if near else ""
 
 

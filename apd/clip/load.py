@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -21,7 +20,7 @@ from apd.clip.foreign import ACTIVATIONS, OPENCLIP, Design, Foreign, Tower, find
 from apd.clip.torchscript import Module
 from apd.clip.visual import is_vit
 from apd.clip.weights import read_weights
-from apd.errors import UserError, listed, one_line
+from apd.errors import UserError, listed, one_line, similar
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -67,7 +66,7 @@ def load_clip(
             ) from error
     else:
         names = [*SHIPPED, *clip.available_models()]
-        near = get_close_matches(name, names, n=3, cutoff=0.3)
+        near = similar(name, names, 0.3)
         raise UserError(
             f'no CLIP named "{name}" and no such file; '
             f"MODEL.BACKBONE.NAME is a path or one of {', '.join(near or names)}"

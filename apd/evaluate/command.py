@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
 import apd
 from apd.attacks import NAMES, ThreatModel, doubts, find_attack
+from apd.choices import NORMS
 from apd.commandline import Parser
 from apd.config import rule_of
 from apd.errors import UserError, exit_codes, listed
@@ -39,6 +39,7 @@ from apd.files import check_writable
 from apd.jobs import options
 from apd.jobs.local import warm_up
 from apd.jobs.lock import Lock
+from apd.precision import forbid_tf32
 from apd.ranges import number, per_255, several, whole
 from apd.results import EVALUATIONS, SPLITS
 from apd.results.runs import load_runs
@@ -56,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help="with commas between, in 1/255 (default: the run's)",
     )
-    add("--norm", choices=("linf", "l2"), help="default: the run's")
+    add("--norm", choices=NORMS, help="default: the run's")
     add(
         "--source",
         default="white-box",
@@ -257,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.shards and args.executor == "local":
         warm_up()  # while this process finds out what there is to do
     apd.register()
-    torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
+    forbid_tf32()
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
         if folder:
             check_writable(folder, flag)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import PGD, PRECISIONS, Attack, ThreatModel
+from apd.attacks import PGD, Attack, ThreatModel
 from apd.attacks.pgd import correct
 from apd.attacks.stream import HOST, Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
@@ -24,6 +24,7 @@ from apd.evaluate.request import WHITE_BOX, EvaluationRequest, LogitsFn, Shard
 from apd.evaluate.state import UNBOUNDED_IMAGES, AttackState, Clean, ImageDigest
 from apd.evaluate.state import fingerprint as model_fingerprint
 from apd.files import atomic_write
+from apd.precision import DTYPES
 from apd.results.verdicts import WRONG, Verdicts
 
 SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
@@ -349,7 +350,7 @@ class _RunningAttack:
                 self.model,
                 batch_size=self.clean.batch_size,
                 sources=request.source.logits_fns,
-                precision=PRECISIONS[request.precision],
+                precision=DTYPES[request.precision],
                 seed=request.seed,
             )
             for rows, pool in decisions:

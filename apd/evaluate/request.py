@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from apd.attacks import PRECISIONS, Attack, ThreatModel, find_attack
+from apd.attacks import Attack, ThreatModel, find_attack
+from apd.choices import PRECISIONS
 from apd.errors import UserError
 
 LogitsFn = Callable[[Tensor], Tensor]

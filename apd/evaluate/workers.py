@@ -14,6 +14,7 @@ from apd.evaluate.shards import Merger
 from apd.jobs.engine import StartExecutor, run_jobs
 from apd.jobs.job import Job, State
 from apd.jobs.local import start_local, visible_gpus
+from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
 
 
@@ -60,12 +61,11 @@ class ShardJob(Job):
 
 def evaluate_requests(saved: SavedRun, requests: Iterable[EvaluationRequest]) -> list[dict]:
     """The records of all requests, in a process that has done nothing before."""
-    import torch
 
     import apd
 
     apd.register()
-    torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
+    forbid_tf32()
     run = saved.load()
     return [record for request in requests for record in run.evaluate(request)]
 

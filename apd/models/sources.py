@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from yacs.config import CfgNode
 
 from apd.clip import PromptedCLIP, backbone_sha256, load_clip, weights_sha256
 from apd.config import default, merge, of_run
-from apd.errors import UserError, listed
+from apd.errors import UserError, listed, similar
 from apd.evaluate.request import threat_model
 from apd.evaluate.state import fingerprint
 from apd.host.checkpoint import load_checkpoint
@@ -256,7 +255,7 @@ def _trainer(name: str) -> type[PromptTrainer]:
         classes += cls.__subclasses__()
     found = {cls.__name__: cls for cls in classes[1:]}
     if name not in found:
-        near = get_close_matches(name, found, cutoff=0.5) or list(METHODS)
+        near = similar(name, found, 0.5) or list(METHODS)
         raise UserError(
             f"there is no trainer {name} (there are {listed(near, 20)}): if it is your own, import "
             "its module first"

@@ -12,12 +12,11 @@ A file has
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 import apd
-from apd.errors import UserError, listed, one_line
+from apd.errors import UserError, listed, one_line, similar
 from apd.files import read_yaml
 
 FOLDER = Path(apd.__path__[-1]) / "configs" / "published"
@@ -61,7 +60,7 @@ def read_paper(name: str) -> Paper:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        near = get_close_matches(name, papers(), n=3, cutoff=0.4) or papers()
+        near = similar(name, papers(), 0.4) or papers()
         raise UserError(f"no published figures {name}: there are {listed(near)}, or give a file")
     content = read_yaml(path)
     try:

@@ -43,13 +43,12 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
 from apd.classes import RULE, folder_name
 from apd.config import default, find_config, flat
-from apd.errors import UserError, listed
+from apd.errors import UserError, listed, similar
 from apd.files import read_json, read_yaml
 from apd.sweep.training_job import TrainingJob
 
@@ -181,7 +180,7 @@ def _check_keys(found, known: set[str], where: str) -> None:
         if key in _OF_CELLS.keys() - known:
             raise UserError(f'{where} has the key "{key}": use {_OF_CELLS[key]}')
         if key not in known:
-            near = get_close_matches(str(key), known, n=3)
+            near = similar(str(key), known)
             hint = f"did you mean {', '.join(near)}?" if near else "there is no such key"
             raise UserError(f'{where} has the key "{key}": {hint}')
 

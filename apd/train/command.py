@@ -154,9 +154,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, cfg) -> None:
-    import torch
-
     from apd import host, ranks
+    from apd.precision import forbid_tf32
 
     prompts_from = evaluated_prompts(args)
     # an evaluation without a folder of its own is only printed
@@ -164,7 +163,7 @@ def _run(args: argparse.Namespace, cfg) -> None:
     if keep and finished(cfg, prompts_from):
         print(f"{cfg.OUTPUT_DIR} is finished: kept as it is")
         return
-    torch.backends.cudnn.allow_tf32 = False  # attacks and their verdicts are in float32
+    forbid_tf32()
     if keep:
         check_writable(cfg.OUTPUT_DIR, "--output-dir")
     # Everything that can be wrong is found before the output folder is touched.

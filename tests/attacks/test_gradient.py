@@ -11,7 +11,7 @@ from apd.attacks import PGD, pgd, seeded_start
 from apd.attacks.gradient import ImageGradient, image_gradient
 from apd.attacks.pgd import _loss_gradient, attack_loss
 from apd.attacks.stream import Supply
-from apd.attacks.threat import LOSSES
+from apd.choices import LOSSES
 
 
 def confident(margin):

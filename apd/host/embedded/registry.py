@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
-from apd.errors import UserError
+from apd.errors import UserError, similar
 
 
 class UnknownName(UserError, ValueError):
@@ -44,7 +43,6 @@ def check_availability(requested: str, available: Collection[str]) -> None:
     """Raise UnknownName, which is a ValueError, with the nearest names if there is no such one."""
     if requested in available:
         return
-    lower = {name.lower(): name for name in available}
-    near = [lower[name] for name in get_close_matches(requested.lower(), lower, cutoff=0.4)]
+    near = similar(requested, available, 0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(available)}"
     raise UnknownName(f"unknown name '{requested}': {hint}")

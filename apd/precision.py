@@ -1,0 +1,19 @@
+"""Number formats of passes through the model."""
+
+from __future__ import annotations
+
+import torch
+
+from apd.choices import PRECISIONS
+
+# what autocast computes in where it may; None: no autocast. amp is trained with a gradient scaler;
+# fp16 is CoOp's and MAPT's name for it, read as amp, because the weights stay float32
+DTYPES = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16, torch.float16)))
+
+
+def forbid_tf32() -> None:
+    """Let convolutions compute in full float32, as attacks and their verdicts must.
+
+    By default, PyTorch lets cuDNN round the factors of convolutions to TF32 (10 bits).
+    """
+    torch.backends.cudnn.allow_tf32 = False
