@@ -21,7 +21,9 @@ _TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2
 
 @dataclass(frozen=True)
 class TorchAttack:
-    """An attack of torchattacks, in the ball of ``radius`` (in pixel values, which lie in [0, 1]) around each image.
+    """An attack of torchattacks, in the ball of ``radius`` around each image.
+
+    The radius is in pixel values, which lie in [0, 1].
 
     What it returns is projected into the ball and the box, and then judged in float32. An image's
     result depends on the seed only, not on the images beside it: all images are given the same
