@@ -98,7 +98,7 @@ class Case:
         self.tokens = clip.tokenize([f"a photo of a {name}." for name in names])
 
     def step(self) -> None:
-        """As trainers/adversarial.py and trainers/apd.py do it."""
+        """As apd/training/adversarial.py and trainers/apd.py do it."""
         student, teacher = self.student, self.teacher
         text = student.text_features()
         fixed = text.detach()

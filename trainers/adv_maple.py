@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from apd.host import TRAINER_REGISTRY, register
-from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.maple import MaPLe
+from apd.training.adversarial import AdversarialTraining
 
 
 @register(TRAINER_REGISTRY)

@@ -25,8 +25,8 @@ from apd.host import TRAINER_REGISTRY, register
 from apd.interchange import prompts_folder
 from apd.results import read_results
 from apd.results.provenance import training
-from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
+from apd.training.adversarial import AdversarialTraining
 
 JUDGED = "judged.json"  # in the teacher's folder: what TEACHER.MODE auto chose, and why
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from apd import ranks
 from apd.errors import UserError
 from apd.host import TRAINER_REGISTRY, register
-from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.coop import CoOp
+from apd.training.adversarial import AdversarialTraining
 
 
 @register(TRAINER_REGISTRY)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from apd.host import TRAINER_REGISTRY, register
 from apd.known_data import template
-from apd.trainers.adversarial import AdversarialTraining
-from apd.trainers.base import PromptTrainer
+from apd.training.adversarial import AdversarialTraining
+from apd.training.base import PromptTrainer
 
 
 @register(TRAINER_REGISTRY)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from apd.host import TRAINER_REGISTRY, register
-from apd.trainers.adversarial import AdversarialTraining
 from apd.trainers.ivlp import IVLP
+from apd.training.adversarial import AdversarialTraining
 
 
 @register(TRAINER_REGISTRY)

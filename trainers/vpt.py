@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apd.host import TRAINER_REGISTRY, register
-from apd.trainers.base import PromptTrainer
+from apd.training.base import PromptTrainer
 
 
 @register(TRAINER_REGISTRY)

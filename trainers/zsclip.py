@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apd.host import TRAINER_REGISTRY, register
 from apd.known_data import template
-from apd.trainers.base import PromptTrainer
+from apd.training.base import PromptTrainer
 
 # the seven of OpenAI's ImageNet templates that CoOp takes
 ENSEMBLE = [

@@ -34,7 +34,7 @@ from apd.models.description import Backbone, Description
 from apd.results import RESULTS_NAME, read_results
 
 if TYPE_CHECKING:
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
 Device = torch.device | str | None
 
@@ -248,7 +248,7 @@ def _trainer(name: str) -> type[PromptTrainer]:
         UserError: there is none, or it classifies in a way of its own.
     """
     import apd.trainers  # noqa: F401  PromptTrainer's subclasses are known when they are imported
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     classes: list[type[PromptTrainer]] = [PromptTrainer]
     for cls in classes:

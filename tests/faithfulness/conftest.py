@@ -88,7 +88,7 @@ def trainer64(build, backbones, load64, root, monkeypatch, tmp_path):
 
     An option's value may be the name of a backbone.
     """
-    import apd.trainers.base as base
+    import apd.training.base as base
 
     monkeypatch.setattr(base, "load_clip", load64)
 

@@ -79,7 +79,7 @@ def test_the_same_verdicts_as_on_the_cpu(run, tmp_path):
 
 @pytest.mark.parametrize("method", ["APD", "MaPLe"])
 def test_an_interrupted_run_goes_on_to_the_same_prompts(run, tmp_path, monkeypatch, method):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     assert run(method, tmp_path / "whole", *GPU).code == 0
     step = PromptTrainer.forward_backward

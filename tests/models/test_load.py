@@ -133,7 +133,7 @@ def test_prompts_of_another_run(run, trained, tmp_path, images):
 
 
 def test_a_method_that_changes_the_model_when_it_classifies_is_refused(folder, tmp_path):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     class Purified(PromptTrainer):
         section = "IVLP"

@@ -59,7 +59,7 @@ def _watch(event, left):
     """Send SIGKILL at an event: ``step`` (before it), ``attack`` (a step of one, in training too),
     ``write`` (the file is complete, but not in its place) or ``written``."""
     import apd.files
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     pgd = import_module("apd.attacks.pgd")  # apd.attacks.pgd is the function
 

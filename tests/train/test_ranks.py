@@ -56,7 +56,7 @@ def train64(lines, out):
     """Train each command in float64: what it logged, and its prompts, into ``out``."""
     import apd
     from apd.train.command import parse_args, setup_cfg
-    from apd.trainers import base
+    from apd.training import base
 
     apd.register()
     torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def test_every_method_trains_as_one_process_does(command, tmp_path):
 def _main(arguments, log, kill_at=0):
     """train.py as a rank; the second one is killed before its ``kill_at``-th step."""
     import apd.train.command
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     torch.set_num_threads(1)
     sys.stderr = open(f"{log}-{os.environ['RANK']}", "w", buffering=1)  # noqa: SIM115

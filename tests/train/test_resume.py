@@ -5,7 +5,7 @@ import torch
 
 from apd.results import read_results
 from apd.results.history import read_history
-from apd.trainers.base import PromptTrainer
+from apd.training.base import PromptTrainer
 
 # one of each way to train: the others differ from these in their prompts or attack alone
 METHODS = ("CoOp", "AdvPT", "FAP", "CBAFAPT", "MMoP")  # and APD, below

@@ -10,7 +10,7 @@ from PIL import Image
 from apd.clip import backbone_sha256, build_prompted_clip, load_clip, weights_sha256
 from apd.results import read_results
 from apd.tables.command import main as table
-from apd.trainers import base
+from apd.training import base
 
 
 def counts(folder):
@@ -294,7 +294,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_epoch(run, tmp_
 @pytest.mark.parametrize("method", ["APT", "APD"])
 def test_a_non_finite_attack_is_not_taken_for_an_image(run, tmp_path, method, monkeypatch):
     """A poisoned weight shows in the loss, though the attack clamps its images."""
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     build = PromptTrainer.build_model
 
@@ -327,7 +327,7 @@ def test_prompts_that_are_not_finite_are_refused(run, runs, copy_of, tmp_path):
 
 
 def test_interrupting_says_how_to_continue(run, tmp_path, monkeypatch):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     def interrupted(self, batch):
         raise KeyboardInterrupt

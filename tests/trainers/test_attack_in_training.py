@@ -4,7 +4,7 @@ arXiv 2403.13196: an attack that does not is obfuscated by them)."""
 import pytest
 import torch
 
-import apd.trainers.adversarial as adversarial
+import apd.training.adversarial as adversarial
 from apd.errors import UserError
 
 

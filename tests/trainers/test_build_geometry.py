@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import apd
-import apd.trainers.base
+import apd.training.base
 from apd.host import build_trainer
 from apd.train.command import parse_args, setup_cfg
 
@@ -99,7 +99,7 @@ def test_config_builds_its_trainer(method, file, tiny, monkeypatch):
     args += "DATALOADER.NUM_WORKERS 0 USE_CUDA False VERBOSE False".split()
     cfg = setup_cfg(parse_args(args))
     if file != "mini":
-        monkeypatch.setattr(apd.trainers.base, "load_clip", clip_without_weights)
+        monkeypatch.setattr(apd.training.base, "load_clip", clip_without_weights)
     trainer = build_trainer(cfg)  # also compares INPUT.SIZE with the backbone's
 
     text, image = PROMPTS[method][file == "mini"]

@@ -3,7 +3,7 @@
 import pytest
 
 from apd.results import read_results
-from apd.trainers.base import PromptTrainer
+from apd.training.base import PromptTrainer
 
 
 def clean_of(folder):
@@ -20,7 +20,7 @@ def test_zero_shot_accuracy_is_that_of_zero_shot_clip(run, build, tmp_path):
 def test_less_than_half_of_zero_shot_is_flagged(
     run, tmp_path, monkeypatch, accuracy, zero_shot, flagged
 ):
-    from apd.trainers import base
+    from apd.training import base
 
     def evaluate(*args, **more):
         (record, *others) = evaluated(*args, **more)

@@ -12,7 +12,7 @@ import torch
 from apd.evaluate import fingerprint
 from apd.host import HOST, HOST_VERSION
 from apd.results import read_results
-from apd.trainers.base import PromptTrainer
+from apd.training.base import PromptTrainer
 
 TEXT, VISION = 64, 128  # widths of the tiny CLIP
 SHALLOW = 4 * TEXT  # CoOp: 4 vectors

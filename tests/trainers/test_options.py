@@ -127,7 +127,7 @@ def test_unknown_precision_is_refused(run, tmp_path, key):
     "training, attack", [("fp32", "bf16"), ("amp", "fp32"), ("bf16", "amp"), ("bf16", "bf16")]
 )
 def test_attacks_have_a_precision_of_their_own(build, tmp_path, monkeypatch, training, attack):
-    import apd.trainers.adversarial as adversarial
+    import apd.training.adversarial as adversarial
 
     trainer = build("AdvIVLP", tmp_path, "TRAINER.AdvIVLP.PREC", training, "AT.TRAIN.PREC", attack)
     seen, pgd, embeddings = [], adversarial.pgd, trainer.model.image_embeddings
@@ -182,7 +182,7 @@ def test_an_attention_that_overflows_float16_is_told(run, tmp_path, overflowing,
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no step is taken
 def test_gradients_that_overflow_float16_at_every_scale_are_told(run, tmp_path, monkeypatch):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     losses = PromptTrainer.losses
     monkeypatch.setattr(
@@ -203,7 +203,7 @@ def test_gradients_that_overflow_float16_at_every_scale_are_told(run, tmp_path, 
 def test_a_gradient_that_is_not_finite_never_reaches_the_prompts(
     run, tmp_path, monkeypatch, precision
 ):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     losses = PromptTrainer.losses
 
@@ -223,7 +223,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_prompts(
 
 @pytest.mark.parametrize("method", ["IVLP", "APD"])
 def test_best_val_deploys_the_best_epoch(run, tmp_path, monkeypatch, method):
-    from apd.trainers.base import PromptTrainer
+    from apd.training.base import PromptTrainer
 
     figures = iter([1.0, 3.0, 2.0])
     test = PromptTrainer.test
@@ -254,7 +254,7 @@ def test_best_val_deploys_the_best_epoch(run, tmp_path, monkeypatch, method):
 def test_best_val_chooses_on_validation_images_and_under_the_training_attack(
     run, tmp_path, monkeypatch, method, attacked
 ):
-    import apd.trainers.base as base
+    import apd.training.base as base
 
     calls, evaluate = [], base.evaluate
 
@@ -464,7 +464,7 @@ def test_the_whole_threat_model_is_configurable(run, tmp_path):
 
 
 def test_coops_normalize_is_left_to_the_model(run, tmp_path, monkeypatch):
-    import apd.trainers.base as base
+    import apd.training.base as base
 
     ranges, losses = [], base.PromptTrainer.losses
 

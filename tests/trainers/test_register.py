@@ -3,7 +3,7 @@
 import pytest
 from yacs.config import CfgNode
 
-import apd
+import apd.training.adversarial
 from apd.host import TRAINER_REGISTRY, get_cfg_default
 from apd.methods import METHODS
 
@@ -61,3 +61,11 @@ def test_mapts_keys_are_known(section):
         "PROMPT_DEPTH_VISION",
         "PROMPT_DEPTH_TEXT",
     } <= set(cfg.TRAINER[section])
+
+
+def test_other_projects_methods_import_the_base_classes_from_where_they_were():
+    from apd.trainers.adversarial import AdversarialTraining
+    from apd.trainers.base import PromptTrainer
+
+    assert AdversarialTraining is apd.training.adversarial.AdversarialTraining
+    assert PromptTrainer is apd.training.base.PromptTrainer

@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,11 @@ class ResumableTrainer(TrainerX):
     warm-up.
     """
 
+    # a method has these from ``apd.training.base.PromptTrainer``
+    model: PromptedCLIP
+    section: str
+    options: Any
+    scaler: torch.amp.GradScaler
     class_specific = False  # whether the prompts belong to the classes they were trained on
     train_seconds = 0.0
     trained_on: dict | None = None  # what loaded prompts were trained on (apd.results.provenance)
@@ -247,7 +253,7 @@ def _random_state() -> dict:
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

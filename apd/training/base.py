@@ -41,7 +41,7 @@ from apd.precision import DTYPES
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training
 from apd.results.words import described
-from apd.trainers.resumable import ResumableTrainer
+from apd.training.resumable import ResumableTrainer
 
 try:
     import resource

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from apd.attacks import ThreatModel, pgd
 from apd.ranks import BatchSlice
+from apd.training.base import PromptTrainer
 
 
-class AdversarialTraining:
-    """Mixin before a ``PromptTrainer``: the same prompts, trained on attacked images.
+class AdversarialTraining(PromptTrainer):
+    """Put before a method whose prompts it trains on attacked images.
 
     Madry 2018: minimise CE(z(x'), y) with x' from PGD on the current prompts. Which images of a
     batch are attacked is AT.TRAIN.AT_LOSS_TYPE, as in MAPT: all (adv_full), the second half
