@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -14,6 +15,7 @@ from yacs.config import CfgNode
 import apd
 from apd import choices, classes
 from apd.errors import UserError, one_line, similar
+from apd.files import read_text, read_yaml
 from apd.methods import METHODS
 from apd.ranges import (
     TEXT,
@@ -370,6 +372,39 @@ def default() -> CfgNode:
     cfg = get_cfg_default()
     extend_cfg(cfg)
     return cfg
+
+
+def of_files(paths: Iterable[str]) -> CfgNode:
+    """The default config with the keys of files, the later ones' last; not frozen.
+
+    Raises:
+        UserError: no such file, unknown key or a value that it does not take.
+    """
+    files = []
+    for path in paths:
+        found = find_config(path)
+        if not found.endswith((".yaml", ".yml")):
+            raise UserError(f"{path}: a config is a .yaml file")
+        files.append((path, found, read_text(found)))
+    return _copy(_of_files(tuple(files)))
+
+
+@lru_cache(maxsize=128)  # a sweep has thousands of runs and a few files
+def _of_files(files: tuple[tuple[str, str, str], ...]) -> CfgNode:
+    cfg = default()
+    for path, found, _ in files:  # the text only tells whether the file has changed
+        merge(cfg, flat(read_yaml(found)), path)
+    return cfg
+
+
+def _copy(node: CfgNode) -> CfgNode:
+    """``node.clone()``, many times as fast: of values, only lists can change."""
+    twin = type(node).__new__(type(node))
+    vars(twin).update(vars(node))
+    for key, value in node.items():
+        copy = _copy if isinstance(value, CfgNode) else deepcopy
+        twin[key] = copy(value) if isinstance(value, (CfgNode, list)) else value
+    return twin
 
 
 def of_run(results: dict, folder: Path) -> CfgNode:

@@ -22,7 +22,7 @@ from apd import config
 from apd.commandline import Parser
 from apd.console import silence_nonzero_ranks, started
 from apd.errors import UserError, exit_codes
-from apd.files import check_writable, read_yaml
+from apd.files import check_writable
 from apd.ranges import whole
 from apd.results import is_complete, read_results
 
@@ -65,12 +65,7 @@ def setup_cfg(args: argparse.Namespace):
     Raises:
         UserError: missing file, unknown key or a value that it does not take.
     """
-    cfg = config.default()
-    for path in filter(None, (args.dataset_config_file, args.config_file)):
-        found = config.find_config(path)
-        if not found.endswith((".yaml", ".yml")):
-            raise UserError(f"{path}: a config is a .yaml file")
-        config.merge(cfg, config.flat(read_yaml(found)), path)
+    cfg = config.of_files(filter(None, (args.dataset_config_file, args.config_file)))
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
