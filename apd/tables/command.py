@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes
 from apd.files import atomic_write
 from apd.plans import Plan
+from apd.ranges import number
 from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
 from apd.tables.against import add_rows, against, published
+from apd.tables.arms import add_options, design_of
 from apd.tables.compare import INTERVALS, compare
+from apd.tables.frontier import family, frontier
 from apd.tables.kinds import CRITERIA, TABLES, fitting
 from apd.tables.missing import commands
-from apd.tables.write import write
+from apd.tables.moderator import MODERATORS, moderator
+from apd.tables.write import Table, write
 
+OVER_TASKS: dict[str, Callable[..., list[Table]]] = {"frontier": frontier, "moderator": moderator}
 _FILES = {"markdown": "pipe", "latex": "latex", "csv": "csv", "json": "json"}  # option -> style
 
 
@@ -32,7 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="apd-table", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
-    add("--table", choices=TABLES, help="default: methods, or else what the runs suit")
+    kinds = [*TABLES, *OVER_TASKS]
+    add("--table", choices=kinds, help="default: methods, or else what the runs suit")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--baseline", metavar="METHOD", help="add the differences to it, in points")
     add(
@@ -75,6 +82,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "of a search: choose among trials at most so far below the method's best clean accuracy"
         ),
     )
+    add_options(parser)
+    add("--by", choices=MODERATORS, default="zero-shot", help="of a moderator: what it is")
+    add(
+        "--at",
+        nargs="+",
+        type=number(),
+        default=[],
+        metavar="POINTS",
+        help="of a moderator: where to read the line, in points above chance",
+    )
+    add(
+        "--family",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=(
+            "of frontier and moderator: tables in JSON whose tests p-values are adjusted for too"
+        ),
+    )
     add(
         "--plan",
         metavar="FILE",
@@ -102,9 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.against:
         tables = against(runs, read_paper(args.against))
     else:
-        kind = args.table or fitting(runs)[0]
-        options = {"criterion": args.criterion, "within": args.within} if kind == "search" else {}
-        tables = TABLES[kind](runs, **options)
+        tables = _tables(args, runs)
     if args.commands:
         missing = dict.fromkeys(one for table in tables for one in table.missing)
         print("\n".join(commands(missing, runs)) or "# nothing is missing")
@@ -113,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     baseline = args.baseline or next((one.baseline for one in tables if one.baseline), None)
     if args.interval != "images" and (args.against or not baseline):
         raise UserError("--interval is of differences to a row: give --baseline too")
-    if args.baseline or args.interval != "images":
+    if args.table not in OVER_TASKS and (args.baseline or args.interval != "images"):
         compare(tables, baseline, args.interval)
     if args.published:
         paper = read_paper(args.published)
@@ -127,6 +151,19 @@ def main(argv: list[str] | None = None) -> int:
             with atomic_write(path) as temporary:
                 temporary.write_text(write(tables, style) + "\n", encoding="utf-8")
     return 0
+
+
+def _tables(args: argparse.Namespace, runs: dict[Path, dict]) -> list[Table]:
+    kind = args.table or fitting(runs)[0]
+    if kind not in OVER_TASKS:
+        options = {"criterion": args.criterion, "within": args.within} if kind == "search" else {}
+        return TABLES[kind](runs, **options)
+    for option in ("commands", "published"):
+        if getattr(args, option):
+            raise UserError(f"--table {kind} has differences over tasks: leave --{option} out")
+    design = design_of(args, baseline=args.baseline or "", family=family(args.family))
+    options = {"by": args.by, "at": tuple(args.at)} if kind == "moderator" else {}
+    return OVER_TASKS[kind](runs, design, **options)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,17 @@ class Numbers(list):
         self.over_sets: OverSets | None = None
 
 
+class Effect(Numbers):
+    """One estimate in points, with its 95 % interval."""
+
+    @classmethod
+    def of(cls, estimate) -> Effect:
+        """Of an ``apd.tables.nested.Estimate``."""
+        cell = cls([estimate.value])
+        cell.interval = estimate.low, estimate.high
+        return cell
+
+
 def is_accuracy(cell) -> bool:
     """Whether a table's value is a cell of accuracies, and not empty."""
     return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Accuracy)
@@ -177,9 +188,9 @@ class Grid:
             _check_config(found)
         self.rows = sorted(self._siblings, key=rank)
         self.places = sorted({place for _, place in self._runs}, key=_place_rank)
-        stand_ins = _stand_ins(runs)
-        self._columns = {name: header(one) for name, one in stand_ins.items()}
-        self._images = {header(one): images_said(one) for one in stand_ins.values()}
+        alike = stand_ins(runs)
+        self._columns = {name: header(one) for name, one in alike.items()}
+        self._images = {header(one): images_said(one) for one in alike.values()}
         self._seeds = defaultdict(set)
         for (_, place), found in self._runs.items():
             self._seeds[place].update(found)
@@ -237,7 +248,7 @@ class Grid:
         return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
 
 
-def _stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
+def stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
     """Header of each evaluation -> the evaluation that stands for its column.
 
     Those on a part of the images share one with those on all images of data sets that have no more.

@@ -19,6 +19,7 @@ from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.words import classes_said, shots_said
 from apd.tables.compare import compare
+from apd.tables.configs import DEFAULT, assigned, config_changes
 from apd.tables.grid import (
     Accuracy,
     Grid,
@@ -28,15 +29,12 @@ from apd.tables.grid import (
     average,
     harmonic,
     learns,
-    settings,
     source_notes,
     sources,
     trained_where,
     unknown_sources,
 )
 from apd.tables.write import Table
-
-DEFAULT = "default"  # of an ablation: its row that changes nothing
 
 
 def methods(runs: dict[Path, dict]) -> list[Table]:
@@ -220,8 +218,8 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
     tables = []
     for method in dict.fromkeys(run["method"] for run in runs.values()):
         same = _of_method(runs, method)
-        changes, default = _configs(same)
-        names = {folder: _assigned(changed) for folder, changed in changes.items()}
+        changes, default = config_changes(same)
+        names = {folder: assigned(changed) for folder, changed in changes.items()}
         if len(set(names.values())) == 1:
             continue
         grid = Grid(same, ("backbone", "subsample", "shots"), lambda folder, _: names[folder])
@@ -237,35 +235,12 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
             ]
             where = _named([place.dataset for place in group])
             title = f"{method}, {where}, {_title(same, 'shots', 'backbone')}"
-            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {_assigned(default)}"]))
+            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {assigned(default)}"]))
             if DEFAULT in grid.rows:
                 compare(tables[-1:], DEFAULT)
     if not tables:
         raise UserError("an ablation compares configs of a method, these runs have one each")
     return tables
-
-
-def _configs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], dict]:
-    """Keys and values that each run of a method changes, and those that it changes them from."""
-    found = {folder: settings(run) for folder, run in runs.items()}
-    # of equally common values the default's run has the shorter name
-    folders = sorted(runs, key=lambda folder: len(runs[folder]["config"].get("OUTPUT_DIR", "")))
-    default = {}
-    for key in sorted(set.intersection(*map(set, found.values()))):
-        counts = Counter(repr(found[folder][key]) for folder in folders)
-        if len(counts) > 1 and not key.startswith("DATASET."):
-            usual = counts.most_common(1)[0][0]
-            default[key] = next(s[key] for s in found.values() if repr(s[key]) == usual)
-    changes = {
-        folder: {key: setting[key] for key in default if setting[key] != default[key]}
-        for folder, setting in found.items()
-    }
-    return changes, default
-
-
-def _assigned(values: dict) -> str:
-    said = (f"{key.removeprefix('TRAINER.')}={value}" for key, value in values.items())
-    return ", ".join(said) or DEFAULT
 
 
 CRITERIA: dict[str, Callable[[float, float], float]] = {  # of clean and robust accuracy
@@ -294,9 +269,9 @@ def search(
     methods = {run["method"]: None for run in runs.values()}
     changes, varied = {}, {}
     for method in methods:
-        changed, varied[method] = _configs(_of_method(runs, method))
+        changed, varied[method] = config_changes(_of_method(runs, method))
         changes |= changed
-    trials = {folder: (runs[folder]["method"], _assigned(c)) for folder, c in changes.items()}
+    trials = {folder: (runs[folder]["method"], assigned(c)) for folder, c in changes.items()}
     same = ("backbone", "subsample", "shots")
     grid = Grid(runs, same, lambda folder, _: ": ".join(trials[folder]))
     clean, *attacks = sorted(grid.headers, key=lambda name: not name.startswith("clean"))
@@ -334,9 +309,9 @@ def search(
     counts = {method: len(tried) for method, tried in rows.items()}
     budget = f"{min(counts.values())} a method"
     if len(set(counts.values())) > 1:
-        budget = "NOT as many for every method: " + _assigned(counts)
+        budget = "NOT as many for every method: " + assigned(counts)
     notes = [f"chosen by the {told}, validation images of {listed(names, 20)}", f"trials: {budget}"]
-    notes += [f"{DEFAULT} of {name}: {_assigned(varied[name])}" for name in rows if varied[name]]
+    notes += [f"{DEFAULT} of {name}: {assigned(varied[name])}" for name in rows if varied[name]]
     title = f"search, {_named(names)}, {_title(runs, 'shots', 'backbone')}"
     table = Table("search", title, sum(rows.values(), []), notes)
     table.extra = {"criterion": told, "chosen": chosen}
@@ -414,7 +389,7 @@ def _varied(runs: dict[Path, dict]) -> bool:
         for run in runs.values()
     )
     twice = {key[0] for key, count in made.items() if count > 1}
-    return any(_configs(_of_method(runs, name))[1] for name in twice)
+    return any(config_changes(_of_method(runs, name))[1] for name in twice)
 
 
 def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:

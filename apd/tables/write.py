@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from apd.errors import UserError, counted
 from apd.results.words import signed
-from apd.tables.grid import Missing, Numbers, Topic, is_accuracy
+from apd.tables.grid import Effect, Missing, Numbers, Topic, is_accuracy
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Table:
 
     Attributes:
         name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
-            "cost", "against", "published".
+            "cost", "against", "published", "frontier", "frontier points", "moderator".
         title: what it shows, in a line.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
             ``Numbers``, a list of numbers, one per seed. The first label names the row.
@@ -143,8 +143,15 @@ def _text(table: Table, style: _Style) -> str:
 def _number(cell: Numbers, digits: int, style: _Style) -> str:
     if not cell:
         return "missing" if cell.absent else "-"
+    if isinstance(cell, Effect) and cell.interval:
+        value, low, high = (style.signed.format(_hundredths(x)) for x in (*cell, *cell.interval))
+        return f"{value} [{low}, {high}]"
     spread = f"{style.plus_minus}{stdev(cell):.{digits}f}" if len(cell) > 1 else ""
     return f"{mean(cell):.{digits}f}{spread}"
+
+
+def _hundredths(number: float) -> str:
+    return f"{number:+.2f}" if round(number, 2) else signed(number)
 
 
 def _difference(cell: Numbers, style: _Style) -> str:

@@ -17,18 +17,7 @@ case "$*" in *--folders*) echo one two; exit ;; esac
 echo $(basename "$0") "$@" >> "$CALLS"
 [ "$0" != "$FAILS" ] || exit "$CODE"
 """
-VARIABLES = (
-    "DIRTY",
-    "PARTS",
-    "METHODS",
-    "CFG",
-    "TARGETS",
-    "SPEC",
-    "OUTPUT",
-    "OPTIONS",
-    "FLAGS",
-    "ATTACKED",
-)
+VARIABLES = "DIRTY PARTS METHODS CFG TARGETS SPEC OUTPUT OPTIONS FLAGS ATTACKED".split()
 
 
 def bash(command, **environment):

@@ -1,0 +1,142 @@
+"""When does it help: a difference of two arms over tasks against what is known of the task.
+
+The difference is that of ``frontier``, of robust accuracy at matched clean accuracy. What may
+moderate it ("by") is zero-shot CLIP's accuracy above chance, measured on validation images by runs
+of ZeroshotCLIP with TEST.SPLIT val, so that neither reads the images that the other is of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from apd.errors import UserError, counted, listed
+from apd.tables.arms import Curves, Design, curves
+from apd.tables.frontier import MEANING, Matched, backbone, differences, finish, test
+from apd.tables.grid import Effect, Numbers, learns
+from apd.tables.nested import Fit
+from apd.tables.write import Table
+
+STEP = 10  # a slope is told for so many points of accuracy
+
+
+def zero_shot(runs: dict[Path, dict]) -> dict[str, float]:
+    """Task -> zero-shot CLIP's clean accuracy above chance, in points, on validation images.
+
+    Raises:
+        UserError: there is none, or two that differ.
+    """
+    found: dict[str, float] = {}
+    for folder, run in runs.items():
+        if run["method"] != "ZeroshotCLIP":
+            continue
+        for one in run["evaluations"]:
+            if one["split"] == "val" and not one["threat_model"]:
+                above = one["accuracy"] - 100 / run["classes"]
+                if found.setdefault(run["dataset"], above) != above:
+                    raise UserError(f"zero-shot accuracy of {run['dataset']} differs, see {folder}")
+    if not found:
+        raise UserError("no zero-shot accuracy: run ZeroshotCLIP on the tasks with TEST.SPLIT val")
+    return found
+
+
+MODERATORS = {"zero-shot": zero_shot}
+
+
+class Moderated:
+    """A difference of two arms over tasks, and its line over the moderator.
+
+    Attributes:
+        above: (n,), the moderator of each task.
+        matches: of each task.
+        lacking: tasks that are left out, each with the reason.
+
+    Raises:
+        ValueError: not enough sources for a line.
+    """
+
+    def __init__(self, found: Curves, pair: tuple[str, str], above: dict[str, float]) -> None:
+        matches, without = differences(found, *pair)
+        self.name = " - ".join(pair)
+        self.lacking = [f"{task} (without both arms)" for task in without]
+        self.lacking += [f"{task} (no zero-shot accuracy)" for task in matches if task not in above]
+        self.matches: dict[str, Matched] = {t: m for t, m in matches.items() if t in above}
+        self.above = np.array([above[task] for task in self.matches])
+        self.values = np.array([match.value for match in self.matches.values()])
+        self.sources = [found.sources[task] for task in self.matches]
+        if len(set(self.above)) < 2:
+            raise ValueError("tasks do not differ in it")
+        X = np.stack([np.ones(len(self.above)), self.above / STEP], axis=1)
+        self.fit = Fit(self.values, X, self.sources)
+
+
+def moderator(
+    runs: dict[Path, dict], design: Design, by: str = "zero-shot", at: tuple[float, ...] = ()
+) -> list[Table]:
+    """For each attack, the slope of each difference.
+
+    Args:
+        at: where the line is read, in points above chance.
+
+    Raises:
+        UserError: the runs cannot be compared, or say nothing of the moderator.
+    """
+    above = MODERATORS[by](runs)
+    tables, reasons = [], []
+    for found in curves(tested(runs), design):
+        rows, tests, tasks, notes = [], [], [], [MEANING, *found.notes]
+        for pair in design.pairs(list(found.points)):
+            try:
+                line = Moderated(found, pair, above)
+            except ValueError as error:
+                reasons.append(f"{' - '.join(pair)}, {found.header}: {error}")
+                continue
+            slope = line.fit.estimate([0, 1])
+            row: dict = {"difference": line.name, f"slope (points per {STEP})": Effect.of(slope)}
+            row["correlation"] = _correlation(line)
+            for x in at:
+                row[f"at {x:g} (points)"] = Effect.of(line.fit.estimate([1, x / STEP]))
+            rows.append(row | {"tasks": f"{len(line.values)}"})
+            tests.append(test(line.name, f"slope per {STEP}", slope, len(line.values), line.fit))
+            tests[-1]["at"] = {f"{x:g}": line.fit.estimate([1, x / STEP])._asdict() for x in at}
+            tasks += [
+                {"difference": line.name, "task": task, "source": source, by: x, **match._asdict()}
+                for (task, match), source, x in zip(line.matches.items(), line.sources, line.above)
+            ]
+            if line.lacking:
+                count = counted(len(line.lacking), "task")
+                notes.append(f"{line.name}: {count} left out: {listed(line.lacking, 5)}")
+        if rows:
+            title = f"robust accuracy at matched clean accuracy by {by} accuracy, {found.header}"
+            table = Table("moderator", f"{title}, {backbone(runs)}", rows, notes)
+            table.extra = {"evaluation": found.header, "tests": tests, "differences": tasks}
+            low, high = min(t[by] for t in tasks), max(t[by] for t in tasks)
+            table.notes.append(
+                f"{by}: CLIP's clean accuracy with hand-written prompts on validation images, less "
+                f"chance, in points; from {low:.1f} to {high:.1f} here"
+            )
+            if beyond := [f"{x:g}" for x in at if not low <= x <= high]:
+                table.notes.append(f"at {listed(beyond)}: the line goes on beyond all tasks")
+            finish(table, design)
+            tables.append(table)
+    if not tables:
+        raise UserError(f"no line over tasks: {listed(reasons, 3)}")
+    return tables
+
+
+def tested(runs: dict[Path, dict]) -> dict[Path, dict]:
+    """The runs that learn, with their evaluations of test images (validation, if all are)."""
+    found = {folder: run for folder, run in runs.items() if learns(run)}
+    splits = {one["split"] for run in found.values() for one in run["evaluations"]}
+    split = "test" if "test" in splits else "val"
+    return {
+        folder: {**run, "evaluations": [o for o in run["evaluations"] if o["split"] == split]}
+        for folder, run in found.items()
+    }
+
+
+def _correlation(line: Moderated) -> Numbers:
+    if line.values.std() == 0:
+        return Numbers()
+    return Numbers([float(np.corrcoef(line.above, line.values)[0, 1])])
