@@ -52,6 +52,7 @@ setup(
         "scipy>=1.8",  # the .mat files that two splits are made from
         "torchattacks>=3.5",
         "matplotlib>=3.6",
+        "safetensors>=0.4",  # what a classifier is saved in
     ],
     extras_require={
         "test": [
@@ -81,6 +82,7 @@ setup(
             "apd-report = apd.report.command:main",
             "apd-doctor = apd.datasets.doctor.command:main",
             "apd-eval = apd.evaluate.command:main",
+            "apd-predict = apd.predict.command:main",
             "apd-convert = apd.interchange.command:main",
             "apd-configs = apd.config:print_folder",
         ]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; PyTorch is imported at first use
-    from apd.models import Prediction, PromptedClassifier, load, zero_shot
+    from apd.models.classifier import Prediction, PromptedClassifier
+    from apd.models.sources import load, zero_shot
 
 __version__ = "0.1.0"
 
@@ -20,8 +21,11 @@ if not (_HERE / "trainers").exists():
 from apd.config import extend_cfg  # noqa: E402
 from apd.errors import UserError, tell_uncaught  # noqa: E402
 
-_NEEDS_PYTORCH = {
-    name: "apd.models" for name in ("Prediction", "PromptedClassifier", "load", "zero_shot")
+_NEEDS_PYTORCH = {  # name: its module
+    "Prediction": "apd.models.classifier",
+    "PromptedClassifier": "apd.models.classifier",
+    "load": "apd.models.sources",
+    "zero_shot": "apd.models.sources",
 }
 
 

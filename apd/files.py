@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,9 +168,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield Path(temporary)
         with open(temporary, "r+b") as written:  # Windows syncs what may be written to
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -186,6 +185,37 @@ def write_tensors(path: str | os.PathLike, value) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
+def temporary_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder`` that takes its place on success.
+
+    ``folder`` must be missing or empty. After an exception nothing is left.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private ones
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write ``content``, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -8,6 +8,8 @@ from PIL import Image
 
 from apd.errors import UserError, one_line
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
+
 
 def read_image(path: str | os.PathLike, decode: bool = True) -> Image.Image:
     """Read an image file as ``open_rgb`` does.

@@ -10,8 +10,8 @@ from pathlib import Path
 from apd.datasets.fewshot import Entry, FewShotDataset, data_root
 from apd.errors import UserError, listed, one_line
 from apd.host import DATASET_REGISTRY, register
+from apd.images import SUFFIXES
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
 TRAIN, VAL = 0.5, 0.2  # of a class in a tree without a split, as CoOp has it for such trees
 SPLIT_SEED = 0  # not cfg.SEED: every run has the same test set
 LAYOUTS = "expected train/<class>/* and test/<class>/* (val/ optional), or <class>/*"

@@ -23,5 +23,6 @@ def test_all_that_is_public_is_there_with_a_docstring():
 def test_the_page_names_all_public_members_of_the_classifier():
     of_module = set(dir(apd.PromptedClassifier.__mro__[1]))  # torch.nn.Module's
     public = {name for name in vars(apd.PromptedClassifier) if not name.startswith("_")}
-    rows = set(re.findall(r"^\| `(\w+)", PAGE, flags=re.MULTILINE))
+    section = PAGE.split("## `apd.PromptedClassifier`")[1].split("\n## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)", section, flags=re.MULTILINE))
     assert rows == public - of_module

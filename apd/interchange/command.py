@@ -1,9 +1,13 @@
-"""Write trained prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, or theirs in ours.
+"""Write trained prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, or theirs in ours;
+or as a folder that says all of the classifier, for apd.load.
 
     apd-convert output/caltech101/MaPLe/vit_b16_16shots/seed1 elsewhere/seed1 --epoch 5
+    apd-convert output/caltech101/APD/vit_b16_16shots/seed1 folder --format apd [--push USER/NAME]
 
 Which way it goes is seen from the names in the checkpoint. Peers load the result with --model-dir
-and --load-epoch; the frozen CLIP and the class names are theirs to add, and they do.
+and --load-epoch; the frozen CLIP and the class names are theirs to add, and they do. --format apd
+writes the prompts, all that they need but the weights of CLIP, and a model card; --push uploads it
+to the Hugging Face hub (HF_TOKEN says who you are).
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from apd.errors import UserError, exit_codes
 from apd.host.checkpoint import load_checkpoint, save_checkpoint
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
-from apd.ranges import whole
+from apd.models.arguments import SOURCES, add_flags, classifier
+from apd.models.hub import push
 from apd.results.provenance import of_checkpoint
 
 _KEPT = ("val_result", "method", "classnames")  # of the checkpoint, whichever way it goes
@@ -67,11 +72,22 @@ def _plain(value) -> bool:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="apd-convert", description=__doc__)
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder of a run")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to write to")
-    parser.add_argument("--epoch", type=whole(1), help="default: the best, or else the last")
+    add = parser.add_argument
+    add("source", metavar="SRC", help=f"folder of a run; with --format apd {SOURCES}")
+    add("target", metavar="DST", type=Path, help="folder to write to")
+    add("--format", choices=("peers", "apd"), default="peers", help="default: peers")
+    add("--push", metavar="USER/NAME", help="with --format apd, upload it to the hub")
+    add_flags(parser)
     args = parser.parse_args(argv)
-    convert(args.source, args.target, args.epoch)
+    if args.format == "apd":
+        folder = classifier(args.source, args).save(args.target)
+        print(f"{folder} is for apd.load")
+        if args.push:
+            print(push(folder, args.push))
+        return 0
+    if args.push:
+        raise UserError("--push uploads what --format apd writes: give that too")
+    convert(Path(args.source), args.target, args.epoch)
     return 0
 
 

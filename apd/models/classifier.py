@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from apd.clip import PromptedCLIP, build_prompted_clip
 from apd.errors import UserError, listed
 from apd.images import read_image, to_rgb
 from apd.models.description import Description
+from apd.models.saved import write_folder
 
 ImageLike = str | os.PathLike | Image.Image | Tensor
 
@@ -195,11 +197,8 @@ class PromptedClassifier(nn.Module):
         """
         named = check_class_names(class_names)
         prompts = dict(self.description.prompts)
-        if prompts.get("class_specific") and named != self.description.class_names:
-            raise UserError(
-                f"the context of {self.description.method} is class-specific: it has vectors for "
-                f"{listed(self.class_names, 3)} only, not for other classes"
-            )
+        if named != self.description.class_names:
+            self.description.check_renamed()
         if templates:
             if prompts.get("n_ctx_text"):
                 raise UserError("the text context is learned, hand-written templates are not used")
@@ -210,6 +209,17 @@ class PromptedClassifier(nn.Module):
         results = self.description.results if same else {}
         changed = replace(self.description, class_names=named, prompts=prompts, results=results)
         return PromptedClassifier(model, changed)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write all but the weights of CLIP to ``folder``, for ``apd.load``, whole or not at all.
+
+        ``config.json``, ``prompts.safetensors`` and ``README.md``, a model card in the format of
+        the Hugging Face hub. CLIP is named, with the hash of its weights.
+
+        Raises:
+            UserError: the folder has something in it, or the module is not in float32.
+        """
+        return write_folder(self.model, self.description, folder)
 
     def extra_repr(self) -> str:
         about = self.description

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from apd.errors import UserError, listed
+
+LIBRARY = "apd-clip"  # in config.json and the model card
+CONFIG = "config.json"
+HUB = "hf:"  # what the name of a classifier on the hub begins with
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -49,3 +55,11 @@ class Description:
     def learned(self) -> bool:
         """Whether there are learned prompts."""
         return bool(self.prompts.get("n_ctx_text") or self.prompts.get("n_ctx_visual"))
+
+    def check_renamed(self) -> None:
+        """Raise UserError if the prompts cannot be put before other class names."""
+        if self.prompts.get("class_specific"):
+            raise UserError(
+                f"the context of {self.method} is class-specific: it has vectors for "
+                f"{listed(self.class_names, 3)}, in this order, and not for other classes"
+            )

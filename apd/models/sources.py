@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from yacs.config import CfgNode
 
 from apd.clip import PromptedCLIP, backbone_sha256, load_clip, weights_sha256
 from apd.config import default, merge, of_run
-from apd.errors import UserError, listed, similar
+from apd.errors import UserError, listed, one_line, similar
 from apd.evaluate.request import threat_model
 from apd.evaluate.state import fingerprint
 from apd.host.checkpoint import load_checkpoint
@@ -30,8 +32,11 @@ from apd.interchange import (
 from apd.known_data import DEFAULT
 from apd.methods import METHODS
 from apd.models.classifier import PromptedClassifier, check_class_names, prompted
-from apd.models.description import Backbone, Description
-from apd.results import RESULTS_NAME, read_results
+from apd.models.description import CONFIG, HUB, Backbone, Description
+from apd.models.hub import download
+from apd.models.saved import PROMPTS, is_saved, read_folder
+from apd.results import RESULTS_NAME
+from apd.results.runs import load_run
 
 if TYPE_CHECKING:
     from apd.training.base import PromptTrainer
@@ -47,32 +52,69 @@ def load(
     epoch: int | None = None,
     trainer: str = "",
     backbone: str = "",
+    robust: str = "",
     options: Mapping[str, object] | None = None,
+    revision: str | None = None,
 ) -> PromptedClassifier:
     """The classifier that a run has trained. No data set is needed.
 
     Args:
-        source: the folder of a finished run; or a checkpoint of CoOp, MaPLe (with its VPT and
-            IVLP), APT, FAP, AdvPT or MAPT: its file, or the folder that it was saved to.
+        source: the folder of a finished run; one that ``save`` wrote; ``hf:USER/NAME`` on the
+            Hugging Face hub; or a checkpoint of CoOp, MaPLe (with its VPT and IVLP), APT, FAP,
+            AdvPT or MAPT: its file, or the folder that it was saved to.
         classes: other class names than those of training, or, for a checkpoint, those of it.
         device: where the module and its text features are; default: the CPU.
-        epoch: whose prompts; default: those that the run was evaluated with.
+        epoch: of a run or checkpoint, whose prompts; default: those that the run was evaluated
+            with.
         trainer: for a checkpoint, the trainer here that has such prompts, such as MaPLe.
-        backbone: the CLIP, as MODEL.BACKBONE.NAME; needed for a checkpoint. For a run, where its
+        backbone: the CLIP, as MODEL.BACKBONE.NAME; needed for a checkpoint. Else where the same
             CLIP lies on this machine.
+        robust: the file of its adversarially fine-tuned image encoder, likewise.
         options: for a checkpoint, further config keys that it was trained with and does not say:
             ``{"TRAINER.COOP.CLASS_TOKEN_POSITION": "middle"}``.
+        revision: on the hub: a branch, tag or commit.
 
     Raises:
         UserError: in one line, what is missing, damaged or does not fit, and how to mend it.
     """
-    source = Path(source)
+    given = _Given(classes, device, epoch, trainer, backbone, robust, options or {}, revision)
+    hub = str(source).startswith(HUB)
+    folder = download(str(source).removeprefix(HUB), revision) if hub else Path(source)
+    if is_saved(folder):
+        kind, build_it, refused = "was written by save", _from_saved, _NOT_SAVED
+    elif hub:
+        raise UserError(f"{source} has no prompts of ours (a CLIP is a backbone, not a source)")
+    elif (folder / RESULTS_NAME).is_file():
+        kind, build_it, refused = "is a run", _from_run, _NOT_OF_RUNS
+    else:
+        kind, build_it, refused = "is a checkpoint", _from_checkpoint, ("revision",)
+    for name in refused:
+        if getattr(given, name) and not (hub and name == "revision"):
+            raise UserError(f"{source} {kind}: it takes no {name}=")
     with _undisturbed():
-        if (source / RESULTS_NAME).is_file():
-            if trainer or options:
-                raise UserError(f"{source} is a run, which says its trainer and options itself")
-            return _from_run(source, classes, device, epoch, backbone)
-        return _from_checkpoint(source, classes, device, epoch, trainer, backbone, options or {})
+        return build_it(folder, given)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What ``load`` was given beside the source."""
+
+    classes: Sequence[str] | None
+    device: Device
+    epoch: int | None
+    trainer: str
+    backbone: str
+    robust: str
+    options: Mapping[str, object]
+    revision: str | None
+
+    def clip(self, known: Backbone) -> Backbone:
+        """The CLIP that is ``known``, where it lies on this machine."""
+        return replace(known, name=self.backbone or known.name, robust=self.robust or known.robust)
+
+
+_NOT_OF_RUNS = ("trainer", "options", "revision")
+_NOT_SAVED = ("epoch", *_NOT_OF_RUNS)
 
 
 def zero_shot(
@@ -123,8 +165,11 @@ def build(about: Description, device: Device) -> tuple[PromptedCLIP, Description
     Raises:
         UserError: the CLIP of that name is another one than described.
     """
-    clip = about.backbone
-    clip_model = load_clip(clip.name, clip.robust, clip.resolution, device or "cpu")
+    clip, notes = about.backbone, io.StringIO()
+    with redirect_stdout(notes):  # how the file is read: a hash that agrees settles it
+        clip_model = load_clip(clip.name, clip.robust, clip.resolution, _usable(device))
+    if not clip.sha256:
+        print(notes.getvalue(), end="", file=sys.stderr)
     sha256 = backbone_sha256(clip_model)
     if clip.sha256 not in ("", sha256):
         raise UserError(
@@ -135,40 +180,63 @@ def build(about: Description, device: Device) -> tuple[PromptedCLIP, Description
     return model, replace(about, backbone=replace(clip, sha256=sha256))
 
 
+def _usable(device: Device) -> torch.device:
+    """The device, which is there; the CPU, if none is given."""
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"device {device} cannot be used ({one_line(error, 100)})") from error
+
+
+# -- folders that save wrote ---------------------------------------------------------------------
+
+
+def _from_saved(folder: Path, given: _Given) -> PromptedClassifier:
+    about, tensors, sha256 = read_folder(folder)
+    about = replace(about, backbone=given.clip(about.backbone))
+    names = check_class_names(about.class_names if given.classes is None else given.classes)
+    if names != about.class_names:
+        about.check_renamed()
+        about = replace(about, class_names=names, results={})
+    model, about = build(about, given.device)
+    try:
+        model.prompt_learner.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder / PROMPTS} does not fit {CONFIG} beside it ({one_line(error)}): fetch or "
+            "save both again"
+        ) from error
+    if weights_sha256(model.prompt_learner) != sha256:
+        raise UserError(f"{folder / PROMPTS} is not what {CONFIG} beside it says: fetch it again")
+    return PromptedClassifier(model, about)
+
+
 # -- runs ---------------------------------------------------------------------------------------
 
 
-def _from_run(
-    folder: Path,
-    classes: Sequence[str] | None,
-    device: Device,
-    epoch: int | None,
-    backbone: str,
-) -> PromptedClassifier:
-    results = read_results(folder)
+def _from_run(folder: Path, given: _Given) -> PromptedClassifier:
+    results = load_run(folder)
     cfg = of_run(results, folder)
-    if backbone:
-        cfg.MODEL.BACKBONE.NAME = backbone
     about = _describe(results["method"], cfg, results.get("prompts"))
     sha256 = results.get("backbone_sha256", "")
-    about = replace(about, backbone=replace(about.backbone, sha256=sha256))
+    about = replace(about, backbone=replace(given.clip(about.backbone), sha256=sha256))
     checkpoint, path = {}, folder
     if about.learned:
-        path = _prompts_of(folder, results, epoch)
+        path = _prompts_of(folder, results, given.epoch)
         checkpoint = load_checkpoint(path, inert=True)
     # older results do not say them, but the run's own checkpoint does
     own = results.get("class_names") or (
         None if results.get("prompts_from") else checkpoint.get("classnames")
     )
-    if own is None and classes is None:
+    if own is None and given.classes is None:
         raise UserError(
             f"{folder} is of an older version, and does not say its class names: "
             "give them as classes=[...]"
         )
-    names = check_class_names(own if classes is None else classes)
-    measured = epoch is None and own is not None and names == tuple(own)
+    names = check_class_names(own if given.classes is None else given.classes)
+    measured = given.epoch is None and own is not None and names == tuple(own)
     about = replace(about, class_names=names, results=results if measured else {})
-    model, about = build(about, device)
+    model, about = build(about, given.device)
     if checkpoint:
         _load_prompts(read_prompts(checkpoint, path), checkpoint, model, about, cfg, path)
     if measured and results.get("prompts_sha256") not in (
@@ -198,25 +266,17 @@ def _prompts_of(folder: Path, results: dict, epoch: int | None) -> Path:
 # -- checkpoints --------------------------------------------------------------------------------
 
 
-def _from_checkpoint(
-    source: Path,
-    classes: Sequence[str] | None,
-    device: Device,
-    epoch: int | None,
-    trainer: str,
-    backbone: str,
-    options: Mapping[str, object],
-) -> PromptedClassifier:
+def _from_checkpoint(source: Path, given: _Given) -> PromptedClassifier:
     if not source.exists():
         raise UserError(f"there is no {source}: give the folder of a run, or a checkpoint")
-    path = source if source.is_file() else checkpoint_path(prompts_folder(source), epoch)
+    path = source if source.is_file() else checkpoint_path(prompts_folder(source), given.epoch)
     checkpoint = load_checkpoint(path, inert=True)
     saved = read_prompts(checkpoint, path)
     # ours say what they were trained with; others' projects save neither that nor class names
     keys = (checkpoint.get("trained_on") or {}).get("keys", {})
-    trainer = trainer or checkpoint.get("method", "")
-    classes = classes or checkpoint.get("classnames", ())
-    backbone = backbone or keys.get("MODEL.BACKBONE.NAME", "")
+    trainer = given.trainer or checkpoint.get("method", "")
+    classes = given.classes or checkpoint.get("classnames", ())
+    backbone = given.backbone or keys.get("MODEL.BACKBONE.NAME", "")
     alike = [name for name, method in METHODS.items() if method.prompts == saved.kind]
     for value, what, example in (
         (trainer, "trainer", f'trainer="{alike[0] if alike else "CoOp"}"'),
@@ -231,9 +291,10 @@ def _from_checkpoint(
     sizes = {f"TRAINER.{section}.{key}": size for key, size in fitting_options(saved).items()}
     known = {key: size for key, size in sizes.items() if key.split(".")[2] in cfg.TRAINER[section]}
     merge(cfg, {**known, **keys, "MODEL.BACKBONE.NAME": backbone}.items(), str(path))
-    merge(cfg, options.items(), "options")
+    merge(cfg, given.options.items(), "options")
     about = replace(_describe(trainer, cfg), class_names=check_class_names(classes))
-    model, about = build(about, device)
+    about = replace(about, backbone=given.clip(about.backbone))
+    model, about = build(about, given.device)
     _load_prompts(saved, checkpoint, model, about, cfg, path)
     return PromptedClassifier(model, about)
 
@@ -307,10 +368,7 @@ def _load_prompts(
     if trained_by != about.method:
         raise UserError(f"{path} holds prompts of {trained_by}, not of {about.method}")
     trained_on = tuple(checkpoint.get("classnames", about.class_names))
-    if about.prompts.get("class_specific") and trained_on != about.class_names:
-        raise UserError(
-            f"{path} holds class-specific prompts, which are for {listed(trained_on, 3)} only, in "
-            "this order"
-        )
+    if trained_on != about.class_names:
+        replace(about, class_names=trained_on).check_renamed()
     check_fit(saved, model, section, cfg.TRAINER[section], path)
     model.prompt_learner.load_state_dict(saved.prompts)

@@ -29,13 +29,23 @@ def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path,
     for folder in folders:
         paths = _run_folders(folder)
         for path in sorted(paths - runs.keys()):
-            if (results := read_results(path))["complete"] is True:
-                results["evaluations"] += _added(path, results)
-                record = results["trained_on"] = trained_on(path, results)
-                runs[path] = {**results, **{k: record[k] for k in ("shots", "seed") if record}}
+            if (results := load_run(path))["complete"] is True:
+                runs[path] = results
         if not paths & runs.keys():
             raise UserError(f"no finished run ({RESULTS_NAME}) in {folder}")
     return runs if split is None else _of(split, runs)
+
+
+def load_run(folder: Path) -> dict:
+    """The results of one run; fields as ``load_runs`` gives them.
+
+    Raises:
+        UserError: there are none, or a file cannot be read.
+    """
+    results = read_results(folder)
+    results["evaluations"] += _added(folder, results)
+    record = results["trained_on"] = trained_on(folder, results)
+    return {**results, **{key: record[key] for key in ("shots", "seed") if record}}
 
 
 def _of(split: str, runs: dict[Path, dict]) -> dict[Path, dict]:

@@ -1,0 +1,1 @@
+"""Trained classifiers on images of one's own."""
