@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
@@ -30,6 +31,7 @@ from apd.jobs.local import visible_gpus
 from apd.plans import write_plan
 from apd.ranges import whole
 from apd.results import read_results
+from apd.sweep.cost import seconds_here
 from apd.sweep.spec import read_spec, spec_files
 from apd.sweep.training_job import TrainingJob
 
@@ -143,7 +145,7 @@ def _summarise(ended: dict[TrainingJob, State], before: int) -> None:
 
 
 def _list(states: dict[TrainingJob, State], slots: int) -> None:
-    estimate = estimator(states)
+    estimate = Estimator(states)
     rows, left, unknown = [], [], 0
     for cell, state in states.items():
         seconds = None
@@ -162,29 +164,51 @@ def _list(states: dict[TrainingJob, State], slots: int) -> None:
         seconds = max(max(left), sum(left) / slots)  # no sooner than the longest cell
         print(f"estimated time left: {_clock(seconds)}, {slots} cells at a time")
     if unknown:
-        print(f"no estimate for {unknown} cells: none on their data set has finished")
+        print(f"no estimate for {counted(unknown, 'cell')}: {estimate.reasons[0]}")
 
 
-def estimator(states: dict[TrainingJob, State]):
-    """Function: the seconds that a cell will take, from start to end, or None.
+class Estimator:
+    """Estimates the seconds that a cell will take, from start to end.
 
     It is the mean over the finished cells most like it: at least of the same data set and part of
     the protocol, better of the same trainer, then of the same config and of the same shots too.
+    Where there is none, its encoder passes are counted and timed here (``apd.sweep.cost``), and
+    scaled by what finished cells of other data sets took beyond their counts.
+
+    Attributes:
+        reasons: why cells have no estimate.
     """
-    seconds: dict[tuple, list[float]] = {}
-    for cell, state in states.items():
-        if state.kind == "done":
-            taken = read_results(cell.folder)["seconds"]
+
+    def __init__(self, states: dict[TrainingJob, State]) -> None:
+        self.taken = {
+            cell: read_results(cell.folder)["seconds"]
+            for cell, state in states.items()
+            if state.kind == "done"
+        }
+        self.alike: dict[tuple, list[float]] = {}
+        for cell, seconds in self.taken.items():
             for length in range(2, len(cell.similarity_key) + 1):
-                seconds.setdefault(cell.similarity_key[:length], []).append(taken)
+                self.alike.setdefault(cell.similarity_key[:length], []).append(seconds)
+        self.reasons: list[str] = []
 
-    def estimate(cell: TrainingJob) -> float | None:
+    def __call__(self, cell: TrainingJob) -> float | None:
         for length in range(len(cell.similarity_key), 1, -1):
-            if cell.similarity_key[:length] in seconds:
-                return mean(seconds[cell.similarity_key[:length]])
-        return None
+            if cell.similarity_key[:length] in self.alike:
+                return mean(self.alike[cell.similarity_key[:length]])
+        counted = self._counted(cell)
+        return counted and self._scale * counted
 
-    return estimate
+    def _counted(self, cell: TrainingJob) -> float | None:
+        try:
+            return seconds_here(cell)
+        except UserError as error:
+            self.reasons.append(str(error))
+            return None
+
+    @cached_property
+    def _scale(self) -> float:
+        counted = {cell: self._counted(cell) for cell in self.taken}
+        return mean([self.taken[c] / seconds for c, seconds in counted.items() if seconds] or [1])
 
 
 def _clock(seconds: float) -> str:

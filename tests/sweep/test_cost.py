@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from apd.errors import UserError
 from apd.sweep import cost
 from apd.sweep.spec import read_spec
 
@@ -63,4 +65,27 @@ def test_the_table_and_its_mistakes(capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[:2] for row in rows] == [["APT", "6"], ["APD", "6"], ["all", "12"]]
     assert cost.main(["configs/sweeps/demo.yaml"]) == 2
-    assert "the cost of data set Digits is not known" in capsys.readouterr().err
+    assert "the cost of backbone mini is not known" in capsys.readouterr().err
+
+
+def test_a_clip_is_timed_on_this_machine(monkeypatch):
+    times = iter([0, 7, 10, 13, 20, 28, 30, 38, 40, 48])  # the second try is the fastest
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
+    assert cost._timed(lambda: torch.zeros(1), batch=6) == 3 / 6
+
+
+def test_seconds_here_are_counted_passes_at_the_measured_speed(monkeypatch):
+    monkeypatch.setattr(cost, "_measured", lambda *_: (2.0, 77.0))
+    (zero_shot, *_) = read_spec("configs/sweeps/demo.yaml", trainer=["ZeroshotCLIP"])
+    steps = zero_shot.setup()[0].AT.TEST.STEPS
+    images = 800 * (1 + 2 * steps * cost.SURVIVING)
+    assert cost.seconds_here(zero_shot) == pytest.approx(2 * images + 10 * cost.TOKENS)
+    (few, *_) = read_spec(
+        "configs/sweeps/demo.yaml", trainer=["ZeroshotCLIP"], set={"AT.TEST.SUBSET": 80}
+    )
+    assert cost.seconds_here(few) == pytest.approx(2 * images / 10 + 10 * cost.TOKENS)
+
+
+def test_nothing_is_downloaded_for_an_estimate():
+    with pytest.raises(UserError, match="on this machine are timed, not ViT-B/32"):
+        cost.seconds_here(cell("APD"))
