@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "apd/__init__.py").read_text()).group(1)
+VERSION = re.search(r'VERSION = "(.+)"', (HERE / "apd/about.py").read_text()).group(1)
 
 setup(
     name="apd-clip",
@@ -31,7 +31,6 @@ setup(
         *find_packages(include=["apd", "apd.*"]),
         "apd.trainers",
         "apd.datasets",
-        "apd.datasets.doctor",
         "apd.configs",
     ],
     package_data={"apd": ["assets/*"], "apd.configs": ["**/*.yaml"]},
@@ -80,7 +79,7 @@ setup(
             "apd-table = apd.tables.command:main",
             "apd-plot = apd.figures.command:main",
             "apd-report = apd.report.command:main",
-            "apd-doctor = apd.datasets.doctor.command:main",
+            "apd-doctor = apd.doctor.command:main",
             "apd-eval = apd.evaluate.command:main",
             "apd-predict = apd.predict.command:main",
             "apd-convert = apd.interchange.command:main",

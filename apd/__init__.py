@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; PyTorch is imported at first use
     from apd.models.classifier import Prediction, PromptedClassifier
     from apd.models.sources import load, zero_shot
 
-__version__ = "0.1.0"
+from apd.about import CLONE, VERSION
 
-_HERE = Path(__file__).resolve().parent
-if not (_HERE / "trainers").exists():
+__version__ = VERSION
+
+if CLONE:
     # Run from a clone: trainers/, datasets/ and configs/ lie beside this folder, as in CoOp.
     # An installation has them inside it (setup.py, package_dir).
-    __path__.append(str(_HERE.parent))
+    __path__.append(str(CLONE))
 
 from apd.config import extend_cfg  # noqa: E402
 from apd.errors import UserError, tell_uncaught  # noqa: E402

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-import apd
 from apd import choices, classes
+from apd.about import CONFIGS
 from apd.errors import UserError, one_line, similar
 from apd.files import read_text, read_yaml
 from apd.methods import METHODS
@@ -28,8 +28,6 @@ from apd.ranges import (
     several,
     whole,
 )
-
-CONFIGS = Path(apd.__path__[-1]) / "configs"  # the files that come with this package
 
 # eps and alpha are in units of 1/255. They have no default: a result must state its threat model.
 _ATTACK = {

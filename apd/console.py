@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+silent = False  # whether errors are not printed, because another rank meets them too
+
 
 class Console:
     """A text stream. Once its reader has gone, what is written to it is lost, without an error."""
@@ -67,8 +69,7 @@ def started() -> int:
 
 def silence_nonzero_ranks() -> None:
     """Let only rank 0 print, also an error that every rank meets."""
-    from apd import errors
-
+    global silent
     if started() > 1 and int(os.environ["RANK"]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        errors.silent = True
+        silent = True

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import TypeGuard
 
+from apd import console
 from apd.console import lasting
 
 
@@ -67,8 +68,6 @@ def either(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
-
-silent = False  # of a process beside others that meet the same errors
 
 TOLD = (UserError, NonFiniteLoss, ImpossibleResult, WorkerFailed)
 
@@ -138,5 +137,5 @@ class _Hook:
 
 
 def _print(message: str) -> None:
-    if not silent:
+    if not console.silent:
         print(f"error: {message}", file=sys.stderr)

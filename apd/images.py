@@ -22,7 +22,7 @@ def read_image(path: str | os.PathLike, decode: bool = True) -> Image.Image:
     except ValueError as error:
         raise UserError(
             f"cannot read image {os.fspath(path)} ({error}): mend it, or fetch it again; "
-            "python -m apd.datasets.doctor --deep finds all such images"
+            "python -m apd.doctor --deep finds all such images"
         ) from error
 
 

@@ -7,13 +7,13 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-import apd
+from apd.about import ASSETS
 from apd.datasets.fewshot import data_root
 from apd.datasets.folder import Folder
 from apd.datasets.stored import store
 from apd.host import DATASET_REGISTRY, register
 
-ARCHIVE = Path(apd.__file__).with_name("assets") / "clothing.zip"
+ARCHIVE = ASSETS / "clothing.zip"
 
 
 @register(DATASET_REGISTRY)

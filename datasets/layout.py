@@ -14,11 +14,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from apd.catalog import data_rank
 from apd.datasets.caches import cached, digest, read_pickle
 from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
 from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write, parse_json, read_text
-from apd.known_data import data_rank
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
 DRIVE = "https://drive.google.com/file/d/{}/view"
@@ -192,7 +192,7 @@ class SplitFile(Published):
         if list(missing) == [path]:
             raise UserError(
                 f"{cls.__name__}: there is no split file {path}: download it from {missing[path]} "
-                f"to there; or `python -m apd.datasets.doctor --root {folder.parent} --dataset "
+                f"to there; or `python -m apd.doctor --root {folder.parent} --dataset "
                 f"{cls.__name__} --make-split` makes a seeded one, not comparable with published "
                 "numbers"
             )
@@ -237,8 +237,7 @@ class SplitFile(Published):
             val, train = _divide(cls.__name__, rows[0], (0.2,), random)
             test = rows[1]
         made = (
-            f"made by apd.datasets.doctor --make-split, seed {seed}: not comparable with "
-            "published numbers"
+            f"made by apd.doctor --make-split, seed {seed}: not comparable with published numbers"
         )
         split = {"train": train, "val": val, "test": test, "made": made}
         try:
@@ -315,7 +314,7 @@ def _missing(folder: Path, layout: dict[str, str]) -> dict[Path, str]:
 def _require(name: str, missing: dict[Path, str]) -> None:
     for path, origin in missing.items():
         raise UserError(
-            f"{name}: there is no {path}: get it from {origin}; python -m apd.datasets.doctor "
+            f"{name}: there is no {path}: get it from {origin}; python -m apd.doctor "
             "lists all that a data root lacks"
         )
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from apd.config import default, flat
-from apd.datasets.doctor.command import main as doctor
+from apd.doctor.command import main as doctor
 from apd.evaluate.command import main as evaluate
 from apd.figures.command import main as plot
 from apd.interchange.command import main as convert

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from apd.checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint
 from apd.clip import load_clip
 from apd.datasets.caches import read_pickle
 from apd.errors import UserError
 from apd.evaluate.state import AttackState, Clean
-from apd.host.checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint
 from apd.interchange.command import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch deprecates torch.jit

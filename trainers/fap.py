@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from apd.catalog import template
 from apd.host import TRAINER_REGISTRY, register
-from apd.known_data import template
 from apd.training.adversarial import AdversarialTraining
 from apd.training.base import PromptTrainer
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from apd.catalog import template
 from apd.host import TRAINER_REGISTRY, register
-from apd.known_data import template
 from apd.training.base import PromptTrainer
 
 # the seven of OpenAI's ImageNet templates that CoOp takes

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from inspect import signature
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import clip
@@ -16,6 +15,7 @@ from clip import clip as clip_module
 from clip.model import CLIP, build_model
 from torch import nn
 
+from apd.about import ASSETS
 from apd.clip.foreign import ACTIVATIONS, OPENCLIP, Design, Foreign, Tower, find_foreign
 from apd.clip.torchscript import Module
 from apd.clip.visual import is_vit
@@ -23,10 +23,9 @@ from apd.clip.weights import read_weights
 from apd.errors import UserError, listed, one_line, similar
 
 CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
-_ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # their hashes
 # small CLIPs that come with this package: of rendered characters, of photographs
-SHIPPED = {"mini": _ASSETS / "mini_clip.pt", "mini-photo": _ASSETS / "mini_photo.pt"}
+SHIPPED = {"mini": ASSETS / "mini_clip.pt", "mini-photo": ASSETS / "mini_photo.pt"}
 
 
 def load_clip(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from apd.checkpoint import is_placeholder, load_checkpoint
 from apd.clip.torchscript import Module, Refused, is_torchscript, read_torchscript, tensors
 from apd.errors import UserError, listed, one_line
-from apd.host.checkpoint import is_placeholder, load_checkpoint
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")

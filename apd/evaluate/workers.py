@@ -61,10 +61,6 @@ class ShardJob(Job):
 
 def evaluate_requests(saved: SavedRun, requests: Iterable[EvaluationRequest]) -> list[dict]:
     """The records of all requests, in a process that has done nothing before."""
-
-    import apd
-
-    apd.register()
     forbid_tf32()
     run = saved.load()
     return [record for request in requests for record in run.evaluate(request)]

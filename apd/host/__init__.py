@@ -14,13 +14,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from apd.errors import UserError
-from apd.host.checkpoint import (
+from apd.checkpoint import (
     load_checkpoint,
     load_pretrained_weights,
     resume_from_checkpoint,
     save_checkpoint,
 )
+from apd.errors import UserError
 from apd.host.schedule import build_lr_scheduler
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not see what is chosen at run time

@@ -16,9 +16,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from apd.checkpoint import load_checkpoint, save_checkpoint
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes
-from apd.host.checkpoint import load_checkpoint, save_checkpoint
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
 from apd.models.arguments import SOURCES, add_flags, classifier

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from apd.checkpoint import BEST
 from apd.errors import UserError, one_line
 from apd.files import read_text
-from apd.host.checkpoint import BEST
 
 OURS = "prompt_learner"
 

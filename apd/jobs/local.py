@@ -13,10 +13,8 @@ from multiprocessing.process import BaseProcess
 from apd.errors import disk_full
 from apd.jobs.job import Job
 from apd.jobs.lock import check_system
-from apd.jobs.worker import run_job
+from apd.jobs.worker import PRELOADED, run_job
 
-# what every job needs; by name, for it imports what is above this package
-PRELOADED = "apd.train.preload"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import traceback
@@ -12,6 +13,9 @@ from pathlib import Path
 from apd.errors import disk_full, tell
 from apd.jobs.job import STDERR_NAME, Job
 from apd.jobs.lock import Lock
+
+# what every job needs; by name, because it imports what is above this package
+PRELOADED = "apd.train.preload"
 
 _held: list[Lock] = []  # by this process
 
@@ -55,6 +59,7 @@ def _run(job: Job, threads: int | None) -> int:
     if threads:
         torch.set_num_threads(threads)
     try:
+        importlib.import_module(PRELOADED)
         return job.run()
     except Exception as error:  # not SystemExit, by which submitit ends a job to start it again
         if disk_full(error):

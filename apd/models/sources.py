@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from yacs.config import CfgNode
 
+from apd.catalog import DEFAULT
+from apd.checkpoint import load_checkpoint
 from apd.clip import PromptedCLIP, backbone_sha256, load_clip, weights_sha256
 from apd.config import default, merge, of_run
 from apd.errors import UserError, listed, one_line, similar
 from apd.evaluate.request import threat_model
 from apd.evaluate.state import fingerprint
-from apd.host.checkpoint import load_checkpoint
 from apd.interchange import (
     SavedPrompts,
     check_fit,
@@ -29,7 +30,6 @@ from apd.interchange import (
     prompts_folder,
     read_prompts,
 )
-from apd.known_data import DEFAULT
 from apd.methods import METHODS
 from apd.models.classifier import PromptedClassifier, check_class_names, prompted
 from apd.models.description import CONFIG, HUB, Backbone, Description

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jinja2
 
-import apd
 from apd import config
+from apd.about import ASSETS
 from apd.config import HARMLESS, flat
 from apd.errors import UserError, counted, listed
 from apd.figures.kinds import KINDS
@@ -21,7 +21,7 @@ from apd.methods import rank
 from apd.results.words import described, in_full
 from apd.tables.kinds import TABLES, fitting
 
-TEMPLATE = Path(apd.__file__).parent / "assets" / "report.html"
+TEMPLATE = ASSETS / "report.html"
 _LONG = 20  # rows; longer tables unfold
 _FIRST = 2  # figures of a kind that are shown; the others unfold
 _TOLD = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.NUM_SHOTS"}  # elsewhere

@@ -15,11 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import apd
+from apd.about import CONFIGS
 from apd.errors import UserError, listed, one_line, similar
 from apd.files import read_yaml
 
-FOLDER = Path(apd.__path__[-1]) / "configs" / "published"
+FOLDER = CONFIGS / "published"
 _FIELDS = {"table", "method", "dataset", "trained_on", "subsample", "shots", "clean", "robust"}
 
 

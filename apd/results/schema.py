@@ -45,7 +45,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import apd
+from apd.about import CLONE, VERSION
 from apd.errors import UserError, listed, one_line
 from apd.files import read_json, write_json
 
@@ -223,7 +223,7 @@ def environment() -> dict:
         "torchvision": _version("torchvision"),
         "clip": clip and f"{clip} {_version(clip)}",
         "dassl": _version("dassl"),
-        "apd": apd.__version__,
+        "apd": VERSION,
     }
     return {"versions": versions, "git_commit": _git_commit()}
 
@@ -236,10 +236,9 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    clone = Path(apd.__file__).resolve().parent.parent
-    if not (clone / ".git").exists():  # an installation, perhaps inside somebody else's clone
+    if not CLONE or not (CLONE / ".git").exists():
         return None
-    command = ["git", "-C", clone, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", CLONE, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

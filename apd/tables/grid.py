@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
+from apd.catalog import data_rank
 from apd.config import HARMLESS, KEYS, flat, unread
 from apd.errors import UserError, listed
-from apd.known_data import data_rank
 from apd.methods import rank
 from apd.results.provenance import FIELDS
 from apd.results.words import classes_said, header, images_said

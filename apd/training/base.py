@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from apd import ranks
 from apd.attacks import doubts
+from apd.catalog import dataset_name, template
 from apd.choices import ATTACKED
 from apd.clip import (
     PromptedCLIP,
@@ -36,7 +37,6 @@ from apd.evaluate.workers import run_shards
 from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
 from apd.host.in_memory import DETERMINISTIC_TRANSFORMS, cached_loader
 from apd.jobs.lock import check_system
-from apd.known_data import dataset_name, template
 from apd.precision import DTYPES
 from apd.results import EVALUATIONS, write_results
 from apd.results.provenance import training

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from apd import ranks
+from apd.checkpoint import BEST
 from apd.clip import PromptedCLIP
 from apd.config import differences, plain
 from apd.errors import UserError, listed, one_line
 from apd.files import write_csv, write_tensors
 from apd.host import TrainerX, load_checkpoint, save_checkpoint
-from apd.host.checkpoint import BEST
 from apd.interchange import check_fit, checkpoint_path, prompts_folder, read_prompts
 from apd.results import HISTORY_NAME
 from apd.results.provenance import check_meaning, of_checkpoint

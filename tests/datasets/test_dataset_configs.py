@@ -1,8 +1,8 @@
 from pathlib import Path
 
+from apd.catalog import dataset_name, template
 from apd.config import default
 from apd.host import DATASET_REGISTRY
-from apd.known_data import dataset_name, template
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 NAMES = {  # as in CoOp, and ours

@@ -3,9 +3,9 @@ import re
 import pytest
 import trees
 
-from apd.datasets.doctor import command as doctor
-from apd.datasets.doctor.command import DATASETS, main
 from apd.datasets.layout import Counts
+from apd.doctor import command as doctor
+from apd.doctor.command import DATASETS, main
 
 
 @pytest.fixture

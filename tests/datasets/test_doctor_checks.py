@@ -4,10 +4,10 @@ import pytest
 import torch
 import trees
 
-from apd.datasets.doctor import selftest, zeroshot
-from apd.datasets.doctor.command import main
-from apd.datasets.doctor.zeroshot import judge, likely, published_accuracy
 from apd.datasets.layout import DIFFERS
+from apd.doctor import selftest, zeroshot
+from apd.doctor.command import main
+from apd.doctor.zeroshot import judge, likely, published_accuracy
 
 
 @pytest.fixture

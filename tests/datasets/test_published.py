@@ -10,7 +10,7 @@ import trees
 from scipy.io import savemat
 
 from apd.datasets.caches import cached
-from apd.datasets.doctor.command import DATASETS, examine
+from apd.doctor.command import DATASETS, examine
 from apd.errors import UserError
 from apd.host import DATASET_REGISTRY, DataManager
 
@@ -181,7 +181,7 @@ def test_what_is_missing_is_named_with_its_place_and_origin(load, root, name):
         load(name)
     assert one_line(error)
     assert f"there is no {folder / path}: get it from {origin}" in str(error.value)
-    assert "apd.datasets.doctor" in str(error.value)
+    assert "apd.doctor" in str(error.value)
 
 
 @pytest.mark.parametrize("name", trees.SPLIT_FILES)

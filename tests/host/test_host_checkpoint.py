@@ -80,8 +80,8 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 def test_a_crash_while_saving_keeps_the_old_file(tmp_path, monkeypatch):
     save_checkpoint(make_state(1), str(tmp_path), model_name="last")
 
-    def crash(state, path):
-        path.write_bytes(b"half")
+    def crash(state, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", crash)

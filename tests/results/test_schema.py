@@ -1,6 +1,5 @@
 import json
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -100,7 +99,7 @@ def test_git_commit_of_the_clone_only(tmp_path, monkeypatch):
     package = tmp_path / "clone" / "apd"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    monkeypatch.setattr(apd, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(schema, "CLONE", package.parent)
 
     def git(*args):
         who = ("-c", "user.name=n", "-c", "user.email=e@x")
@@ -119,10 +118,7 @@ def test_git_commit_of_the_clone_only(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("changed")
     assert environment()["git_commit"] == f"{head}-dirty"
 
-    # installed in an environment inside the clone: the clone is not the package's
-    installed = package.parent / ".venv" / "site-packages" / "apd"
-    shutil.copytree(package, installed)
-    monkeypatch.setattr(apd, "__file__", str(installed / "__init__.py"))
+    monkeypatch.setattr(schema, "CLONE", None)  # an installation, perhaps inside a clone
     assert environment()["git_commit"] is None
 
 

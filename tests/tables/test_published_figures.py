@@ -4,8 +4,8 @@ import pytest
 import yaml
 from sample_results import THREAT, record, trained_elsewhere
 
+from apd.catalog import PUBLISHED
 from apd.errors import UserError
-from apd.known_data import PUBLISHED
 from apd.methods import METHODS
 from apd.results.published import FOLDER, papers, read_paper
 from apd.results.runs import load_runs

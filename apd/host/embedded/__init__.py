@@ -5,7 +5,7 @@ draws and the layout of the output folder are Dassl's (github.com/KaiyangZhou/Da
 c61a1b5). Domain adaptation, semi-supervised learning and the model zoo are left out.
 """
 
-from apd import __version__ as HOST_VERSION
+from apd.about import VERSION as HOST_VERSION
 from apd.files import read_json
 from apd.host.embedded.config import clean_cfg, get_cfg_default
 from apd.host.embedded.dataset import DATASET_REGISTRY, DatasetBase, Datum, build_dataset

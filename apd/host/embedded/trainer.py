@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from apd.checkpoint import BEST, load_checkpoint, resume_from_checkpoint, save_checkpoint
 from apd.errors import UserError
-from apd.host.checkpoint import BEST, load_checkpoint, resume_from_checkpoint, save_checkpoint
 from apd.host.embedded.evaluation import build_evaluator
 from apd.host.embedded.loader import DataManager
 from apd.host.embedded.registry import Registry, check_availability

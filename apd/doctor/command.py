@@ -1,11 +1,11 @@
 """Looks at a data root: which data sets are there, whole and readable, and what to fetch next.
 And at an installation: is zero-shot CLIP as good as published, and do attacks work?
 
-    python -m apd.datasets.doctor --root DATA [--dataset NAME ...] [--deep]
-    python -m apd.datasets.doctor --root DATA --dataset NAME --make-split [--seed 1]
-    python -m apd.datasets.doctor --root DATA --zeroshot ViT-B/16 [--subset 2000]
-    python -m apd.datasets.doctor --root DATA --zeroshot mini --dataset Digits
-    python -m apd.datasets.doctor --attack [--device cuda]
+    python -m apd.doctor --root DATA [--dataset NAME ...] [--deep]
+    python -m apd.doctor --root DATA --dataset NAME --make-split [--seed 1]
+    python -m apd.doctor --root DATA --zeroshot ViT-B/16 [--subset 2000]
+    python -m apd.doctor --root DATA --zeroshot mini --dataset Digits
+    python -m apd.doctor --attack [--device cuda]
 
 Counts of classes and images stand beside the published ones. --deep decodes every image.
 --make-split writes the split file of a data set from its raw annotations, by CoOp's rules and
@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 from apd.clip.text import warn_of_same_prompts
 from apd.commandline import Parser
-from apd.datasets.doctor.selftest import self_test
-from apd.datasets.doctor.zeroshot import zero_shot
 from apd.datasets.fewshot import Entry, FewShotDataset, check_labels
 from apd.datasets.layout import DIFFERS, Counts, Published, SplitFile, published
+from apd.doctor.selftest import self_test
+from apd.doctor.zeroshot import zero_shot
 from apd.errors import UserError, exit_codes, listed, one_line
 from apd.host import DATASET_REGISTRY
 from apd.images import open_rgb
@@ -191,7 +191,7 @@ def _number(n: int | None) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m apd.datasets.doctor", description=__doc__)
+    parser = Parser(prog="python -m apd.doctor", description=__doc__)
     add = parser.add_argument
     add("--root", metavar="DATA", help="folder that holds the data sets")
     add("--dataset", nargs="+", metavar="NAME", help=f"which (default: {', '.join(DATASETS)})")

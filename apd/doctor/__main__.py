@@ -1,6 +1,6 @@
 import sys
 
-from apd.datasets.doctor.command import main
+from apd.doctor.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

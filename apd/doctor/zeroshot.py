@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from apd.catalog import template
 from apd.clip import build_prompted_clip, load_clip
 from apd.config import extend_cfg
 from apd.datasets.fewshot import FewShotDataset
 from apd.datasets.layout import DIFFERS, Published
 from apd.host import build_transform, get_cfg_default
 from apd.images import read_image
-from apd.known_data import template
 from apd.results.published import papers, read_paper
 from apd.results.words import signed
 
