@@ -8,6 +8,9 @@ RUN is a run's folder, or a folder above several. The kinds:
     eps       robust accuracy against the radius of the attack, evaluations by apd-eval included
     training  what history.csv holds, against the epoch
 Lines and points are means over seeds; bands and bars are one sample standard deviation.
+Two kinds are drawn only when they are named, and take the options of apd-table (docs/tasks.md):
+    frontier  clean against robust accuracy over tasks, one point a training radius
+    moderator a difference of two arms on each task, against zero-shot accuracy
 """
 
 from __future__ import annotations
@@ -19,8 +22,12 @@ from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, listed
 from apd.figures.kinds import KINDS
 from apd.figures.style import FORMATS, save
+from apd.figures.tasks import frontier, moderator
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
+from apd.tables.arms import add_options, design_of
+
+OVER_TASKS = {"frontier": frontier, "moderator": moderator}
 
 
 @exit_codes
@@ -31,13 +38,21 @@ def main(argv: list[str] | None = None) -> int:
     add("-o", "--output", required=True, metavar="FOLDER", help="where the figures go")
     add("--split", choices=SPLITS, help="evaluations on these images only")
     add("--kind", nargs="+", default=list(KINDS), metavar="KIND", help="default: all that suit")
+    add("--baseline", metavar="ARM", default="", help="of frontier and moderator: as in apd-table")
+    add_options(parser)
     add("--format", nargs="+", default=["png"], metavar="FORMAT", help=", ".join(FORMATS))
     args = parser.parse_args(argv)
-    for what, given, known in (("kind", args.kind, KINDS), ("format", args.format, FORMATS)):
+    kinds = [*KINDS, *OVER_TASKS]
+    for what, given, known in (("kind", args.kind, kinds), ("format", args.format, FORMATS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"there is no {what} {listed(unknown)}: use {', '.join(known)}")
     runs = load_runs(args.runs, args.split)
-    figures = {stem: figure for kind in args.kind for stem, figure in KINDS[kind](runs).items()}
+    figures = {}
+    for kind in args.kind:
+        if kind in KINDS:
+            figures |= KINDS[kind](runs)
+        else:
+            figures |= OVER_TASKS[kind](runs, design_of(args, baseline=args.baseline))
     if not figures:
         raise UserError(
             f"nothing to draw: the runs in {listed(args.runs)} do not suit {', '.join(args.kind)} "

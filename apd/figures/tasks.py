@@ -1,0 +1,153 @@
+"""Arms over tasks as figures: the frontier, and a difference against what moderates it.
+
+What they show is what ``apd.tables.frontier`` and ``apd.tables.moderator`` tell in numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from apd.errors import UserError, counted
+from apd.figures.style import legend, look, panels, styles
+from apd.methods import rank
+from apd.tables.arms import Curves, Design, curves
+from apd.tables.frontier import backbone
+from apd.tables.moderator import STEP, Moderated, tested, zero_shot
+from apd.tables.nested import mean_over
+
+Figures = dict[str, Figure]  # by the stem of its file's name
+
+
+@look
+def frontier(runs: dict[Path, dict], design: Design) -> Figures:
+    """A panel for each attack: mean clean and robust accuracy of each arm, one point a radius.
+
+    Only tasks on which all these arms have all their radii: each point is of the same tasks. A band
+    is as wide as the 95 % interval over tasks of the robust accuracy less the task's own level (its
+    mean over all points that are drawn), because tasks differ far more than arms do.
+
+    Raises:
+        UserError: the runs cannot be compared, or have no such two tasks.
+    """
+    shown = []
+    for found in curves(runs, design):
+        arms = _arms(found, design)
+        if (tasks := _whole(found, arms)) and any(len(_radii(found, arm)) > 1 for arm in arms):
+            shown.append((found, arms, tasks))
+    if not shown:
+        raise UserError("no two tasks have all arms at all their radii, two or more: no frontier")
+    figure, all_axes = panels(len(shown), f"{backbone(runs)}\narms over tasks, by radius", 4.6, 3.6)
+    looks = styles(arm for _, arms, _ in shown for arm in arms)
+    for axes, (found, arms, tasks) in zip(all_axes, shown):
+        for arm, (clean, robust, low, high) in _means(found, arms, tasks).items():
+            order = np.argsort(clean)
+            axes.plot(clean[order], robust[order], **looks[arm], label=arm)
+            look_of_band = {"color": looks[arm]["color"], "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(clean[order], low[order], high[order], **look_of_band)
+            for x, y, radius in zip(clean, robust, _radii(found, arm)):
+                axes.annotate(f"{radius:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7)
+        of_all = f"{len(tasks)} of {counted(len(found.tasks), 'task')}"
+        axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
+        axes.set_title(f"{found.header.removesuffix(' (%)')}\n{of_all}")
+    legend(figure)
+    return {_stem("frontier", runs): figure}
+
+
+def _arms(found: Curves, design: Design) -> list[str]:
+    """Those of the differences; without any, all."""
+    if design.differences or design.baseline:
+        return sorted({arm for pair in design.pairs(list(found.points)) for arm in pair}, key=rank)
+    return list(found.points)
+
+
+def _radii(found: Curves, arm: str) -> list[float]:
+    return sorted({p.radius for points in found.points[arm].values() for p in points})
+
+
+def _whole(found: Curves, arms: list[str]) -> list[str]:
+    """The tasks with all points of all arms, if they are two at least."""
+    tasks = [
+        task
+        for task in found.tasks
+        if all(len(found.points[arm].get(task, [])) == len(_radii(found, arm)) for arm in arms)
+    ]
+    return tasks if len(tasks) > 1 and all(found.points[arm] for arm in arms) else []
+
+
+def _means(found: Curves, arms: list[str], tasks: list[str]) -> dict[str, tuple[np.ndarray, ...]]:
+    """Arm -> clean and robust accuracy and the ends of its band, each (radii,)."""
+    sources = [found.sources[task] for task in tasks]
+    points = {arm: np.array([found.points[arm][task] for task in tasks])[..., :2] for arm in arms}
+    robust = np.concatenate([points[arm][..., 1] for arm in arms], axis=1)
+    level = robust.mean(axis=1) - robust.mean()
+    means = {}
+    for arm, values in points.items():
+        middle = values.mean(axis=0)
+        centred = values[..., 1] - level[:, None]
+        halves = []
+        for column in centred.T:
+            estimate, _ = mean_over(column, sources)
+            halves.append((estimate.high - estimate.low) / 2)
+        means[arm] = (*middle.T, middle[:, 1] - halves, middle[:, 1] + halves)
+    return means
+
+
+@look
+def moderator(runs: dict[Path, dict], design: Design) -> Figures:
+    """A panel for each difference and attack: a point a task, the line, and its 95 % interval.
+
+    Open points are of tasks on which the two arms' clean accuracies do not overlap.
+
+    Raises:
+        UserError: the runs cannot be compared, or say nothing of zero-shot accuracy.
+    """
+    above, lines = zero_shot(runs), []
+    for found in curves(tested(runs), design):
+        for pair in design.pairs(list(found.points)):
+            try:
+                lines.append((found, Moderated(found, pair, above)))
+            except ValueError:  # too few tasks, as the table says
+                continue
+    if not lines:
+        raise UserError("no difference has tasks enough for a line: --table moderator says why")
+    title = f"{backbone(runs)}\ndifferences by zero-shot accuracy"
+    figure, all_axes = panels(len(lines), title, 4.6, 3.4)
+    for axes, (found, line) in zip(all_axes, lines):
+        _draw_line(axes, line)
+        axes.set(
+            xlabel="zero-shot accuracy above chance (points)",
+            ylabel="robust, at matched clean (points)",
+        )
+        slope = line.fit.estimate([0, 1])
+        told = f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}] per {STEP}"
+        axes.set_title(f"{line.name}, {found.header.removesuffix(' (%)')}\nslope {told}")
+    legend(figure)
+    return {_stem("moderator", runs): figure}
+
+
+def _draw_line(axes: Axes, line: Moderated) -> None:
+    looks = styles(f"{source} " for source in line.sources)  # no method's, whatever its name
+    for source in dict.fromkeys(line.sources):
+        colour = {key: looks[f"{source} "][key] for key in ("color", "marker")}
+        of_source = np.array([one == source for one in line.sources])
+        label: str | None = source
+        for overlap, face in ((True, colour["color"]), (False, "white")):
+            rows = of_source & np.array([m.overlap == overlap for m in line.matches.values()])
+            if rows.any():
+                style = {**colour, "markerfacecolor": face, "linestyle": "none", "label": label}
+                axes.plot(line.above[rows], line.values[rows], **style)
+                label = None
+    x = np.linspace(line.above.min(), line.above.max(), 41)
+    estimates = np.array([line.fit.estimate([1, at / STEP])[:3] for at in x])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.plot(x, estimates[:, 0], color="black", marker="", linestyle="-")
+    axes.fill_between(x, estimates[:, 1], estimates[:, 2], color="black", alpha=0.1, linewidth=0)
+
+
+def _stem(kind: str, runs: dict[Path, dict]) -> str:
+    return re.sub(r"[^\w.-]+", "-", f"{kind}_{backbone(runs)}")
