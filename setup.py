@@ -57,6 +57,7 @@ setup(
         "test": [
             "pytest>=7",
             "pytest-xdist>=3",
+            "wheel",  # setuptools before 70.1 builds none without it
             "hypothesis>=6",
             "tensorboard>=2.10",
             "safetensors>=0.4",
@@ -80,7 +81,7 @@ setup(
             "apd-plot = apd.figures.command:main",
             "apd-report = apd.report.command:main",
             "apd-doctor = apd.doctor.command:main",
-            "apd-eval = apd.evaluate.command:main",
+            "apd-eval = apd.arguments.evaluate:main",
             "apd-predict = apd.predict.command:main",
             "apd-convert = apd.interchange.command:main",
             "apd-configs = apd.config:print_folder",

@@ -7,6 +7,11 @@ import pytest
 
 COMMANDS = {
     "apd-train": "apd.train.command:main",
+    "apd-eval": "apd.arguments.evaluate:main",
+    "apd-sweep": "apd.sweep.command:main",
+    "apd-table": "apd.tables.command:main",
+    "apd-plot": "apd.figures.command:main",
+    "apd-report": "apd.report.command:main",
 }
 SLOW = {"torch", "torchvision", "clip", "sklearn", "scipy", "torchattacks"}
 

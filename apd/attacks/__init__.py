@@ -1,11 +1,10 @@
 """Attacks on callables that map images to logits; nothing here knows CLIP or the toolbox."""
 
 from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
-from apd.attacks.registry import NAMES, Attack, find_attack
+from apd.attacks.registry import Attack, find_attack
 from apd.attacks.threat import ThreatModel, doubts
 
 __all__ = [
-    "NAMES",
     "PGD",
     "Attack",
     "ThreatModel",

@@ -13,7 +13,7 @@ from apd.attacks.library import Build, TorchAttack
 from apd.attacks.pgd import PGD
 from apd.attacks.stream import Stage
 from apd.attacks.threat import ThreatModel
-from apd.choices import NORMS
+from apd.choices import ATTACKS, NORMS
 from apd.errors import UserError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce and Hein 2020)
@@ -86,7 +86,6 @@ _KINDS = {
     "square": _Kind(5000, NORMS, "margin", True, _part("Square", "n_queries"), ("black_box",)),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
 }
-NAMES = ("clean", "fgsm", "pgd-<steps>", "cw", *_KINDS, "autoattack")
 
 
 def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> Attack:
@@ -118,7 +117,7 @@ def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> A
         conditions = {"steps": part, "random_start": True, "loss": ", ".join(STANDARD)}
         return Attack(name, tuple(stages), _conditions(threat, **conditions))
     if base not in _KINDS:
-        raise UserError(f'unknown attack "{name}": there are {", ".join(NAMES)}')
+        raise UserError(f'unknown attack "{name}": there are {", ".join(ATTACKS)}')
     kind = _KINDS[base]
     steps = kind.steps if steps is None else steps
     conditions = {"steps": steps, "random_start": kind.random_start, "loss": kind.loss}

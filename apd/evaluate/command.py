@@ -1,17 +1,4 @@
-"""Evaluate finished runs under further attacks.
-
-    apd-eval RUN [RUN...] --attack pgd-100,autoattack --eps 1,2,4 --subset 1000
-    apd-eval RUN [RUN...] --attack autoattack --shards 8 [--executor slurm --gpus 1 ...]
-
-RUN is a run's folder, or a folder above several. Each evaluation is kept in the run's folder
-(evaluations/), found again, and continued if it was killed. eps is in units of 1/255; alpha keeps
-its ratio to eps. --shards N splits the images over N workers, with the same verdicts; on clusters
-that know neither Ray nor Slurm, start --shard 1/N to N/N by hand, then --merge, with the same
-other options each.
-
-Exit codes: 0 done, 1 a result is impossible (see flags) or a worker failed, 2 bad input, 130
-interrupted.
-"""
+"""Evaluate finished runs under further attacks: the command ``apd-eval`` (apd/arguments)."""
 
 from __future__ import annotations
 
@@ -25,10 +12,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 import apd
-from apd.attacks import NAMES, ThreatModel, doubts, find_attack
-from apd.choices import NORMS
-from apd.commandline import Parser
-from apd.config import rule_of
+from apd.arguments.evaluate import parse_args
+from apd.attacks import ThreatModel, doubts, find_attack
 from apd.errors import UserError, exit_codes, listed
 from apd.evaluate.flags import ERROR
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
@@ -40,49 +25,9 @@ from apd.jobs import options
 from apd.jobs.local import warm_up
 from apd.jobs.lock import Lock
 from apd.precision import forbid_tf32
-from apd.ranges import number, per_255, several, whole
-from apd.results import EVALUATIONS, SPLITS
+from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
 from apd.results.words import radius
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="apd-eval", description=__doc__)
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
-    add("--attack", default="", help=f"with commas between: {', '.join(NAMES)}")
-    add(
-        "--eps",
-        type=several(per_255(number(0)), split=True),
-        default=[],
-        help="with commas between, in 1/255 (default: the run's)",
-    )
-    add("--norm", choices=NORMS, help="default: the run's")
-    add(
-        "--source",
-        default="white-box",
-        help=(
-            "where attacks are made, with commas between: white-box, transfer:zeroshot, "
-            "transfer:RUN, adaptive (also through APD's teacher)"
-        ),
-    )
-    add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
-    add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
-    add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
-    add(
-        "--subset",
-        type=rule_of("AT.TEST.SUBSET"),
-        help="how many test images, the same for all runs; 0: all",
-    )
-    add("--root", default="", help="folder that holds the datasets (default: the run's)")
-    add("--save-adv", metavar="DIR", help="keep the adversarial images (npz, float32)")
-    add("--figures", metavar="DIR", help="draw examples, curves over eps, accuracy of classes")
-    how = parser.add_argument_group("in parts").add_mutually_exclusive_group()
-    how.add_argument("--shards", type=whole(1), metavar="N", help="split the images over N workers")
-    how.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
-    how.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
-    options.add_arguments(parser, "shard", "all, or one per GPU")
-    return parser.parse_args(argv)
 
 
 def table(evaluated: list[tuple[Run, list[dict]]]) -> str:

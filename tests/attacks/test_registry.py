@@ -270,3 +270,11 @@ def test_names_set_steps_and_conditions_say_them():
 def test_what_there_is_not_is_told(name, norm, told):
     with pytest.raises(UserError, match=told):
         find_attack(name, threat(norm))
+
+
+def test_help_names_every_attack():
+    from apd.attacks import registry
+    from apd.choices import ATTACKS
+
+    ours = {"clean", "fgsm", "pgd-<steps>", "cw", "autoattack"}
+    assert {*ATTACKS} == {*registry._KINDS} | ours

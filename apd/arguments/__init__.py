@@ -1,0 +1,1 @@
+"""Flags of commands whose work needs PyTorch, read before it is imported."""
