@@ -62,6 +62,8 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
         yield "broken-gradients", f"the gradient was not finite on {share:.1f} % of the images"
     if checks.get("random_logits"):
         yield "random-logits", "the same images gave different logits"
+    if checks.get("probabilities"):
+        yield "probabilities", "the model gives probabilities, where attacks expect logits"
     if (standing := checks.get("unbounded")) is not None and standing > STANDING:
         yield "unbounded", f"{standing:.0f} % of the images stand when the attack may do anything"
     felled = record.get("fell_to", {}).get("square", 0)

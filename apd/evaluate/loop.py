@@ -258,7 +258,8 @@ def _clean_pass(
     """
     checks = request.checks and bool(request.attacks)
     predicted, label, tested, stood = [], [], [], []
-    seconds, batch_size, count, right, random_logits = 0.0, 0, 0, 0, False
+    seconds, batch_size, count, right = 0.0, 0, 0, 0
+    random_logits = probabilities = False
     digest = ImageDigest()
     progress = tqdm(
         desc=desc, total=_length(data.loader), unit="batch", disable=ranks.progress_disabled()
@@ -269,6 +270,7 @@ def _clean_pass(
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             began = time.perf_counter()
             logits = model(images)
+            check_classes(logits, labels)
             is_right = correct(logits, labels).cpu()
             seconds += time.perf_counter() - began
             if on_clean:
@@ -276,6 +278,7 @@ def _clean_pass(
             if checks and not label:
                 again = model(images)
                 random_logits = not torch.allclose(logits, again, rtol=1e-3, atol=1e-3)
+                probabilities = _are_probabilities(again)
         if checks and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
             some = is_right.nonzero()[:left, 0]
             tested.append(count + some)
@@ -298,6 +301,7 @@ def _clean_pass(
         torch.cat([nothing, *tested]),
         torch.cat([nothing.bool(), *stood]),
         random_logits,
+        probabilities,
         seconds,
         batch_size,
         str(digest),
@@ -399,9 +403,41 @@ def _length(loader: Iterable) -> int | None:
 
 
 def _check_range(images: Tensor) -> None:
+    if images.dim() != 4 or not images.is_floating_point():
+        raise UserError(
+            f"images are {tuple(images.shape)} of {images.dtype}, but must be (B, C, H, W) of "
+            "floating point in [0, 1]: torchvision's ToTensor makes such images"
+        )
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # NaN is out of range too
         raise UserError(
-            f"images have values from {low:.3g} to {high:.3g}, but must be in [0, 1]: take "
-            "normalize out of INPUT.TRANSFORMS, the model normalises"
+            f"images have values from {low:.3g} to {high:.3g}, but must be in [0, 1]: the model "
+            "normalises, so take normalize out of the transforms (of a run: INPUT.TRANSFORMS)"
         )
+
+
+def check_classes(logits: Tensor, labels: Tensor) -> None:
+    """Raise UserError unless ``logits`` are (B, C), and ``labels`` (B,) are classes of them."""
+    count = len(labels)
+    if logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
+        raise UserError(
+            f"the model gives {tuple(logits.shape)} of {logits.dtype} for {count} images, but must "
+            "give logits (B, C) of floating point"
+        )
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        raise UserError(
+            f"labels are {tuple(labels.shape)} of {labels.dtype}, but must be (B,) whole numbers: "
+            "one class per image"
+        )
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels are from {low} to {high}, but the model has {classes} classes, 0 to "
+            f"{classes - 1}: the data has other classes than the model"
+        )
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether each row is one of probabilities (as in AutoAttack's own checks)."""
+    in_range = bool((logits > -1e-5).all() and (logits < 1 + 1e-5).all())
+    return in_range and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all())

@@ -96,6 +96,7 @@ class Clean:
         tested: (K,) images that were right, in their order, from the first one on.
         stood: (K,) whether they did when the attack could do anything.
         random_logits: whether the same images gave different logits.
+        probabilities: whether the model gives probabilities in place of logits.
         seconds: of the model, without data loading.
         batch_size: of the loader.
         digest: of the images and their labels.
@@ -106,6 +107,7 @@ class Clean:
     tested: Tensor
     stood: Tensor
     random_logits: bool
+    probabilities: bool
     seconds: float
     batch_size: int
     digest: str
@@ -119,6 +121,7 @@ class Clean:
         stood = self.stood[:UNBOUNDED_IMAGES].float()
         return {
             "random_logits": self.random_logits,
+            "probabilities": self.probabilities,
             "unbounded": 100 * float(stood.mean()) if len(stood) else None,
         }
 
@@ -138,6 +141,8 @@ class Clean:
             tested=tested[order],
             stood=torch.cat([part["stood"] for part in parts])[order],
             random_logits=any(part["random_logits"] for part in parts),
+            # a version that did not look left none
+            probabilities=all(part.get("probabilities", False) for part in parts),
             seconds=sum(part["seconds"] for part in parts),
             batch_size=max(part["batch_size"] for part in parts),
             digest=digest,

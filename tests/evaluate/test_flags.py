@@ -52,6 +52,10 @@ def random_forward(images):
     return NET(images + 0.1 * torch.randn_like(images))
 
 
+def softmaxed(images):
+    return NET(images).softmax(dim=1)
+
+
 def deaf(images):
     """Does not look at the image's gradient, nor much at the image."""
     brightness = images.mean(dim=(1, 2, 3))
@@ -126,6 +130,7 @@ RAISED = [  # flag, model, evaluations (the flagged one first), data
     ("zero-gradients", saturated, ("apgd-ce-10",), {}),
     ("broken-gradients", broken, ("pgd-10",), {}),
     ("random-logits", random_forward, ("pgd-10",), {}),
+    ("probabilities", softmaxed, ("pgd-10",), {}),
     ("unbounded", deaf, ("pgd-10",), {}),
     ("square", quantised, ("pgd-10", "square-200"), {}),
     ("square", quantised, ("autoattack-4",), {}),
