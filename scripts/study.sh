@@ -4,8 +4,8 @@
 #   bash scripts/study.sh - DATA       # they are there already
 # OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
 # Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses
-# among: gate search confirm claims attack tables (default: all). Runs are made from a clone as it
-# is committed; DIRTY=1 lets its files differ.
+# among: gate search confirm claims attack tasks tables (default: all). Runs are made from a clone as
+# it is committed; DIRTY=1 lets its files differ.
 set -euo pipefail
 shopt -s inherit_errexit  # what fails in $(...) ends this
 [ $# -eq 2 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
@@ -15,7 +15,7 @@ source "$(dirname "$0")/env.sh"
 
 OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
-KNOWN="gate search confirm claims attack tables"
+KNOWN="gate search confirm claims attack tasks tables"
 PARTS=${PARTS:-$KNOWN}
 for part in $PARTS; do
     [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
@@ -30,6 +30,7 @@ sweep() {
     local more=(--output "$OUTPUT" --chosen "$TABLES/search.json")
     [ "$1" != study_search ] || more=(--output "$OUTPUT")
     [ "$1" != study_gate ] || more=(--output "$OUTPUT/gate")
+    [[ "$1" != study_tasks* ]] || more=(--output "$OUTPUT/${1#study_}")
     apd-sweep "configs/sweeps/$1.yaml" --root "$DATA" "${more[@]}" "${@:2}"
 }
 run() { for name in "$@"; do sweep "$name" ${FLAGS:-}; done; }
@@ -38,6 +39,8 @@ table() {
     if [ -z "${1// /}" ]; then echo "$3: no finished runs, no table"; return; fi
     apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"
 }
+# the runs of round 4 that AutoAttack is shown: the three arms at the middle radius
+middle_radius() { folders study_tasks | grep 'EPS=4.5' | grep -v 'MODE=auto\|MODE=frozen+AT'; }
 part() { [[ " $PARTS " == *" $1 "* ]]; }
 
 if part gate; then
@@ -58,6 +61,14 @@ if part attack; then
     finished=$(sweep study --trainer APD AdvIVLP --seed 1 --folders)
     apd-eval $finished --attack autoattack --subset 100
 fi
+if part tasks; then  # round 4
+    run study_tasks_search
+    finished=$(folders study_tasks_search)
+    table "$finished" search control_search --criterion harmonic
+    run study_tasks
+    finished=$(middle_radius)
+    apd-eval $finished --attack autoattack --subset 50
+fi
 if part tables; then
     confirmed=$(folders study_zeroshot study)
     table "$confirmed" methods confirmation --baseline AdvIVLP
@@ -75,6 +86,11 @@ if part tables; then
     table "$finished" base-to-new base-to-new-eps
     finished=$(folders study_shift)
     table "$finished" transfer shift --baseline AdvIVLP
+    finished=$(folders study_tasks)
+    arms=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*" --difference APD control)
+    table "$finished" frontier frontier "${arms[@]}" --difference APD AdvIVLP
+    table "$finished" moderator moderator "${arms[@]}" --by zero-shot --at 60 \
+        --family "$TABLES/frontier.json"
     apd-report $confirmed --output "$TABLES/report.html"
     apd-plot $confirmed --kind scatter --output "$TABLES"
 fi
