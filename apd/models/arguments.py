@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import apd
 from apd.errors import UserError
 from apd.files import read_text
 from apd.images import SUFFIXES
@@ -48,7 +47,9 @@ def classifier(source: str, args: argparse.Namespace) -> PromptedClassifier:
     """
     import torch
 
-    return apd.load(
+    from apd.models.sources import load
+
+    return load(
         source,
         classes=class_names(args.classes),
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
