@@ -31,7 +31,7 @@ from apd.jobs.local import visible_gpus
 from apd.plans import write_plan
 from apd.ranges import whole
 from apd.results import read_results
-from apd.sweep.cost import seconds_here
+from apd.sweep.estimate import seconds_here
 from apd.sweep.spec import read_spec, spec_files
 from apd.sweep.training_job import TrainingJob
 
@@ -172,7 +172,7 @@ class Estimator:
 
     It is the mean over the finished cells most like it: at least of the same data set and part of
     the protocol, better of the same trainer, then of the same config and of the same shots too.
-    Where there is none, its encoder passes are counted and timed here (``apd.sweep.cost``), and
+    Where there is none, its encoder passes are counted and timed here (``apd.sweep.estimate``), and
     scaled by what finished cells of other data sets took beyond their counts.
 
     Attributes:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apd.errors import UserError
-from apd.sweep import cost
+from apd.sweep import cost, estimate
 from apd.sweep.spec import read_spec
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def cell(trainer, dataset="caltech101", spec=SPEC, place=0, **more):
 
 
 def evaluation(images):
-    return images * 8.8e9 * (1 + 100 * 2 * cost.SURVIVING)
+    return images * 8.8e9 * (1 + 100 * 2 * estimate.SURVIVING)
 
 
 @pytest.mark.parametrize(
@@ -44,20 +44,22 @@ def test_training_and_evaluation(trainer, epochs, image, text):
     steps = epochs * images / 32
     work = evaluation(2465) + 100 * of_class
     work += epochs * images * image * 8.8e9 + steps * 100 * text * of_class
-    assert cost.gpu_seconds(cell(trainer)) == pytest.approx(work / cost.SPEED)
+    assert estimate.gpu_seconds(cell(trainer)) == pytest.approx(work / estimate.SPEED)
 
 
 def test_nothing_is_trained_for_zero_shot_and_in_evaluations():
-    expected = (evaluation(2465) + 100 * 6.0e9 * 16 / 77) / cost.SPEED
-    assert cost.gpu_seconds(cell("ZeroshotCLIP")) == pytest.approx(expected)
+    expected = (evaluation(2465) + 100 * 6.0e9 * 16 / 77) / estimate.SPEED
+    assert estimate.gpu_seconds(cell("ZeroshotCLIP")) == pytest.approx(expected)
     transfer = "configs/sweeps/cross_dataset.yaml"
     target = cell("APD", "imagenet", transfer, 1, targets=["caltech101"])
-    assert cost.gpu_seconds(target) == pytest.approx(expected)
+    assert estimate.gpu_seconds(target) == pytest.approx(expected)
 
 
 def test_half_the_classes_cost_half_the_evaluation():
     base = cell("ZeroshotCLIP", spec="configs/sweeps/base2new.yaml")
-    assert cost.gpu_seconds(base) == pytest.approx(cost.gpu_seconds(cell("ZeroshotCLIP")) / 2)
+    assert estimate.gpu_seconds(base) == pytest.approx(
+        estimate.gpu_seconds(cell("ZeroshotCLIP")) / 2
+    )
 
 
 def test_the_table_and_its_mistakes(capsys):
@@ -70,22 +72,22 @@ def test_the_table_and_its_mistakes(capsys):
 
 def test_a_clip_is_timed_on_this_machine(monkeypatch):
     times = iter([0, 7, 10, 13, 20, 28, 30, 38, 40, 48])  # the second try is the fastest
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
-    assert cost._timed(lambda: torch.zeros(1), batch=6) == 3 / 6
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(times))
+    assert estimate._timed(lambda: torch.zeros(1), batch=6) == 3 / 6
 
 
 def test_seconds_here_are_counted_passes_at_the_measured_speed(monkeypatch):
-    monkeypatch.setattr(cost, "_measured", lambda *_: (2.0, 77.0))
+    monkeypatch.setattr(estimate, "_measured", lambda *_: (2.0, 77.0))
     (zero_shot, *_) = read_spec("configs/sweeps/demo.yaml", trainer=["ZeroshotCLIP"])
     steps = zero_shot.setup()[0].AT.TEST.STEPS
-    images = 800 * (1 + 2 * steps * cost.SURVIVING)
-    assert cost.seconds_here(zero_shot) == pytest.approx(2 * images + 10 * cost.TOKENS)
+    images = 800 * (1 + 2 * steps * estimate.SURVIVING)
+    assert estimate.seconds_here(zero_shot) == pytest.approx(2 * images + 10 * estimate.TOKENS)
     (few, *_) = read_spec(
         "configs/sweeps/demo.yaml", trainer=["ZeroshotCLIP"], set={"AT.TEST.SUBSET": 80}
     )
-    assert cost.seconds_here(few) == pytest.approx(2 * images / 10 + 10 * cost.TOKENS)
+    assert estimate.seconds_here(few) == pytest.approx(2 * images / 10 + 10 * estimate.TOKENS)
 
 
 def test_nothing_is_downloaded_for_an_estimate():
     with pytest.raises(UserError, match="on this machine are timed, not ViT-B/32"):
-        cost.seconds_here(cell("APD"))
+        estimate.seconds_here(cell("APD"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apd.sweep import cost
+from apd.sweep import estimate
 from apd.sweep.command import parse_args, read_cells
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_hours():
     """Of one cheap row; the others come from the same program."""
     ((command, hours),) = [(c, h) for c, _, h in ROWS if c == "SWEEPS/domain_shift.yaml"]
     cells = read_cells(parse_args(words(command)))
-    assert sum(map(cost.gpu_seconds, cells)) / 3600 == pytest.approx(int(hours), abs=0.5)
+    assert sum(map(estimate.gpu_seconds, cells)) / 3600 == pytest.approx(int(hours), abs=0.5)
 
 
 def test_the_settings_are_config_keys():
