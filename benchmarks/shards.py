@@ -81,7 +81,7 @@ def main() -> None:
                 short = ["--attack", "pgd-1", "--subset", shards]
                 whole = ["--attack", args.attack, "--subset", args.subset]
                 for best, which in ((startup, short), (total, whole)):
-                    seconds = command("apd.evaluate.command", *asked, *which, threads=threads)
+                    seconds = command("apd.arguments.evaluate", *asked, *which, threads=threads)
                     best[name] = min(best[name], seconds)
                 found[name] = verdicts(copy, args.attack)
                 shutil.rmtree(copy)

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from apd.arguments.evaluate import main as evaluate
 from apd.config import default, flat
 from apd.doctor.command import main as doctor
-from apd.evaluate.command import main as evaluate
 from apd.figures.command import main as plot
 from apd.interchange.command import main as convert
 from apd.report.command import main as report

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"apd": "apd", "trainers": "apd.trainers", "datasets": "apd.datasets"}
-COMMANDS = ("command", "__main__", "cost")  # modules that a user starts, whatever package has them
+COMMANDS = ("command", "__main__", "cost", "arguments")  # what a user starts, in any package
 
 
 def modules():
@@ -59,7 +59,7 @@ def place_of(module):
     _, *parts = module.split(".")
     if not parts:
         return "apd"
-    return "commands" if parts[-1] in COMMANDS and parts[0] != "train" else parts[0]
+    return "commands" if {parts[0], parts[-1]} & {*COMMANDS} and parts[0] != "train" else parts[0]
 
 
 def circle(graph):

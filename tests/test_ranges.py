@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 import apd
+from apd.arguments.evaluate import main as evaluate
 from apd.config import check, flat, merge, rule_of
 from apd.errors import UserError
-from apd.evaluate.command import main as evaluate
 from apd.host import get_cfg_default
 from apd.ranges import rule_like
 from apd.sweep.command import main as sweep

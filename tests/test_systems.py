@@ -12,7 +12,7 @@ if hasattr(os, "sched_getaffinity"):
     del os.sched_getaffinity
 
 from apd.train.command import main as train
-from apd.evaluate.command import main as evaluate
+from apd.arguments.evaluate import main as evaluate
 from apd.figures.command import main as plot
 from apd.interchange.command import main as convert
 from apd.report.command import main as report

@@ -69,10 +69,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     """The command ``apd-eval``: its flags are read first, for PyTorch takes seconds to import."""
-    parse_args(argv)
-    from apd.evaluate.command import main
+    args = parse_args(argv)
+    from apd.evaluate.command import evaluate_runs
 
-    return main(argv)
+    return evaluate_runs(args)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 import apd
-from apd.arguments.evaluate import parse_args
 from apd.attacks import ThreatModel, doubts, find_attack
-from apd.errors import UserError, exit_codes, listed
+from apd.errors import UserError, listed
 from apd.evaluate.flags import ERROR
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
 from apd.evaluate.run import Run, SavedRun
@@ -197,9 +196,8 @@ def one_shard(saved: list[SavedRun], args: argparse.Namespace) -> int:
     return 0
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def evaluate_runs(args: argparse.Namespace) -> int:
+    """Do what the flags of apd/arguments/evaluate.py ask for; the exit code."""
     if args.shards and args.executor == "local":
         warm_up()  # while this process finds out what there is to do
     apd.register()
@@ -226,7 +224,3 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: the same command continues", file=sys.stderr)
         return 130
     return int(impossible)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

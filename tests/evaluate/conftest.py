@@ -4,7 +4,7 @@ import pytest
 @pytest.fixture
 def call(capsys):
     """Function: ``apd-eval`` in this process. Returns its exit code, and what it printed."""
-    from apd.evaluate.command import main
+    from apd.arguments.evaluate import main
 
     def call(*args):
         code = main([*map(str, args)])

@@ -117,7 +117,7 @@ def test_a_resnet_in_channels_last(run, tiny, tmp_path):
 
 
 def test_a_compiled_model_gives_the_same_verdicts(run, tmp_path):
-    from apd.evaluate.command import main
+    from apd.arguments.evaluate import main
 
     assert run("APD", tmp_path / "run", *GPU).code == 0
     found = []

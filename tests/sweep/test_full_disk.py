@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from apd import files
+from apd.arguments import evaluate
 from apd.errors import exit_codes
-from apd.evaluate import command as evaluate
 from apd.files import write_tensors
 from apd.interchange import command as convert
 from apd.jobs import local, lock
@@ -184,7 +184,7 @@ def test_shards_meet_a_full_disk(disk, run, inline, capsys):
         while file.write(bytes(512)):
             pass
     argv = [str(folder), "--attack", "pgd-5", "--shards", "2"]
-    code, lines = call("apd.evaluate.command", *argv)
+    code, lines = call("apd.arguments.evaluate", *argv)
     assert code == 1 and "No space left on device: make room" in lines[0], lines
     assert len(lines) == 1 and not list(folder.rglob("sweep.lock"))
     filler.unlink()
