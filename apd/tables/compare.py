@@ -10,6 +10,7 @@ import numpy as np
 from apd.errors import UserError, listed
 from apd.results.runs import judged
 from apd.tables.grid import Numbers, OverSets, is_accuracy
+from apd.tables.nested import holm
 
 RESAMPLES = 2_000
 
@@ -38,6 +39,16 @@ def compare(tables: list, baseline: str, over: str = "images") -> None:
                     cell.difference = mean(cell) - mean(base[name])
                     cell.interval = INTERVALS[over](cell, base[name])
                     cell.over_sets = over_data_sets(cell, base[name])
+        for name in table.rows[0]:
+            _adjust([row[name] for row in table.rows if getattr(row[name], "over_sets", None)])
+
+
+def _adjust(cells: list[Numbers]) -> None:
+    """Give the tests of a column their p-values by Holm, if they are several."""
+    tests = [cell.over_sets for cell in cells if cell.over_sets]
+    if len(tests) > 1:
+        for cell, test, p in zip(cells, tests, holm([test.p for test in tests])):
+            cell.over_sets = test._replace(p_holm=p)
 
 
 def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from apd.files import read_json
 from apd.tables.arms import Curves, Design, Point, curves
 from apd.tables.grid import Accuracy, Effect, Numbers
 from apd.tables.nested import Estimate, Fit, holm, mean_over
-from apd.tables.write import Table
+from apd.tables.write import Table, p_said
 
 MEANING = (
     "matched: an arm's points on a task, sorted by clean accuracy whatever their radius (those of "
@@ -230,10 +230,6 @@ def family(files: list[str]) -> dict[str, list[float]]:
                 f"--family {file} is no table in JSON: apd-table --table frontier --json makes one"
             ) from error
     return found
-
-
-def p_said(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def backbone(runs: dict[Path, dict]) -> str:

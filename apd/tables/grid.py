@@ -84,6 +84,7 @@ class OverSets(NamedTuple):
     low: float  # of the mean difference's 95 % interval
     high: float
     p: float  # of a paired test over sets, two-sided
+    p_holm: float | None = None  # adjusted for the other rows of its column; None: it is alone
 
 
 class Numbers(list):

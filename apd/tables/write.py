@@ -150,6 +150,10 @@ def _number(cell: Numbers, digits: int, style: _Style) -> str:
     return f"{mean(cell):.{digits}f}{spread}"
 
 
+def p_said(p: float, equals: str = "") -> str:
+    return f"{equals}{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
 def _hundredths(number: float) -> str:
     return f"{number:+.2f}" if round(number, 2) else signed(number)
 
@@ -164,7 +168,9 @@ def _difference(cell: Numbers, style: _Style) -> str:
     interval = f" [{ends(*cell.interval)}]" if cell.interval else ""
     sets = ""
     if over := cell.over_sets:
-        p = f"p = {over.p:.3f}" if over.p >= 0.0005 else "p < 0.001"
+        p = f"p {p_said(over.p, '= ')}"
+        if over.p_holm is not None:
+            p += f", by Holm {p_said(over.p_holm)}"
         sets = f"; over sets [{ends(over.low, over.high)}], {style.escape(p)}"
     return f" ({style.signed.format(signed(cell.difference))}{interval}{sets})"
 
@@ -212,6 +218,8 @@ def _notes(table: Table, usual: int) -> list[str]:
             told += f", and its 95 % interval over {_OVER[table.over]}"
         if any(cell.over_sets for cell in cells):
             told += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
+            if any(cell.over_sets and cell.over_sets.p_holm is not None for cell in cells):
+                told += ", by Holm: p adjusted for the tests of all rows of the column"
         notes.append(told)
     if missing := len(table.missing):
         notes.append(f"missing: {counted(missing, 'run')}")

@@ -737,3 +737,20 @@ def test_an_average_has_the_interval_and_the_paired_test_over_data_sets(save, tm
     assert apd["A"]["over_sets"] is None
     (apd,) = (row for row in robust["rows"] if row["method"] == "APD")
     assert apd["average"]["over_sets"]["p"] == 1  # no difference anywhere
+    assert found["p_holm"] is None  # one test a column
+
+
+def test_p_values_of_several_rows_are_adjusted_by_holm(save, tmp_path, capsys):
+    for number, name in enumerate("ABCDE"):
+        save(f"CoOp/{name}", method="CoOp", dataset=name, clean=50.0)
+        save(f"APD/{name}", dataset=name, clean=52.0 + number)
+        save(f"APT/{name}", method="APT", dataset=name, clean=49.0 + number)
+    path = tmp_path / "table.json"
+    assert main([str(tmp_path), "--baseline", "CoOp", "--json", str(path)]) == 0
+    clean, _ = json.loads(path.read_text())["tables"]
+    cells = {row["method"]: row["average"]["over_sets"] for row in clean["rows"]}
+    apd, apt = cells["APD"], cells["APT"]
+    assert (apd["p"], apd["p_holm"]) == (2 / 32, 4 / 32)  # the smaller one twice
+    assert apt["p"] == apt["p_holm"] > 4 / 32
+    out = " ".join(capsys.readouterr().out.split())
+    assert "p = 0.062, by Holm 0.125)" in out and "by Holm: p adjusted for the tests of all" in out
