@@ -301,6 +301,27 @@ def test_tests_of_other_tables_join_the_family(arms, zero_shot, tmp_path, capsys
     assert "Holm: over 3 tests, 1 of them elsewhere" in out
 
 
+def test_runs_that_judged_zero_shot_clip_give_its_accuracy_too(arms, save, tmp_path, capsys):
+    arms({task: 0.2 * above - 1 for task, above in ABOVE.items()})
+    for number, (task, above) in enumerate(ABOVE.items()):
+        right = {"frozen": round(2 * (above + 10)), "mean": 0, "tuned": 0}  # of 200: chance is 20
+        teacher = {"taken": "frozen", "right": right, "images": 200}
+        config = {"AT": {"TRAIN": {"EPS": 4.5}}, "TRAINER": {"APD": {"TEACHER": {"MODE": "auto"}}}}
+        config["DATASET"] = {"CLASSES": [task.split()[1] + "/0"] if " " in task else []}
+        save(f"runs/auto/{number}", method="APD", dataset=task, teacher=teacher, config=config)
+    (table,), _ = made(tmp_path, capsys, *MODERATOR)
+    assert table["tests"][0]["value"] == pytest.approx(1.0)
+
+
+def test_zero_shot_accuracies_that_differ_are_told(arms, zero_shot, save, tmp_path, capsys):
+    arms(GAINS)
+    zero_shot(ABOVE)
+    teacher = {"taken": "frozen", "right": {"frozen": 1}, "images": 200}
+    save("runs/auto", method="APD", dataset="Signs", teacher=teacher)
+    assert main([str(tmp_path / "runs"), *MODERATOR]) == 2
+    assert "two zero-shot accuracies of Signs" in capsys.readouterr().err
+
+
 def test_without_zero_shot_runs_there_is_no_moderator(arms, tmp_path, capsys):
     arms({"A": 1.0, "B": 3.0})
     assert main([str(tmp_path / "runs"), *MODERATOR]) == 2
