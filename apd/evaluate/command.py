@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tabulate import tabulate
-
 import apd
 from apd.attacks import ThreatModel, doubts, find_attack
-from apd.errors import UserError, listed
+from apd.errors import UserError
 from apd.evaluate.flags import ERROR
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
 from apd.evaluate.run import Run, SavedRun
-from apd.evaluate.shards import Images, Merger, shard_counts
+from apd.evaluate.shards import Merger
+from apd.evaluate.table import table
 from apd.evaluate.workers import run_shards
 from apd.files import check_writable
 from apd.jobs import options
@@ -27,38 +26,6 @@ from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
 from apd.results.words import radius
-
-
-def table(evaluated: list[tuple[Run, list[dict]]]) -> str:
-    """One row per evaluation, with footnotes for its flags."""
-    rows, notes = [], []
-    for run, (clean, *records) in evaluated:
-        for record in records or [clean]:
-            marks = []
-            for name, text in record["flags"].items():
-                note = f"{name}: {text}"
-                if note not in notes:
-                    notes.append(note)
-                marks.append(str(notes.index(note) + 1))
-            threat = record["threat_model"] or {}
-            attack, precision = record["attack"], threat.get("precision", "fp32")
-            rows.append(
-                {
-                    "method": run.results["method"],
-                    "seed": run.results["seed"],
-                    "attack": attack if precision == "fp32" else f"{attack} ({precision})",
-                    "norm": threat.get("norm", "-"),
-                    "eps": f"{threat['eps']:g}/255" if threat else "-",
-                    "source": threat.get("source", "-"),
-                    "images": f"{record['total']}{' (val)' if record['split'] == 'val' else ''}",
-                    "clean (%)": f"{clean['accuracy']:.1f}",
-                    "robust (%)": f"{record['accuracy']:.1f}" if threat else "-",
-                    "flags": ", ".join(marks),
-                    "seconds": f"{record['seconds']:.0f}",
-                }
-            )
-    text = tabulate(rows, "keys", disable_numparse=True)
-    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, start=1))])
 
 
 def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
@@ -128,46 +95,17 @@ def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run
     for group in [[run] for run in runs] if args.save_adv else [runs]:
         mergers: dict[Run, list[Merger]] = {}
         if args.shards or args.merge:
-            mergers = {run: to_merge(run, requests[run], args) for run in group}
+            mergers = {
+                run: run.mergers(requests[run], args.shards)
+                if args.shards
+                else run.ended_shards(requests[run])
+                for run in group
+            }
         if args.shards:
             todo = [(run.saved, mergers[run]) for run in group]
             run_shards(todo, args.shards, options.ExecutorOptions.of(args).start, args.jobs)
         for run in group:
-            records: list[dict] = []
-            for place, request in enumerate(requests[run]):
-                merger = mergers[run][place] if mergers else None
-                if merger and not merger.finished:
-                    found = merger.records()
-                else:
-                    found = run.evaluate(request)
-                    if merger:
-                        merger.clear()  # shards whose verdicts another run had
-                records += found[1:] if records else found
-            yield run, records
-
-
-def to_merge(run: Run, requests: list[EvaluationRequest], args: argparse.Namespace) -> list[Merger]:
-    """One for each request.
-
-    Raises:
-        UserError: --merge, but some shards have not ended.
-    """
-    counts = [args.shards] if args.shards else shard_counts(run.folder / EVALUATIONS)
-    same = "with the same other options"
-    for count in counts or [1]:
-        first = requests[0]  # they are all about the same images
-        loader = run.trainer.split_loader(first.split)
-        images = Images(loader, first.subset, count, run.trainer.parse_batch_test)
-        mergers = [Merger(run.resolved(r), images, run.fingerprint) for r in requests]
-        missing = sorted({shard for merger in mergers for shard in merger.missing()})
-        if args.shards or not missing:
-            return mergers
-    if not counts:
-        raise UserError(f"{run.folder} has no shards: run --shard i/N first, {same}")
-    raise UserError(
-        f"{run.folder}: of its shards, {listed(map(str, missing))} of this evaluation have not "
-        f"ended: run --shard {missing[0]}, {same}"
-    )
+            yield run, run.records(requests[run], mergers.get(run, ()))
 
 
 def one_shard(saved: list[SavedRun], args: argparse.Namespace) -> int:
@@ -211,7 +149,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
             return one_shard(saved, args)
         runs = [one.load() for one in saved]
         evaluated = [(run, run.flagged(records)) for run, records in evaluations(runs, args)]
-        print(table(evaluated))
+        print(table((run.results, records) for run, records in evaluated))
         for run, records in evaluated:
             for line in changed_verdicts(run, records[1:]):
                 print(line)

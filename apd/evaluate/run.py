@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from apd.config import of_run
 from apd.errors import UserError, one_line
-from apd.evaluate.flags import add_flags
-from apd.evaluate.loop import evaluate
+from apd.evaluate.evaluated import Evaluated
 from apd.evaluate.request import WHITE_BOX, EvaluationRequest, LogitsFn, Source, attack_seed
 from apd.evaluate.state import fingerprint
 from apd.host import build_trainer, set_random_seed
 from apd.results.runs import load_runs
-from apd.results.verdicts import (
-    Verdicts,
-    read_verdicts,
-    verdicts_keys,
-    verdicts_path,
-    write_verdicts,
-)
 
 
 class SavedRun(NamedTuple):
@@ -46,7 +40,7 @@ class SavedRun(NamedTuple):
         return Run(self)
 
 
-class Run:
+class Run(Evaluated):
     """A finished run: its trainer, with the prompts that results.json is about."""
 
     def __init__(self, saved: SavedRun) -> None:
@@ -66,7 +60,14 @@ class Run:
         if saved.compiled:
             self.logits = self.compiled(self.logits)
         self.fingerprint = fingerprint(trainer.model)
+        self.classnames = list(trainer.dm.dataset.classnames)
         self._source = WHITE_BOX
+
+    def loader(self, split: str) -> Iterable:
+        return self.trainer.split_loader(split)
+
+    def parse_batch(self, batch: dict) -> tuple[Tensor, Tensor]:
+        return self.trainer.parse_batch_test(batch)
 
     @torch.no_grad()
     def compiled(self, logits: LogitsFn) -> LogitsFn:
@@ -77,10 +78,6 @@ class Run:
         except RuntimeError as error:
             raise UserError(f"--compile: {one_line(error)}") from error
         return compiled
-
-    @property
-    def name(self) -> str:
-        return f"{self.results['method']}, seed {self.results['seed']}"
 
     def resolved(self, request: EvaluationRequest) -> EvaluationRequest:
         """The request with the models of its source loaded; those of the last one are kept."""
@@ -124,42 +121,3 @@ class Run:
             if ours != theirs:
                 raise UserError(f"{name}: it has other {what} than {self.folder}")
         return Source(name, (other.logits,), other.fingerprint)
-
-    @property
-    def classnames(self) -> list[str]:
-        return list(self.trainer.dm.dataset.classnames)
-
-    def evaluate(self, request: EvaluationRequest) -> list[dict]:
-        """The clean record, and those of all attacks; the source may be a name only."""
-        request = self.resolved(request)
-        desc = f"{self.name} {request.source.name}"
-        with torch.no_grad():
-            return evaluate(
-                self.logits,
-                self.trainer.split_loader(request.split),
-                request,
-                parse_batch=self.trainer.parse_batch_test,
-                fingerprint=self.fingerprint,
-                desc=desc + (f", shard {request.shard}" if request.shard else ""),
-            )
-
-    def stored(self) -> list[Verdicts]:
-        """All finished evaluations of these prompts."""
-        paths = [verdicts_path(self.folder, key) for key in verdicts_keys(self.folder)]
-        verdicts = [read_verdicts(path) for path in paths]
-        return [v for v in verdicts if v.identity["model"] == self.fingerprint]
-
-    def flagged(self, records: list[dict]) -> list[dict]:
-        """Records whose flags come from all that is known of this run, and are stored."""
-        stored = self.stored()
-        keys = {one.record["key"] for one in stored}
-        together = [one.record for one in stored]
-        together += [record for record in records if record.get("key") not in keys]
-        together += [r for r in self.results["evaluations"] if r.get("images") and "key" not in r]
-        before = [dict(one.record["flags"]) for one in stored]
-        add_flags(together)
-        for one, flags in zip(stored, before):
-            if one.record["flags"] != flags:
-                write_verdicts(verdicts_path(self.folder, one.record["key"]), one)
-        fresh = {one.record["key"]: one.record for one in stored}
-        return [fresh.get(record.get("key"), record) for record in records]

@@ -26,7 +26,7 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
     """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
 
     Args:
-        evaluated: ``apd.evaluate.run.Run`` and its records, clean first.
+        evaluated: each an ``apd.evaluate.evaluated.Evaluated`` and its records, clean first.
     """
     written = []
     for run, records in evaluated:
@@ -82,8 +82,8 @@ def _examples(run, record: dict) -> Figure:
 def _first_right(run, split: str) -> tuple[Tensor, Tensor]:
     """Correctly classified images, of as many classes as there are; the first, if none is."""
     images, labels, seen = [], [], set()
-    for batch in run.trainer.split_loader(split):
-        x, y = run.trainer.parse_batch_test(batch)
+    for batch in run.loader(split):
+        x, y = run.parse_batch(batch)
         with torch.no_grad():
             right = run.logits(x).argmax(dim=1) == y
         for i in right.nonzero()[:, 0].tolist():
