@@ -61,6 +61,42 @@ _CBAFAPT = {
 
 _MMOP = {**_IVLP, "NUM_EXPERTS": 5}  # of each deeper layer's context [P]
 
+# Test-time defences: numbers are those of their published code [P]. BACKWARD: how an attack goes
+# through the tuning of prompts: exact, or surrogate (tuned prompts are constant)
+_TTC = {
+    "EPS": 4.0,  # radius of the counterattack, in 1/255
+    "ALPHA": 1.0,  # its step size
+    "STEPS": 2,
+    "TAU": 0.2,  # an image whose embedding noise moves by more is not counterattacked
+    "BETA": 2.0,  # weights of the counterattack's iterates: exp(BETA t)
+    **_PREC,
+}
+_RTPT = {
+    "N_CTX": 4,
+    "CTX_INIT": "a photo of a",
+    "VIEWS": 64,  # of an image, itself among them
+    "AUGMIX": True,  # views are mixed with operations on them (as published, but for ImageNet's)
+    "CONFIDENT": 0.1,  # share of the views that prompts are tuned to
+    "STEPS": 1,
+    "LR": 0.005,
+    "NEIGHBOURS": 20,  # that a view's vote depends on
+    "TEMPERATURE": 0.01,  # of the votes' weights
+    "BACKWARD": "exact",
+    **_PREC,
+}
+_TAPT = {
+    "VIEWS": 64,
+    "CONFIDENT": 0.1,
+    "STEPS": 1,
+    "LR": 0.0005,
+    "DISTR_W": 100.0,  # weight of the distance to the training images' statistics
+    "GAMMA": 0.5,  # part of it that is the distance to attacked images
+    "LAYER_FROM": 0,
+    "LAYER_TO": 9,  # the last layer compared is the one before the one before it, as published
+    "BACKWARD": "exact",
+    **_PREC,
+}
+
 _APD = {
     **_IVLP,  # prompts as MAPT's, the authors' later work [O]
     "COUPLED": False,  # True: MaPLe's text-to-vision projection [O: independent]
@@ -130,6 +166,11 @@ KEYS: dict[str, dict] = {
             "LOSS": "ce",  # of pgd: ce, kl or margin
             "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC; verdicts are always in fp32
+            # of models whose logits are random: draws that an attack's gradient is averaged over
+            # (AutoAttack's number [P]), draws of a verdict [O] and its rule: majority, all or one
+            "EOT": 20,
+            "DRAWS": 3,
+            "RULE": "majority",
             "SUBSET": 0,  # of the test images, the same for all methods and seeds; 0: all
             "SHARDS": 1,  # processes (on a machine with GPUs: one per GPU) that share the images
         },
@@ -153,6 +194,9 @@ KEYS: dict[str, dict] = {
         "FAP": _FAP,
         "CBAFAPT": _CBAFAPT,
         "MMoP": _MMOP,
+        "TTC": _TTC,
+        "RTPT": _RTPT,
+        "TAPT": _TAPT,
         "APD": _APD,
     },
 }
@@ -247,6 +291,9 @@ _RULES: dict[str, Rule] = {
     "AT.TEST.ATTACKS": several(TEXT, split=True),
     "AT.TEST.RESTARTS": _COUNT,
     "AT.TEST.LOSS": one_of(*choices.LOSSES),
+    "AT.TEST.EOT": _COUNT,
+    "AT.TEST.DRAWS": _COUNT,
+    "AT.TEST.RULE": one_of(*choices.RULES),
     "AT.TEST.SUBSET": whole(0, note=" (0: all)"),
     "AT.TEST.SHARDS": _COUNT,
     "TRAINER.PROMPT.TEXT_CHUNK": whole(0),
@@ -267,6 +314,19 @@ _RULES_OF_TRAINERS = {  # in every section
     "BETA": _LEAST_0,
     "ATTACK_LOSS": one_of("ce", "kl"),
     "SCORE": one_of("logit", "cosine"),
+    "EPS": _LEAST_0,
+    "ALPHA": _LEAST_0,
+    "STEPS": whole(0),
+    "VIEWS": whole(2),
+    "CONFIDENT": _SHARE,
+    "LR": number(above=0),
+    "NEIGHBOURS": _COUNT,
+    "TEMPERATURE": number(above=0),
+    "DISTR_W": _LEAST_0,
+    "GAMMA": _SHARE,
+    "LAYER_FROM": whole(0),
+    "LAYER_TO": _COUNT,
+    "BACKWARD": one_of(*choices.BACKWARDS[:2]),
 }
 
 

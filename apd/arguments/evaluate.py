@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from apd.choices import ATTACKS, NORMS
+from apd.choices import ATTACKS, NORMS, RULES
 from apd.commandline import Parser
 from apd.config import rule_of
 from apd.errors import exit_codes
@@ -44,10 +44,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="white-box",
         help=(
             "where attacks are made, with commas between: white-box, transfer:zeroshot, "
-            "transfer:RUN, adaptive (also through APD's teacher)"
+            "transfer:RUN, adaptive (also through APD's teacher; through a test-time defence, "
+            "which is what white-box is there), static (on the model without that defence)"
         ),
     )
     add("--prec", default="", help="of the attack, with commas between: fp32, bf16, amp")
+    draws = parser.add_argument_group("models whose logits are random (default: the run's)")
+    draws.add_argument("--eot", type=whole(1), help="draws that a gradient is averaged over")
+    draws.add_argument("--draws", type=whole(1), help="draws of a verdict")
+    draws.add_argument("--rule", choices=RULES, help="when a verdict of several draws is right")
     add("--compile", action="store_true", help="torch.compile the model: needs a C++ compiler")
     add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
     add(

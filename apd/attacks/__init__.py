@@ -1,5 +1,6 @@
 """Attacks on callables that map images to logits; nothing here knows CLIP or the toolbox."""
 
+from apd.attacks.defended import DefendedModel, Draws
 from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
 from apd.attacks.registry import Attack, find_attack
 from apd.attacks.threat import ThreatModel, doubts
@@ -7,6 +8,8 @@ from apd.attacks.threat import ThreatModel, doubts
 __all__ = [
     "PGD",
     "Attack",
+    "DefendedModel",
+    "Draws",
     "ThreatModel",
     "doubts",
     "find_attack",

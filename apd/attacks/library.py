@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
+from apd.attacks.defended import (
+    DefendedModel,
+    Draws,
+    call_logits,
+    check_gradient,
+    is_randomised,
+    predictions,
+)
 from apd.attacks.gradient import ImageGradient
-from apd.attacks.pgd import LogitsFn, attack_loss, correct, project
+from apd.attacks.pgd import ONE_DRAW, LogitsFn, attack_loss, project
 from apd.attacks.stream import Rows, Supply, join
 from apd.errors import UserError
 
@@ -47,34 +56,43 @@ class TorchAttack:
         sources: Sequence[LogitsFn] = (),
         seed: int = 0,
         precision: torch.dtype | None = None,
+        draws: Draws = ONE_DRAW,
     ) -> Iterator[tuple[Rows, None]]:
         """As ``PGD.run``, batch by batch; no row stays under attack between two batches.
 
+        A randomised model draws anew at each of the attack's calls, the same for all images. The
+        attacked image that comes of it is judged by the verdict's own draws.
+
         Raises:
-            UserError: several sources: torchattacks knows of one model.
+            UserError: several sources: torchattacks knows of one model; a model without gradient.
         """
         if len(sources) > 1:
             raise UserError(
                 f"{self.name} attacks one model at a time: use pgd, fgsm or cw for adaptive attacks"
             )
         source = sources[0] if sources else target
+        if not self.black_box:
+            check_gradient(source, self.name)
+        eot = draws.eot if is_randomised(source) else 1
         while parts := list(supply.take(batch_size)):
             rows = join(parts)
             images, labels = rows["image"], rows["label"]
             # elsewhere, and in half precision, a wrong prediction does not decide
-            drops = source is target and precision is None
-            model = _Model(source, images, precision, drops)
+            drops = source is target and precision is None and not is_randomised(target)
+            model = _Model(source, images, precision, drops, seed)
             zero = broken = torch.zeros_like(labels, dtype=torch.bool)
             if not self.black_box:
                 zero, broken = _clean_gradient(model, images, labels)
-            attacked = self.perturb(model, images, labels, seed)
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                right = correct(target(attacked), labels)
+            attacked = self.perturb(model, images, labels, seed, eot)
+            places = rows["index"]
+            right = predictions(target, attacked, labels, places, seed, draws) == labels
             found = {"attacked": attacked, "right": right, "zero": zero, "broken": broken}
             yield {**rows, **found}, None
 
-    def perturb(self, model: _Model, images: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-        """The attacked images (B, 3, H, W)."""
+    def perturb(
+        self, model: _Model, images: Tensor, labels: Tensor, seed: int = 0, eot: int = 1
+    ) -> Tensor:
+        """The attacked images (B, 3, H, W); ``eot``: draws for each gradient."""
         with torch.no_grad():
             classes = model.logits(images[:1]).shape[1]
         if classes < 2:
@@ -84,6 +102,7 @@ class TorchAttack:
             "eps": self.radius,
             "seed": seed,
             "n_classes": min(classes, _TARGETS + 1),
+            "eot_iter": eot,
         }
         attack = self.build(model, settings)
         devices = [images.device] if images.is_cuda else []
@@ -104,6 +123,7 @@ class _Model(nn.Module):
     choice; Croce and Hein leave the attack out). They are nobody's target and never win.
 
     ``drops``: APGD may leave out the images that it has fooled it with (see ``mended.Dropping``).
+    ``seed``: of a randomised model's draws.
     """
 
     def __init__(
@@ -112,10 +132,19 @@ class _Model(nn.Module):
         images: Tensor,
         precision: torch.dtype | None,
         drops: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        # in a function: a module of ours would follow this one's mode
-        self.logits_fn = lambda x: logits_fn(x).float() if precision else logits_fn(x)
+        calls = count()
+
+        def logits(x: Tensor) -> Tensor:
+            if isinstance(logits_fn, DefendedModel):
+                found = call_logits(logits_fn, x, seed, next(calls))
+            else:
+                found = logits_fn(x)
+            return found.float() if precision else found
+
+        self.logits_fn = logits  # in a function: a module of ours would follow this one's mode
         self.precision, self.drops = precision, drops
         self.running = False  # whether random numbers are the model's own
         # how torchattacks finds the device

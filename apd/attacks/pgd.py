@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from apd.attacks.gradient import image_gradient
+from apd.attacks.defended import (
+    Draws,
+    attack_logits,
+    check_gradient,
+    is_randomised,
+    predictions,
+)
+from apd.attacks.gradient import NOT_FINITE, image_gradient
 from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select, to_device
 from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
 
+ONE_DRAW = Draws()
 _TINY = 1e-10  # keeps a zero norm from dividing
 
 
@@ -145,6 +152,7 @@ class PGD:
         start: Callable[[Tensor, Tensor, int], Tensor] | None = None,
         precision: torch.dtype | None = None,
         seed: int = 0,
+        draws: Draws = ONE_DRAW,
     ) -> Iterator[tuple[Rows, Rows]]:
         """Yield the rows that are decided, and those still under attack, whenever some are.
 
@@ -158,15 +166,20 @@ class PGD:
             start: images, their indices and the number of the restart to start points; default:
                 drawn from ``seed`` (see ``seeded_start``).
             precision: of the attack's passes, if not float32. What it finds is checked in float32.
+            draws: of randomised models. The gradient is that of the mean loss over ``draws.eot``
+                draws; where one of these errs, the image is judged by the verdict's own draws.
 
         Decided rows have "right" (still classified correctly), "attacked" (the image that decided),
         "zero" and "broken" (a gradient on the way was all zeros, was not finite and was skipped).
 
         Raises:
             NonFiniteLoss: logits that are NaN or infinite.
+            UserError: a model that has no gradient.
         """
         start = start or seeded_start(self.threat, seed)
-        attack = _Attack(self, target, list(sources) or [target], start, precision)
+        attack = _Attack(self, target, list(sources) or [target], start, precision, seed, draws)
+        for source in attack.sources:
+            check_gradient(source, self.name)
         under_way: list[Rows] = []
         while True:
             room = 2 * batch_size - sum(len(rows["index"]) for rows in under_way)
@@ -176,7 +189,7 @@ class PGD:
             pool, *waiting = attack.turn(join(under_way), batch_size)
             # what follows is decided on the CPU, from one look at the device for each step
             x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
-            logits, right = attack.verdict(x, pool["label"], last)
+            gradient, right = attack.look(pool, x, last)
             fallen = ~right & last if attack.last_only else ~right
             ended = last & ~fallen  # of a restart
             again = ended & (pool["restart"] + 1 < self.threat.restarts)
@@ -185,7 +198,7 @@ class PGD:
             decided = None
             if done.any():  # with the iterate that decided, before it moves on
                 decided = select({**pool, "attacked": x.detach(), "right": right}, done)
-            attack.step(pool, x, logits, ~(last | done))
+            attack.step(pool, x, gradient, ~(last | done))
             attack.restart(pool, again)
             if decided:
                 pool = select(pool, ~done)
@@ -203,6 +216,8 @@ class _Attack:
     sources: list[LogitsFn]
     start: Callable[[Tensor, Tensor, int], Tensor]
     precision: torch.dtype | None
+    seed: int
+    draws: Draws
 
     @property
     def white_box(self) -> bool:
@@ -228,54 +243,70 @@ class _Attack:
             new[name] = torch.zeros(count, dtype=torch.bool, device=device)
         return {**rows, **new, "attacked": self.start(rows["image"], rows["index"], 0)}
 
+    def moment(self, rows: Rows) -> Tensor:
+        """The rows' steps, counted over restarts, (B,) on the CPU."""
+        return rows["restart"] * (self.pgd.threat.steps + 1) + rows["step"]
+
     def turn(self, rows: Rows, count: int) -> list[Rows]:
         """The ``count`` rows that are furthest behind, and the others, if there are any."""
         if len(rows["index"]) <= count:
             return [rows]
-        progress = rows["restart"] * (self.pgd.threat.steps + 1) + rows["step"]
+        progress = self.moment(rows)
         which = torch.zeros(len(progress), dtype=torch.bool)
         which[progress.argsort(stable=True)[:count]] = True
         return [select(rows, which), select(rows, ~which)]
 
-    def verdict(self, x: Tensor, labels: Tensor, last: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The models' logits of the iterates ``x``, for their gradients, and which are right.
+    def look(self, pool: Rows, x: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The gradient at the iterates ``x`` of ``pool``, and which iterates are right.
 
-        ``last`` (B,) says which are at their last step; it is on the CPU, and so is what is right.
-        Where only the last step is looked at, all others count as right.
+        The gradient is that of the sum of the models' losses, of a randomised model the mean over
+        its draws; None: no iterate needs one. ``last`` (B,) says which are at their last step; it
+        is on the CPU, and so is what is right. Where only the last step is looked at, all others
+        count as right.
         """
-        if going_on := not last.all():
-            models = self.sources
-        else:  # no gradient is wanted
-            models = self.sources[:1] if self.white_box else []
-        precision = self.precision
-        with (
-            torch.set_grad_enabled(going_on),
-            torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
-        ):
-            x.requires_grad_(going_on)
-            logits = [logits_fn(x) for logits_fn in models]
-        if not self.white_box:
-            right, unsure = torch.ones_like(last), last
-        else:
-            right = _correct_here(logits[0], labels)
-            if precision is None:
-                return logits, right
-            unsure = ~right | last
+        precision, labels, places = self.precision, pool["label"], pool["index"]
+        right, gradient = torch.ones_like(last), None
+        going_on = not last.all()
+        if going_on or (self.white_box and not is_randomised(self.target)):
+            with (
+                torch.set_grad_enabled(going_on),
+                torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
+            ):
+                gradient, right = self.drawn(pool, x.requires_grad_(going_on), right)
+        unsure = last if not self.white_box else ~right | last
+        if self.white_box and precision is None and not is_randomised(self.target):
+            return gradient, right
         if unsure.any():
-            some = select({"image": x.detach(), "label": labels}, unsure)
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                right[unsure] = _correct_here(self.target(some["image"]), some["label"])
-        return logits, right
+            some = select({"image": x.detach(), "label": labels, "index": places}, unsure)
+            right[unsure] = self.judged(some["image"], some["label"], some["index"])
+        return gradient, right
 
-    def step(self, pool: Rows, x: Tensor, logits: list[Tensor], which: Tensor) -> None:
+    def drawn(self, pool: Rows, x: Tensor, right: Tensor) -> tuple[Tensor | None, Tensor]:
+        """As ``look``, right in all draws of the attack; one graph is in memory at a time."""
+        labels, reference = pool["label"], pool.get("reference")
+        gradient: Tensor | None = None
+        for model in self.sources if x.requires_grad else self.sources[:1]:
+            count = self.draws.eot if is_randomised(model) else 1
+            for k in range(count):
+                logits = attack_logits(model, x, pool["index"], self.seed, self.moment(pool), k)
+                if model is self.target:
+                    right = right & _correct_here(logits, labels)
+                if x.requires_grad:
+                    part = _gradient(logits, x, labels, reference, self.pgd.threat.loss)
+                    part = part if count == 1 else part / count
+                    gradient = part if gradient is None else gradient + part
+        return gradient, right
+
+    def judged(self, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+        """Which images are right, (B,) bool on the CPU, by the verdict's own draws."""
+        found = predictions(self.target, images, labels, places, self.seed, self.draws)
+        return (found == labels).cpu()
+
+    def step(self, pool: Rows, x: Tensor, gradient: Tensor | None, which: Tensor) -> None:
         """Move the rows ``which`` (B,), on the CPU, of ``pool`` on from ``x``, in place."""
         if not which.any():
             return
         threat = self.pgd.threat
-        labels, reference = pool["label"], pool.get("reference")
-        gradient = reduce(
-            torch.add, (_gradient(z, x, labels, reference, threat.loss) for z in logits)
-        )
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
         here = to_device(which, x.device)
         sound = largest.isfinite()
@@ -319,10 +350,7 @@ def _correct_here(logits: Tensor, labels: Tensor) -> Tensor:
     right, sound = logits.argmax(dim=1) == labels, (0 * logits).sum().isfinite()
     found = torch.cat([right, sound[None]]).cpu()
     if not found[-1]:
-        raise NonFiniteLoss(
-            "the model's logits are NaN or infinite: the prompts or weights are damaged, or half "
-            "precision overflows"
-        )
+        raise NonFiniteLoss(NOT_FINITE)
     return found[:-1]
 
 

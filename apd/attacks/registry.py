@@ -16,7 +16,9 @@ from apd.attacks.threat import ThreatModel
 from apd.choices import ATTACKS, NORMS
 from apd.errors import UserError
 
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce and Hein 2020)
+# AutoAttack (Croce and Hein 2020), and its version for models whose logits are random
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+RAND = ("apgd-ce", "apgd-dlr")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class _Kind:
 def _part(
     attack: str, steps_name: str = "steps", targeted: bool = False, **options
 ) -> Callable[[ThreatModel, int], Build]:
-    """A part of AutoAttack; only targeted ones take the number of classes."""
-    takes = ("norm", "eps", "seed", "n_classes") if targeted else ("norm", "eps", "seed")
+    """A part of AutoAttack; targeted ones take the number of classes, APGD the draws."""
+    takes = ("norm", "eps", "seed") + ("n_classes",) * targeted
+    takes += ("eot_iter",) * attack.startswith("APGD")
     return lambda threat, steps: partial(
         _made, attack, takes, {steps_name: steps, "n_restarts": threat.restarts, **options}
     )
@@ -75,6 +78,7 @@ def _made(attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, 
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
     "apgd-ce": _Kind(100, NORMS, "ce", True, _part("APGD")),
+    "apgd-dlr": _Kind(100, NORMS, "dlr", True, _part("APGD", loss="dlr")),
     "apgd-t": _Kind(100, NORMS, "dlr, targeted", True, _part("APGDT", targeted=True)),
     "fab-t": _Kind(
         100,
@@ -92,9 +96,11 @@ def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> A
     """The attack ``name`` within ``threat``'s norm and eps.
 
     ``-<steps>`` after a name sets its steps (Square's queries); autoattack-<k> has k/100 of the
-    standard's budget in every part. pgd, fgsm and cw are ours (``PGD``); pgd has the threat
-    model's alpha, restarts and loss, cw its alpha, steps and restarts with the margin loss. The
-    others are torchattacks' and bring step sizes of their own, but for difgsm.
+    standard's budget in every part, autoattack-rand-<k> of its version for randomised models,
+    whose gradients are means over draws (``Draws.eot``; its authors: 20). pgd, fgsm and cw are
+    ours (``PGD``); pgd has the threat model's alpha, restarts and loss, cw its alpha, steps and
+    restarts with the margin loss. The others are torchattacks' and bring step sizes of their own,
+    but for difgsm.
 
     Raises:
         UserError: no such attack, or not in this norm.
@@ -111,10 +117,11 @@ def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> A
     if base == "cw":
         steps = threat.steps if steps is None else steps
         return _pgd(name, replace(threat, steps=steps, loss="margin"), last_iterate)
-    if base == "autoattack":
+    if base in ("autoattack", "autoattack-rand"):
+        parts = STANDARD if base == "autoattack" else RAND
         part = 100 if steps is None else steps
-        stages = [_library(p, part * (50 if p == "square" else 1), threat) for p in STANDARD]
-        conditions = {"steps": part, "random_start": True, "loss": ", ".join(STANDARD)}
+        stages = [_library(p, part * (50 if p == "square" else 1), threat) for p in parts]
+        conditions = {"steps": part, "random_start": True, "loss": ", ".join(parts)}
         return Attack(name, tuple(stages), _conditions(threat, **conditions))
     if base not in _KINDS:
         raise UserError(f'unknown attack "{name}": there are {", ".join(ATTACKS)}')

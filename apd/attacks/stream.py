@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from apd.attacks.defended import Draws
 
 Rows = dict[str, Tensor]  # columns of equal length: "index", "image", "label", ...
 LogitsFn = Callable[[Tensor], Tensor]
@@ -28,6 +31,7 @@ class Stage(Protocol):
         sources: Sequence[LogitsFn] = (),
         precision: torch.dtype | None = None,
         seed: int = 0,
+        draws: Draws = ...,
     ) -> Iterator[tuple[Rows, Rows | None]]:
         """Yield rows that are decided, and those still under attack; see ``PGD.run``."""
         ...

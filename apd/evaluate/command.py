@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import apd
-from apd.attacks import ThreatModel, doubts, find_attack
+from apd.attacks import Draws, ThreatModel, doubts, find_attack
 from apd.errors import UserError
 from apd.evaluate.flags import ERROR
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
@@ -52,7 +52,7 @@ def requests_for(run: Run, args: argparse.Namespace) -> list[EvaluationRequest]:
     test = run.cfg.AT.TEST
     names = args.attack.split(",") if args.attack else test.ATTACKS or [f"pgd-{test.STEPS}"]
     request = replace(
-        EvaluationRequest.from_config(run.cfg),
+        EvaluationRequest.from_config(run.cfg).of(run.logits),
         attacks=tuple(
             find_attack(name, threat, test.LAST_ITERATE)
             for threat in threats(run, args)
@@ -60,6 +60,7 @@ def requests_for(run: Run, args: argparse.Namespace) -> list[EvaluationRequest]:
         ),
         split=args.split or run.cfg.TEST.SPLIT,
         subset=test.SUBSET if args.subset is None else args.subset,
+        draws=Draws(args.eot or test.EOT, args.draws or test.DRAWS, args.rule or test.RULE),
         store=run.folder / EVALUATIONS,
         save_adv=args.save_adv,
     )

@@ -140,7 +140,7 @@ class Evaluated(ABC):
         together += [record for record in records if record.get("key") not in keys]
         together += [r for r in self.results["evaluations"] if r.get("images") and "key" not in r]
         before = [dict(one.record["flags"]) for one in stored]
-        add_flags(together)
+        add_flags(together, {one.record["key"]: one.stands for one in stored})
         for one, flags in zip(stored, before):
             if one.record["flags"] != flags:
                 write_verdicts(verdicts_path(self.folder, one.record["key"]), one)

@@ -9,9 +9,10 @@ That training fell apart is told by clean accuracy: ``chance`` and ``below-zero-
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 
+import numpy as np
 from scipy.special import bdtrc
 
 from apd.attacks.threat import doubts
@@ -23,18 +24,30 @@ STANDING = 5.0  # % of images that may stand under an unbounded attack
 GUESSING = 0.01  # least probability of as many right answers by naming the commonest class
 FALLEN = 0.5  # of zero-shot CLIP's clean accuracy, below which training has fallen apart
 
-_GRADIENT = ("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-t", "fab-t", "autoattack")
+LARGE = 127.5  # an eps, in 1/255, within which every image has the same grey one
+RESAMPLES = 2_000  # of the images, for a paired interval
+
+_GRADIENT = (
+    *("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t"),
+    *("autoattack", "autoattack-rand"),
+)
 _MOVE_ALL = ("fgsm", "pgd", "cw", "difgsm")
 
 
-def add_flags(records: list[dict]) -> None:
-    """Give every record of one model its "flags": names, each with a sentence."""
+def add_flags(records: list[dict], stands: Mapping[str, np.ndarray] | None = None) -> None:
+    """Give every record of one model its "flags": names, each with a sentence.
+
+    ``stands`` (N,) bool, by a record's key: which images stand, for flags that compare attacks
+    image by image.
+    """
     for record in records:
         record["flags"] = dict(_of_one(record))
     for other, record in permutations(records, 2):
         if (other["split"], other["images"]) == (record["split"], record["images"]):
             for name, text in _of_two(other, record):
                 record["flags"].setdefault(name, text)
+            if text := _overstated(record, other, stands or {}):
+                record["flags"].setdefault("static-overstates", text)
 
 
 def _of_one(record: dict) -> Iterator[tuple[str, str]]:
@@ -66,6 +79,10 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
         yield "probabilities", "the model gives probabilities, where attacks expect logits"
     if (standing := checks.get("unbounded")) is not None and standing > STANDING:
         yield "unbounded", f"{standing:.0f} % of the images stand when the attack may do anything"
+    if threat and threat["source"] in ("white-box", "adaptive") and threat["norm"] == "linf":
+        if threat["eps"] >= LARGE and accuracy > STANDING:
+            reach = "within this eps every image may become the same grey one"
+            yield "not-zero-at-large-eps", f"{reach}, but {accuracy:.1f} % stand"
     felled = record.get("fell_to", {}).get("square", 0)
     if 100 * felled > _chance(record) * record["total"]:
         yield "square", f"square felled {felled:,} images that no gradient attack did"
@@ -95,11 +112,40 @@ def _of_two(other: dict, record: dict) -> Iterator[tuple[str, str]]:
         if against == "fgsm":
             yield "steps", f"many steps, but more accuracy {than}"
         if against == "square":
-            yield "square", f"gradients, but more accuracy {than}"
+            yield "black-box-beats-white-box", f"gradients, but more accuracy {than}"
+    knows_less = threat["source"] == "adaptive" and compared["source"] == "static"
+    if record["attack"] == other["attack"] and knows_less and stronger:
+        if not apart & {"norm", "eps"}:
+            text = f"through the defence, but more accuracy {than}"
+            yield "black-box-beats-white-box", text
     transferred = compared["source"].startswith("transfer:") and threat["source"] == "white-box"
     if record["attack"] == other["attack"] and transferred and stronger:
         if apart <= {"source", "last_iterate"}:
             yield "transfer", f"on the model itself, but more accuracy {than}"
+
+
+def _overstated(record: dict, other: dict, stands: Mapping[str, np.ndarray]) -> str:
+    """What shows that a static ``record`` overstates: the adaptive ``other`` one finds more.
+
+    By more than chance: the 95 % interval of the paired bootstrap over images is above 0.
+    """
+    ours, theirs = (stands.get(one.get("key", "")) for one in (record, other))
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return ""
+    threat, compared = record["threat_model"], other["threat_model"]
+    if (threat["source"], compared["source"]) != ("static", "adaptive"):
+        return ""
+    if (threat["norm"], threat["eps"]) != (compared["norm"], compared["eps"]):
+        return ""
+    difference = ours.astype(int) - theirs
+    values, counts = np.unique(difference, return_counts=True)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(difference), counts / len(difference), size=RESAMPLES)
+    low, high = np.quantile(drawn @ values / len(difference), [0.025, 0.975])
+    if low <= 0:
+        return ""
+    more = f"{100 * difference.mean():.1f} points (95 % interval {100 * low:.1f} to"
+    return f"{cited(other)}, which knows the defence, finds {more} {100 * high:.1f}) more"
 
 
 def _chance(record: dict) -> float:

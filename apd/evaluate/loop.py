@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import PGD, Attack, ThreatModel
+from apd.attacks import PGD, Attack, DefendedModel, ThreatModel
+from apd.attacks.defended import batch_of, predictions
 from apd.attacks.pgd import correct
 from apd.attacks.stream import HOST, Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
@@ -54,7 +56,9 @@ def evaluate(
     Args:
         model: a module or function from images (B, 3, H, W) in [0, 1] to logits (B, C);
             differentiable, in evaluation mode. It normalises inside. What does not depend on the
-            images (text features) is best computed beforehand.
+            images (text features) is best computed beforehand. One whose logits are random, that
+            is tuned to its images or cannot be differentiated says so (``DefendedModel``); its
+            draws depend on the seed and on an image's place in the data only.
         loader: batches for ``parse_batch``, in the same order in every pass; a ``DataLoader``, if
             the request is for a subset or a shard.
         parse_batch: gives images and labels (B,) on the model's device; by default a batch is
@@ -79,6 +83,7 @@ def evaluate(
     """
     if request.source != WHITE_BOX and not request.source.logits_fns:
         raise ValueError(f"the models of source {request.source.name} are not loaded")
+    request = request.of(model)
     fingerprint = fingerprint or _fingerprint(model, request)
     places = places_of(loader, request.subset)
     data = Data(*part_of(loader, places, request.shard), parse_batch)
@@ -87,14 +92,16 @@ def evaluate(
     def files_of(attack: Attack) -> EvaluationFiles:
         return evaluation_files(request, attack, fingerprint, clean.digest, places.stated)
 
-    records, fresh = [clean_record(clean)], []
+    records, fresh, stands = [clean_record(clean)], [], {}
     if request.shard:
         clean.save(files_of(CLEAN).finished)
     for attack in request.attacks:
         files = files_of(attack)
         if files.ended:
             if not request.shard:
-                records.append(files.read().record)
+                verdicts = files.read()
+                records.append(verdicts.record)
+                stands[files.key] = verdicts.stands
             continue
         running = _RunningAttack(attack, model, data, clean, files)
         running.run(request, f"{desc}, {attack.name}")
@@ -102,7 +109,7 @@ def evaluate(
             files.unfinished.rename(files.finished)
         records.append(attack_record(request, attack, files.key, running.state, clean))
         fresh.append((records[-1], files, running.state))
-    finish(records, request.split, places, [] if request.shard else fresh, clean.labels)
+    finish(records, request.split, places, [] if request.shard else fresh, clean.labels, stands)
     return records
 
 
@@ -145,11 +152,16 @@ def finish(
     places: Places,
     fresh: list[tuple[dict, EvaluationFiles, AttackState]],
     labels: Tensor,
+    stands: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Say of all records which images they are about and what is odd; keep the ``fresh`` ones."""
+    """Say of all records which images they are about and what is odd; keep the ``fresh`` ones.
+
+    ``stands``: of the records that are not fresh, see ``add_flags``.
+    """
     for record in records:
         record["split"], record["images"] = split, places.stated
-    add_flags(records)
+    of_fresh = {files.key: (state.lost == 0).numpy() for _, files, state in fresh}
+    add_flags(records, {**(stands or {}), **of_fresh})
     for record, files, state in fresh:
         files.write(Verdicts(record, files.identity, state.lost.numpy(), labels.numpy()))
 
@@ -257,6 +269,7 @@ def _clean_pass(
     stand when the attack may do anything.
     """
     checks = request.checks and bool(request.attacks)
+    defended = isinstance(model, DefendedModel)
     predicted, label, tested, stood = [], [], [], []
     seconds, batch_size, count, right = 0.0, 0, 0, 0
     random_logits = probabilities = False
@@ -269,22 +282,28 @@ def _clean_pass(
         digest.update(images, labels)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             began = time.perf_counter()
-            logits = model(images)
+            if defended:
+                places = data.places(count, len(labels))
+                logits = _voted(model, images, labels, places, request)
+            else:
+                logits = model(images)
             check_classes(logits, labels)
             is_right = correct(logits, labels).cpu()
             seconds += time.perf_counter() - began
             if on_clean:
                 on_clean(logits, labels)
             if checks and not label:
-                again = model(images)
-                random_logits = not torch.allclose(logits, again, rtol=1e-3, atol=1e-3)
-                probabilities = _are_probabilities(again)
-        if checks and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
+                part = images[: batch_of(model, len(images))]
+                twice = [model(part) for _ in range(2)]
+                random_logits = not torch.allclose(*twice, rtol=1e-3, atol=1e-3)
+                probabilities = _are_probabilities(twice[0])
+        attackable = not defended or model.backward != "none"
+        if checks and attackable and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
             some = is_right.nonzero()[:left, 0]
             tested.append(count + some)
             places = data.places(count, len(labels))[some]
             on = some.to(images.device)
-            stood.append(_unbounded(model, images[on], labels[on], places, request.seed))
+            stood.append(_unbounded(model, images[on], labels[on], places, request))
         predicted.append(logits.argmax(dim=1).cpu())
         label.append(labels.cpu())
         batch_size = max(batch_size, len(labels))
@@ -308,15 +327,35 @@ def _clean_pass(
     )
 
 
+def _voted(
+    model: DefendedModel, images: Tensor, labels: Tensor, places: Tensor, request: EvaluationRequest
+) -> Tensor:
+    """The verdict on each image, (B, C), one-hot: its draws have no logits in common."""
+    size = batch_of(model, len(images))
+    classes = model(images[:1]).shape[1]
+    predicted = [
+        predictions(model, *part, request.seed, request.draws)
+        for part in zip(*(tensor.split(size) for tensor in (images, labels, places)))
+    ]
+    return F.one_hot(torch.cat(predicted), classes).float()
+
+
 def _unbounded(
-    model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int
+    model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, request: EvaluationRequest
 ) -> Tensor:
     """Which of the images stand when the attack may do anything, (B,) bool on the CPU."""
     stands = torch.zeros(len(images), dtype=torch.bool)
     row = {place: i for i, place in enumerate(places.tolist())}
     rows = {"index": places, "image": images, "label": labels}
+    running = PGD(UNBOUNDED).run(
+        Supply([rows]),
+        model,
+        batch_size=batch_of(model, len(images)),
+        seed=request.seed,
+        draws=replace(request.draws, eot=1),
+    )
     try:
-        for done, _ in PGD(UNBOUNDED).run(Supply([rows]), model, batch_size=len(images), seed=seed):
+        for done, _ in running:
             stands[[row[place] for place in done["index"].tolist()]] = done["right"].cpu()
     except NonFiniteLoss:  # the attack itself will say so
         pass
@@ -352,10 +391,11 @@ class _RunningAttack:
             decisions = stage.run(
                 supply,
                 self.model,
-                batch_size=self.clean.batch_size,
+                batch_size=batch_of(self.model, self.clean.batch_size),
                 sources=request.source.logits_fns,
                 precision=DTYPES[request.precision],
                 seed=request.seed,
+                draws=request.draws,
             )
             for rows, pool in decisions:
                 index = [to_row[place] for place in rows["index"].tolist()]

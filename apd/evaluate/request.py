@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from apd.attacks import Attack, ThreatModel, find_attack
+from apd.attacks import Attack, DefendedModel, Draws, ThreatModel, find_attack
 from apd.choices import PRECISIONS
 from apd.errors import UserError
 
@@ -24,7 +24,7 @@ class Source:
     """The models that attacks are made on.
 
     Args:
-        name: as the record states it: "white-box", "transfer:...", "adaptive".
+        name: as the record states it: "white-box", "transfer:...", "adaptive", "static".
         logits_fns: models whose losses are summed; the target among them must be the first. None
             for "white-box", and for a name that ``apd.evaluate.run.Run.source`` has yet to load.
         fingerprint: of all that made them.
@@ -86,6 +86,9 @@ class EvaluationRequest:
             do anything does not fool.
         store: folder where states and verdicts are kept, and looked for before an attack.
         save_adv: folder for the images that decided the verdicts, as npz files of a batch each.
+        draws: how often a model whose logits are random is asked.
+        defence: what the model says of its test-time defence (``DefendedModel.asdict``); None: it
+            has none. ``evaluate`` fills it in.
         shard: evaluate this part of the images only, and leave what was found in ``store`` for
             ``apd.evaluate.shards.Merger``.
 
@@ -100,6 +103,8 @@ class EvaluationRequest:
     precision: str = "fp32"
     seed: int = 0
     checks: bool = True
+    draws: Draws = Draws()
+    defence: dict | None = None
     store: Path | None = None
     save_adv: Path | None = None
     shard: Shard | None = None
@@ -156,19 +161,37 @@ class EvaluationRequest:
             "subset": test.SUBSET,
             "precision": test.PREC,
             "seed": attack_seed(cfg),
+            "draws": Draws(test.EOT, test.DRAWS, test.RULE),
         }
         threat = None if test.EPS is None else threat_model(cfg, "TEST")
         return cls.within(threat, test.ATTACKS, **{**options, **more})
 
+    def of(self, model: LogitsFn) -> EvaluationRequest:
+        """The request, with what ``model`` says of its defence."""
+        return replace(self, defence=model.asdict()) if isinstance(model, DefendedModel) else self
+
     def conditions(self, attack: Attack) -> dict:
-        """What the record of ``attack`` states as its threat model."""
-        return {
+        """What the record of ``attack`` states as its threat model.
+
+        White-box attacks of a model with a test-time defence go through it: "adaptive".
+        """
+        adaptive = self.defence is not None and self.source == WHITE_BOX
+        stated = {
             **attack.conditions,
             "units": "1/255",
-            "source": self.source.name,
+            "source": "adaptive" if adaptive else self.source.name,
             "precision": self.precision,
             "seed": self.seed,
         }
+        if self.defence is not None:
+            stated |= self.defence
+        if self.defence is not None and self.defence["randomised"]:
+            stated |= {
+                "eot": self.draws.eot if adaptive else None,
+                "draws": self.draws.verdict,
+                "rule": self.draws.rule,
+            }
+        return stated
 
 
 def threat_model(cfg, use: str) -> ThreatModel:

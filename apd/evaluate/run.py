@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apd.attacks import DefendedModel
 from apd.config import of_run
 from apd.errors import UserError, one_line
 from apd.evaluate.evaluated import Evaluated
@@ -53,15 +54,15 @@ class Run(Evaluated):
         with contextlib.redirect_stdout(io.StringIO()):
             set_random_seed(attack_seed(cfg))
             self.trainer = trainer = build_trainer(cfg)
-            if trainer.learns:
+            if trainer.learns or results["prompts_from"]:
                 loaded = results["prompts_from"] or {"model_dir": str(folder), "epoch": None}
                 trainer.load_model(loaded["model_dir"], epoch=loaded["epoch"])
         self.cfg, self.logits = cfg, trainer.image_logits()
         if saved.compiled:
             self.logits = self.compiled(self.logits)
-        self.fingerprint = fingerprint(trainer.model)
+        self.fingerprint = trainer.model_fingerprint()
+        self._source_name, self._source = WHITE_BOX.name, WHITE_BOX
         self.classnames = list(trainer.dm.dataset.classnames)
-        self._source = WHITE_BOX
 
     def loader(self, split: str) -> Iterable:
         return self.trainer.split_loader(split)
@@ -83,13 +84,14 @@ class Run(Evaluated):
         """The request with the models of its source loaded; those of the last one are kept."""
         if request.source.logits_fns:
             return request
-        if self._source.name != request.source.name:
-            self._source = self.source(request.source.name)
+        name = request.source.name
+        if self._source_name != name:
+            self._source_name, self._source = name, self.source(name)
         return replace(request, source=self._source)
 
     @torch.no_grad()
     def source(self, name: str) -> Source:
-        """The models of white-box, transfer:zeroshot, transfer:RUN or adaptive.
+        """The models of white-box, transfer:zeroshot, transfer:RUN, adaptive or static.
 
         Raises:
             UserError: no such source, or one that does not fit this run.
@@ -97,6 +99,14 @@ class Run(Evaluated):
         trainer = self.trainer
         if name == WHITE_BOX.name:
             return WHITE_BOX
+        defended = isinstance(self.logits, DefendedModel)
+        if name == "static":
+            if not defended:
+                raise UserError(f"{self.folder} has no test-time defence: use white-box")
+            logits, model = trainer.undefended()
+            return Source(name, (logits,), fingerprint(model))
+        if name == "adaptive" and defended:
+            return WHITE_BOX  # which goes through the defence
         if name == "adaptive":
             if (beside := trainer.beside(self.folder)) is None:
                 raise UserError(f"{self.folder} has no teacher that adaptive attacks go through")
@@ -105,7 +115,8 @@ class Run(Evaluated):
         kind, _, folder = name.partition(":")
         if kind != "transfer" or not folder:
             raise UserError(
-                f'unknown source "{name}": use white-box, transfer:zeroshot, transfer:RUN, adaptive'
+                f'unknown source "{name}": use white-box, transfer:zeroshot, transfer:RUN, '
+                "adaptive, static"
             )
         if folder == "zeroshot":
             model = trainer.build_prompted_clip(trainer.clip_model).eval()

@@ -107,6 +107,9 @@ _THREAT_LATER = {  # what an attack need not have
     "alpha": (*_NUMBER, _NONE),
     "random_start": (bool, _NONE),
     "loss": (str, _NONE),
+    **dict.fromkeys(("randomised", "adapted"), (bool,)),
+    **dict.fromkeys(("backward", "rule"), (str,)),
+    **dict.fromkeys(("eot", "draws"), (int, _NONE)),
 }
 _SUBSET = {"count": (int,), "seed": (int,)}
 _CLIP_PACKAGES = ("openai-clip", "clip-anytorch", "clip")  # all of them are ``import clip``

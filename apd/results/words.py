@@ -9,10 +9,18 @@ from apd.errors import counted
 
 _USUAL = {"source": "white-box", "precision": "fp32"}  # goes without saying
 
+_DRAWS = {  # of models whose logits are random
+    "eot": "draws of a gradient",
+    "draws": "draws of a verdict",
+    "rule": "rule of a verdict",
+    "backward": "gradients of the defence",
+}
+
 
 def attack_name(evaluation: dict) -> str:
     """The attack's name as papers write it."""
-    return {"autoattack": "AutoAttack"}.get(evaluation["attack"], evaluation["attack"].upper())
+    names = {"autoattack": "AutoAttack", "autoattack-rand": "AutoAttack rand"}
+    return names.get(evaluation["attack"], evaluation["attack"].upper())
 
 
 def radius(threat: dict) -> str:
@@ -71,6 +79,7 @@ def in_full(evaluation: dict) -> dict[str, str]:
         "counts": "last iterate" if threat["last_iterate"] else "any iterate",
         "source": threat["source"],
         "precision": threat["precision"],
+        **{name: f"{threat[key]}" for key, name in _DRAWS.items() if threat.get(key)},
     }
 
 

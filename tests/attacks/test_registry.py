@@ -147,7 +147,7 @@ def test_targeted_attacks_run_on_the_classes_there_are(name, norm, classes, monk
 def test_of_many_classes_nine_are_targets():
     attack = find_attack("apgd-t", threat()).stages[0]
     model = _Model(lambda x: x.mean(dim=(1, 2, 3))[:, None] * torch.ones(1000), batch()[0], None)
-    settings = {"norm": "Linf", "eps": 0.1, "seed": 0, "n_classes": 10}
+    settings = {"norm": "Linf", "eps": 0.1, "seed": 0, "n_classes": 10, "eot_iter": 1}
     assert attack.build(model, settings).n_target_classes == 9
 
 
@@ -236,7 +236,7 @@ def test_autoattack_has_the_standards_parts_and_budget():
     assert [stage.name for stage in found.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert found.conditions["steps"] == 100
     model = _Model(Net(), batch()[0], None)
-    settings = {"norm": "Linf", "eps": 0.1, "seed": 0, "n_classes": 5}
+    settings = {"norm": "Linf", "eps": 0.1, "seed": 0, "n_classes": 5, "eot_iter": 1}
     built = [stage.build(model, settings) for stage in found.stages]
     assert [b.steps for b in built[:3]] == [100] * 3 and built[3].n_queries == 5000
     assert [b.n_restarts for b in built] == [1] * 4
@@ -276,5 +276,5 @@ def test_help_names_every_attack():
     from apd.attacks import registry
     from apd.choices import ATTACKS
 
-    ours = {"clean", "fgsm", "pgd-<steps>", "cw", "autoattack"}
+    ours = {"clean", "fgsm", "pgd-<steps>", "cw", "autoattack", "autoattack-rand"}
     assert {*ATTACKS} == {*registry._KINDS} | ours

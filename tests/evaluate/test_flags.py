@@ -117,6 +117,7 @@ def flags(model, *attacks, loader=None, sources=(WHITE_BOX,), **more):
 
 
 AT_4 = find_attack("pgd-10", ThreatModel("linf", eps=4, alpha=1, steps=10))
+AT_128 = find_attack("pgd-20", ThreatModel("linf", eps=128, alpha=16, steps=20))
 ONE, TWO = (
     find_attack(f"pgd-{k}", ThreatModel("linf", 8, 4, k, random_start=False), last_iterate=True)
     for k in (1, 2)
@@ -132,7 +133,8 @@ RAISED = [  # flag, model, evaluations (the flagged one first), data
     ("random-logits", random_forward, ("pgd-10",), {}),
     ("probabilities", softmaxed, ("pgd-10",), {}),
     ("unbounded", deaf, ("pgd-10",), {}),
-    ("square", quantised, ("pgd-10", "square-200"), {}),
+    ("black-box-beats-white-box", quantised, ("pgd-10", "square-200"), {}),
+    ("not-zero-at-large-eps", deaf, (AT_128,), {}),
     ("square", quantised, ("autoattack-4",), {}),
     ("transfer", quantised, ("pgd-10", TWIN), {}),
     ("eps", snapped, ("pgd-10", AT_4), {"kind": "levels"}),
@@ -172,7 +174,8 @@ def test_every_flag_of_the_documentation_was_seen():
         for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
     }
     assert names == {case[0] for case in RAISED} | {
-        *("tiny-eps", "unmoved", "chance", "below-zero-shot")
+        *("tiny-eps", "unmoved", "chance", "below-zero-shot"),
+        "static-overstates",  # tests/evaluate/test_defended_evaluation.py
     }
 
 
@@ -270,7 +273,12 @@ def record(attack="pgd-10", accuracy=50.0, images="all", **threat):
         ("steps", record("fgsm", 49.0, steps=1, loss="ce"), record()),
         ("eps", record(eps=4), record()),
         ("eps", record(eps=4, alpha=1, accuracy=49.0), record(alpha=2)),
-        ("square", record("square", 49.0, steps=5000), record()),
+        ("black-box-beats-white-box", record("square", 49.0, steps=5000), record()),
+        (
+            "black-box-beats-white-box",
+            record(accuracy=49.0, source="static"),
+            record(source="adaptive"),
+        ),
         ("transfer", record(accuracy=49.0, source="transfer:zeroshot"), record()),
     ],
 )

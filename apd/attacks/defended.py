@@ -1,0 +1,161 @@
+"""Models whose logits are random, or whose steps must be differentiated with care.
+
+An attack that does not know of a defence measures the attack, not the model (Athalye et al. 2018,
+arXiv 1802.00420; Tramer et al. 2020, arXiv 2002.08347). A ``DefendedModel`` says what an attack
+must know. Models without a test-time defence stay plain callables, from images to logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apd.attacks.gradient import check_finite
+from apd.attacks.stream import LogitsFn, row_seed
+from apd.choices import BACKWARDS, RULES
+from apd.errors import UserError
+
+_ATTACK, _VERDICT = 1, 2  # what a draw is for: an attacker does not know the verdict's
+
+
+@dataclass(frozen=True)
+class DefendedModel:
+    """A model with a test-time defence.
+
+    Args:
+        logits: images (B, 3, H, W) in [0, 1] and seeds (B,), int64 on the CPU, to logits (B, C).
+            Row i depends on image i and seed i only, so that verdicts do not depend on batches.
+        randomised: whether logits depend on the seeds.
+        adapted: whether the model is tuned to its image.
+        backward: what autograd gives: "exact", the gradient through all of the defence's steps;
+            "surrogate", a stand-in for a step that has no useful one (BPDA); "none".
+        views: images that the encoder is given for one image; batches are divided by it.
+    """
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    randomised: bool
+    adapted: bool = False
+    backward: str = "exact"
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.backward not in BACKWARDS:
+            raise ValueError(f"backward is {self.backward!r}: use {', '.join(BACKWARDS)}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits (B, C) of one draw, the same for all images and at every call."""
+        return self.logits(images, torch.zeros(len(images), dtype=torch.long))
+
+    def asdict(self) -> dict:
+        """What a record states of it."""
+        return {
+            "randomised": self.randomised,
+            "adapted": self.adapted,
+            "backward": self.backward,
+        }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often a randomised model is asked; other models are asked once.
+
+    Args:
+        eot: draws that an attack averages the gradient over at each step (expectation over
+            transformation, Athalye et al. 2018).
+        verdict: draws of a verdict, the same for every image that an attack comes by.
+        rule: when an image is right: "all": in all draws; "majority": in more than half of them;
+            "one": in the first.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    eot: int = 1
+    verdict: int = 1
+    rule: str = "majority"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UserError(f"the rule of verdicts is {self.rule!r}: use {', '.join(RULES)}")
+        for name in ("eot", "verdict"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} draws are {getattr(self, name)}: use 1 or more")
+
+
+def is_randomised(model: LogitsFn) -> bool:
+    return isinstance(model, DefendedModel) and model.randomised
+
+
+def batch_of(model: LogitsFn, batch_size: int) -> int:
+    """How many images make a pass of ``model`` as large as one of a plain model."""
+    views = model.views if isinstance(model, DefendedModel) else 1
+    return max(1, batch_size // views)
+
+
+def check_gradient(model: LogitsFn, attack: str) -> None:
+    """Raise UserError if ``model`` has no gradient."""
+    if isinstance(model, DefendedModel) and model.backward == "none":
+        raise UserError(f"{attack} needs gradients, and the model has none: use square")
+
+
+def attack_logits(
+    model: LogitsFn, images: Tensor, places: Tensor, seed: int, moment: Tensor, draw: int
+) -> Tensor:
+    """Logits (B, C) for an attack's gradient, at one of its draws.
+
+    ``places`` (B,) and ``moment`` (B,), on the CPU, are the image's place in the data and its step,
+    counted over restarts.
+    """
+    if not isinstance(model, DefendedModel):
+        return model(images)
+    rows = zip(places.tolist(), moment.tolist())
+    seeds = [row_seed(seed, _ATTACK, place, when, draw) for place, when in rows]
+    return model.logits(images, torch.tensor(seeds))
+
+
+def call_logits(model: DefendedModel, images: Tensor, seed: int, call: int) -> Tensor:
+    """Logits (B, C) at an attack's ``call``-th call; all images are given the same draw.
+
+    For attacks that do not say which images of a batch they ask about: what an image meets then
+    does not depend on the others.
+    """
+    same = row_seed(seed, _ATTACK, call)
+    return model.logits(images, torch.full((len(images),), same))
+
+
+def predictions(
+    model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int, draws: Draws
+) -> Tensor:
+    """Classes (B,) that equal ``labels`` where ``model`` is right by the rule of ``draws``.
+
+    Elsewhere it is the first wrong class that was drawn. In float32, without gradients.
+
+    Raises:
+        NonFiniteLoss: logits that are NaN or infinite.
+    """
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        drawn = torch.stack(
+            [
+                check_finite(logits).argmax(dim=1)
+                for logits in _verdict_logits(model, images, places, seed, draws)
+            ]
+        )
+    right = drawn == labels
+    wanted = {"all": len(drawn), "one": 1, "majority": len(drawn) // 2 + 1}[draws.rule]
+    first_wrong = drawn.gather(0, right.long().argmin(dim=0, keepdim=True))[0]
+    return torch.where(right.sum(dim=0) >= wanted, labels, first_wrong)
+
+
+def _verdict_logits(
+    model: LogitsFn, images: Tensor, places: Tensor, seed: int, draws: Draws
+) -> Iterator[Tensor]:
+    if not isinstance(model, DefendedModel):
+        yield model(images)
+        return
+    count = draws.verdict if model.randomised and draws.rule != "one" else 1
+    for k in range(count):
+        seeds = [row_seed(seed, _VERDICT, place, k) for place in places.tolist()]
+        yield model.logits(images, torch.tensor(seeds))
