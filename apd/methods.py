@@ -29,6 +29,7 @@ class Method:
         class_passes: of a class through the text encoder, in a training step.
         colour, marker: in figures; methods that train on attacked images have solid lines and
             filled markers, the others dashed lines and open markers.
+        defence: whether it acts at test time, on prompts that another method trained.
     """
 
     section: str
@@ -38,6 +39,7 @@ class Method:
     class_passes: int
     colour: str
     marker: str
+    defence: bool = False
 
     @property
     def adversarial(self) -> bool:
@@ -45,7 +47,7 @@ class Method:
         return self.attacks != "never"
 
 
-METHODS = {  # baselines first
+METHODS = {  # baselines first, test-time defences before APD
     "ZeroshotCLIP": Method("COOP", "", "never", 0, 0, BLACK, "x"),
     "ZeroshotCLIP2": Method("COOP", "", "never", 0, 0, BLACK, "+"),
     "CoOp": Method("COOP", "text", "never", 1, 2, ORANGE, "s"),
@@ -60,6 +62,9 @@ METHODS = {  # baselines first
     "FAP": Method("FAP", "visual-to-text", "each step", 5, 2, PURPLE, "P"),
     "CBAFAPT": Method("CBAFAPT", "visual-to-text", "each step", 4, 2, BLACK, "*"),
     "MMoP": Method("MMoP", "text + visual mixtures", "each step", 2, 2, GREY, "h"),
+    "TTC": Method("TTC", "", "never", 0, 0, SKY, "1", defence=True),
+    "RTPT": Method("RTPT", "", "never", 0, 0, GREEN, "2", defence=True),
+    "TAPT": Method("TAPT", "", "once", 0, 0, BLUE, "3", defence=True),
     "APD": Method("APD", "text + visual", "each step", 4, 4, RED, "o"),
 }
 

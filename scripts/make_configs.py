@@ -134,6 +134,7 @@ class Method:
         visual: whether it needs a ViT.
         clip_norm: OPTIM.CLIP_NORM.
         warmup: OPTIM.WARMUP_EPOCH; on a mini CLIP 1.
+        trained: False: a test-time defence, whose keys are in ``prompts``.
     """
 
     source: str
@@ -151,6 +152,7 @@ class Method:
     visual: bool = True
     clip_norm: float = 0.0
     warmup: int = SCHEDULE["WARMUP_EPOCH"]
+    trained: bool = True
 
 
 def both(n_ctx: int, visual: int, text: int) -> dict:
@@ -188,6 +190,19 @@ FAP = Method(
     train=ONE_STEP,
     carried={"vit_b16": "vit_b32", "vit_l14": "vit_b32"},
 )
+
+TTC = {"EPS": 4.0, "ALPHA": 1.0, "STEPS": 2, "TAU": 0.2, "BETA": 2.0}
+RTPT = {"VIEWS": 64, "CONFIDENT": 0.1, "STEPS": 1, "LR": 0.005, "NEIGHBOURS": 20}
+TAPT = {
+    "VIEWS": 64,
+    "CONFIDENT": 0.1,
+    "STEPS": 1,
+    "LR": 0.0005,
+    "DISTR_W": 100.0,
+    "GAMMA": 0.5,
+    "LAYER_TO": 9,
+}
+NOT_TRAINED = "Nothing is trained: --model-dir puts the prompts of a run under it."
 
 METHODS = {
     "ZeroshotCLIP": Method("Zero-shot CLIP: nothing is trained.", visual=False),
@@ -323,6 +338,39 @@ METHODS = {
             },
         },
     ),
+    "TTC": Method(
+        "TTC's published setting [P] (Sxing2/CLIP-Test-time-Counterattacks, TTC.sh). "
+        + NOT_TRAINED,
+        section="TTC",
+        prompts=TTC,
+        mini=TTC,
+        transforms="[]",
+        carried=dict.fromkeys(("rn50", "rn101", "vit_b16", "vit_l14"), "vit_b32"),
+        visual=False,
+        trained=False,
+    ),
+    "RTPT": Method(
+        "R-TPT's published setting [P] (TomSheng21/R-TPT, rtpt.py and README). " + NOT_TRAINED,
+        section="RTPT",
+        prompts=RTPT,
+        mini=RTPT,
+        transforms="[]",
+        carried=dict.fromkeys(("rn101", "vit_b32", "vit_b16", "vit_l14"), "rn50"),
+        visual=False,
+        trained=False,
+    ),
+    "TAPT": Method(
+        "TAPT's published setting [P] (xinwong/TAPT, configs/trainers/TAPTVLI/TAPT_{file}_c2_ep100_"
+        "batch32_2ctx_9depth_l1_cross_datasets_step1_adv.yaml). AT.TRAIN attacks the training "
+        "images whose statistics it knows; it is MAPT's [O]. " + NOT_TRAINED,
+        section="TAPT",
+        prompts=TAPT,
+        mini={**TAPT, "LAYER_TO": 4},
+        transforms="[]",
+        train=ONE_STEP,
+        carried={"vit_l14": "vit_b16"},
+        trained=False,
+    ),
     "APD": Method(
         "Our choice [O]: no source that we can read fixes APD's setting. Prompts, optimiser and "
         "attack are MAPT's (the authors' later work) with 50 epochs; loss weights are the defaults "
@@ -363,7 +411,7 @@ def _published(name: str, method: Method, stem: str, clip: Clip) -> str:
 
 def _mini(name: str, method: Method, stem: str, clip: Mini) -> str:
     said = clip.about
-    if method.train and clip.lr_from:
+    if method.train and method.trained and clip.lr_from:
         said += f"; {clip.lr_from}"
     if name == "AdvPT":
         eps = clip.train["EPS"]
@@ -397,7 +445,7 @@ def _file(comments: list[str], method: Method, clip: Clip, special: dict | None 
         },
         "MODEL": {"BACKBONE": {"NAME": clip.name}},
     }
-    if method.section:
+    if method.section and method.trained:
         optim = {"NAME": "sgd", "LR": method.lr, "MAX_EPOCH": method.epochs, **SCHEDULE}
         optim["WARMUP_EPOCH"] = method.warmup
         if method.clip_norm:
@@ -405,8 +453,9 @@ def _file(comments: list[str], method: Method, clip: Clip, special: dict | None 
         config |= {
             "OPTIM": optim,
             "TRAIN": {"PRINT_FREQ": clip.print_freq},
-            "TRAINER": {method.section: method.prompts},
         }
+    if method.section:
+        config["TRAINER"] = {method.section: method.prompts}
     attack = {"TRAIN": method.train} if method.train else {}
     config["AT"] = {**attack, "TEST": clip.test}
     config = deepcopy(config)

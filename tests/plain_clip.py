@@ -86,8 +86,11 @@ def text_features(model, layouts, contexts, seen=None):
     return torch.stack([x[c, end] for c, end in enumerate(ends)]) @ model.text_projection
 
 
-def image_features(visual, images, contexts, seen=None):
-    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D) or a function."""
+def image_features(visual, images, contexts, seen=None, tokens=None):
+    """Unnormalised image features (B, d) of a ViT; contexts[i] is (M, D) or a function.
+
+    ``tokens`` is a list that gets what each block is given.
+    """
     patch = visual.conv1.kernel_size[0]
     patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
     patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
@@ -105,6 +108,8 @@ def image_features(visual, images, contexts, seen=None):
             x = torch.cat([x[:, :real], context], 1)
         if i == 0:
             x = _layer_norm(visual.ln_pre, x)
+        if tokens is not None:
+            tokens.append(x)
         x = _block(block, x, torch.zeros((), dtype=x.dtype), seen)
     return _layer_norm(visual.ln_post, x)[:, 0] @ visual.proj
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apd.catalog import template
 from apd.host import TRAINER_REGISTRY, register
-from apd.training.base import PromptTrainer
+from apd.training.untrained import UntrainedTrainer
 
 # the seven of OpenAI's ImageNet templates that CoOp takes
 ENSEMBLE = [
@@ -19,21 +19,10 @@ ENSEMBLE = [
 
 
 @register(TRAINER_REGISTRY)
-class ZeroshotCLIP(PromptTrainer):
-    """The dataset's template, nothing trained: "training" goes straight to the evaluation.
-
-    TRAINER.PROMPT.TEMPLATES takes its place; several templates are an ensemble.
-    """
+class ZeroshotCLIP(UntrainedTrainer):
+    """The dataset's template, or TRAINER.PROMPT.TEMPLATES."""
 
     section = "COOP"  # for PREC only
-
-    def prompts(self) -> dict:
-        templates = self.cfg.TRAINER.PROMPT.TEMPLATES
-        return {"templates": templates} if templates else {}
-
-    def add_model(self, name, learner) -> None:
-        self.register_model(name, learner, None, None)
-        self.max_epoch = 0
 
 
 @register(TRAINER_REGISTRY)

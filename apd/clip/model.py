@@ -22,7 +22,7 @@ from apd.clip.contexts import (
     words_of,
 )
 from apd.clip.foreign import MEAN, STD
-from apd.clip.text import ClassPrompts, encode_text
+from apd.clip.text import ClassPrompts, encode_text, encode_text_each
 from apd.clip.visual import encode_image
 from apd.errors import UserError, one_line
 
@@ -84,6 +84,21 @@ class PromptedCLIP(nn.Module):
             for prompts in self.class_prompts
         ]
         return features[0] if len(features) == 1 else self.unit(sum(features))
+
+    def text_features_each(self, contexts: Sequence[Tensor]) -> Tensor:
+        """(B, C, embed_dim), unit length, for B images with contexts (B, M, D) of their own."""
+        (prompts,) = self.class_prompts
+        return self.unit(encode_text_each(self.clip, prompts, contexts))
+
+    def image_features_each(
+        self, images: Tensor, contexts: Sequence[Tensor], tokens: list[Tensor] | None = None
+    ) -> Tensor:
+        """(B, embed_dim), unit length, of images with contexts (B, M, D) of their own.
+
+        ``tokens``: see ``encode_image``.
+        """
+        images = (images - self.mean) / self.std
+        return self.unit(encode_image(self.clip.visual, images, contexts, tokens))
 
     def image_embeddings(self, images: Tensor) -> Tensor:
         """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""

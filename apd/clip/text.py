@@ -217,18 +217,49 @@ def encode_text(
     return features[torch.cat(order).argsort()]
 
 
+def encode_text_each(
+    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Tensor]
+) -> Tensor:
+    """Text features for each of B images with contexts of its own, (B, C, embed_dim).
+
+    As ``encode_text``, with contexts (B, M, D) that all classes share. The classes' common front
+    is run once for each image.
+    """
+    count = len(contexts[0])
+    past = front(clip_model, prompts, contexts)
+    features, order = [], []
+    for group, end in prompts.groups():
+        rows = [context.repeat_interleave(len(group), dim=0) for context in contexts]
+        expanded = [
+            None if both is None else tuple(t.repeat_interleave(len(group), dim=0) for t in both)
+            for both in past
+        ]
+        attended = to_last(
+            clip_model, prompts, rows, expanded, group.repeat(count), end, of_rows=True
+        )
+        found = embed(clip_model, attended.tokens, attended.output)
+        features.append(found.unflatten(0, (count, len(group))))
+        order.append(group)
+    return torch.cat(features, dim=1)[:, torch.cat(order).argsort()]
+
+
 def front(
     clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Context] = ()
 ) -> list[KeysValues | None]:
-    """Keys and values of the classes' common front in each block; arguments as ``encode_text``."""
+    """Keys and values of the classes' common front in each block; arguments as ``encode_text``.
+
+    For contexts of B images, as of ``encode_text_each``, B of them.
+    """
     if not prompts.prefix:
         return [None] * len(clip_model.transformer.resblocks)
     slots = prompts.prefix_slots
     x = prompts.embedding[:1, : prompts.prefix]
+    if slots and contexts and contexts[0].dim() == 3:
+        x = x.expand(len(contexts[0]), -1, -1)
     past: list[KeysValues | None] = []
     for i, block in enumerate(clip_model.transformer.resblocks):
         if i < len(contexts) and slots:
-            x = fill(x, contexts[i][:slots], prompts.slots[:1, :slots])
+            x = fill(x, contexts[i][..., :slots, :], prompts.slots[:1, :slots])
         if i == 0:
             x = x + clip_model.positional_embedding[: prompts.prefix].to(x.dtype)
         x, keys_values = residual_block(block, x, causal=True)
@@ -249,11 +280,13 @@ def to_last(
     past: Sequence[KeysValues | None],
     group: Tensor,
     end: int,
+    of_rows: bool = False,
 ) -> Attended:
     """The end-of-text tokens' attention in the last block, for the classes of ``group``.
 
     ``past`` is what ``front`` gives; positions from ``end`` on are not run. The keys and values
     are those of positions 0 to ``end``; a class must not read what follows its end-of-text token.
+    ``of_rows``: contexts (N, M, D) are those of the rows of ``group``, not of the classes.
     """
     blocks = clip_model.transformer.resblocks
     start, shared = prompts.prefix, prompts.prefix_slots
@@ -272,7 +305,8 @@ def to_last(
             if callable(contexts[i]):
                 context = context_vectors(contexts[i], block, _without(x, slots))
             else:
-                context = contexts[i][group] if contexts[i].dim() == 3 else contexts[i]
+                context = contexts[i]
+                context = context[group] if context.dim() == 3 and not of_rows else context
             x = fill(x, context[..., shared:, :], slots)
         if i == 0:
             x = x + clip_model.positional_embedding[start:end].to(x.dtype)
@@ -290,7 +324,7 @@ def embed(clip_model: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
 
 def fill(x: Tensor, context: Tensor, slots: Tensor) -> Tensor:
     """Put ``context`` (M, D) or (N, M, D) at the positions ``slots`` (N, M) of x (N, L, D)."""
-    index = slots.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    index = slots.unsqueeze(-1).expand(len(x), -1, x.shape[-1])
     return x.scatter(1, index, context.to(x.dtype).expand_as(index))
 
 

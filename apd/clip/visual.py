@@ -29,16 +29,22 @@ def is_vit(visual: nn.Module) -> bool:
     return hasattr(visual, "class_embedding")
 
 
-def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Context] = ()) -> Tensor:
+def encode_image(
+    visual: nn.Module,
+    images: Tensor,
+    contexts: Sequence[Context] = (),
+    tokens: list[Tensor] | None = None,
+) -> Tensor:
     """Image features, not normalised: ``clip.model``'s own when there are no prompts.
 
     Args:
         visual: ``clip_model.visual``.
         images: (B, 3, R, R), already normalised by CLIP's mean and std.
-        contexts: J tensors (M, D): ``contexts[0]`` is appended to the patch tokens (after the
-            positional embedding, before ``ln_pre``), ``contexts[i]`` takes its place before
-            block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement). A deeper one may be
-            a router (``context_vectors``).
+        contexts: J tensors (M, D) or (B, M, D): ``contexts[0]`` is appended to the patch tokens
+            (after the positional embedding, before ``ln_pre``), ``contexts[i]`` takes its place
+            before block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement). A deeper one
+            may be a router (``context_vectors``).
+        tokens: a list that gets the tokens (B, L + M, D) which each block is given (ViTs only).
 
     Returns:
         (B, embed_dim).
@@ -51,11 +57,16 @@ def encode_image(visual: nn.Module, images: Tensor, contexts: Sequence[Context] 
         if len(contexts):
             raise UserError(NEEDS_VIT)
         return visual(images)
-    attended = to_last(visual, images, contexts)
+    attended = to_last(visual, images, contexts, tokens)
     return embed(visual, attended.tokens, attended.output)
 
 
-def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Context] = ()) -> Attended:
+def to_last(
+    visual: nn.Module,
+    images: Tensor,
+    contexts: Sequence[Context] = (),
+    tokens: list[Tensor] | None = None,
+) -> Attended:
     """The class token's attention in a ViT's last block; arguments as ``encode_image``.
 
     Its keys and values are those of the class token, the patches and the prompts, in this order.
@@ -71,6 +82,8 @@ def to_last(visual: nn.Module, images: Tensor, contexts: Sequence[Context] = ())
     for i, block in enumerate(blocks):
         if 0 < i < len(contexts):
             x = append(x[:, :length], context_vectors(contexts[i], block, x[:, :length]))
+        if tokens is not None:
+            tokens.append(x)
         if i < len(blocks) - 1:
             x, _ = residual_block(block, x)
     # after the last block only the class token is read

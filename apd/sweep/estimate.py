@@ -81,6 +81,8 @@ def seconds_here(cell: TrainingJob) -> float:
 def _passes(cell: TrainingJob, cfg) -> Passes:
     classes, tested = _sizes(cfg)
     method = _known(METHODS, "trainer", cfg.TRAINER.NAME)
+    if method.defence:
+        raise UserError(f"the cost of {cfg.TRAINER.NAME}, a test-time defence, is not known")
     steps = cfg.AT.TEST.STEPS if cfg.AT.TEST.EPS is not None else 0
     of_images, of_classes = tested * (1 + 2 * steps * SURVIVING), classes
     if method.prompts and not cell.needs:

@@ -338,7 +338,7 @@ class PromptTrainer(ResumableTrainer):
         """
         final = split is None
         request = self.final_request() if final else self.choosing_request(split)
-        self.fingerprint = fingerprint(self.model) if final else ""
+        self.fingerprint = self.model_fingerprint() if final else ""
         print(f"Evaluate on the *{request.split}* set")
         self.evaluator.reset()
         records = self.evaluate(request)
@@ -353,6 +353,10 @@ class PromptTrainer(ResumableTrainer):
                 if text := record["flags"].get(ERROR):
                     raise ImpossibleResult(f"{record['attack']} is {ERROR}: {text}")
         return records[0 if final else -1]["accuracy"]
+
+    def model_fingerprint(self) -> str:
+        """Of all that the deployed model's logits depend on."""
+        return fingerprint(self.model)
 
     def final_request(self) -> EvaluationRequest:
         store = Path(self.output_dir) / EVALUATIONS if self.keep_results else None

@@ -263,11 +263,22 @@ def test_a_method_looks_the_same_in_every_figure_and_unlike_the_others(sweep, ru
         assert (to_hex(handle.get_color()), handle.get_marker()) == ("#d55e00", "o")
     methods = [f"New{i}" for i in range(12)]
     methods += ["ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "VPT", "IVLP", "MaPLe", "APT", "AdvPT"]
-    methods += ["AdvVPT", "AdvIVLP", "AdvMaPLe", "FAP", "CBAFAPT", "MMoP", "APD"]
+    methods += [
+        "AdvVPT",
+        "AdvIVLP",
+        "AdvMaPLe",
+        "FAP",
+        "CBAFAPT",
+        "MMoP",
+        "TTC",
+        "RTPT",
+        "TAPT",
+        "APD",
+    ]
     found = styles(methods)
-    assert len({(s["color"], s["marker"], s["linestyle"]) for s in found.values()}) == 27
+    assert len({(s["color"], s["marker"], s["linestyle"]) for s in found.values()}) == 30
     known = [found[method] for method in methods[12:]]
-    assert len({(s["marker"], s["linestyle"]) for s in known}) == 15  # without colour
+    assert len({(s["marker"], s["linestyle"]) for s in known}) == 18  # without colour
     assert styles(["APD", "Other"])["APD"] == found["APD"]
 
 

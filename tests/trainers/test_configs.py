@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 MADE = runpy.run_path(str(ROOT / "scripts" / "make_configs.py"))
 FILES = sorted(MADE["FOLDER"].glob("*/*.yaml"))
-TEXT_ONLY = ("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "APT", "AdvPT")  # fit a ResNet too
+# fit a ResNet too
+TEXT_ONLY = ("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "APT", "AdvPT", "TTC", "RTPT")
 SECTIONS = {
     "ZeroshotCLIP": None,
     "ZeroshotCLIP2": None,
@@ -98,6 +99,20 @@ PUBLISHED = {  # METHOD.md, "Published settings"
         "TRAINER.MMoP.N_CTX_VISION": 2, "TRAINER.MMoP.N_CTX_TEXT": 2,
         "TRAINER.MMoP.NUM_EXPERTS": 5, "AT.TRAIN.AT_LOSS_TYPE": "adv_half",
     },
+    "TTC": {
+        "TRAINER.TTC.EPS": 4, "TRAINER.TTC.ALPHA": 1, "TRAINER.TTC.STEPS": 2,
+        "TRAINER.TTC.TAU": 0.2, "TRAINER.TTC.BETA": 2,
+    },
+    "RTPT": {
+        "TRAINER.RTPT.VIEWS": 64, "TRAINER.RTPT.CONFIDENT": 0.1, "TRAINER.RTPT.STEPS": 1,
+        "TRAINER.RTPT.LR": 0.005, "TRAINER.RTPT.NEIGHBOURS": 20,
+        "TRAINER.RTPT.TEMPERATURE": 0.01, "TRAINER.RTPT.N_CTX": 4, "TRAINER.RTPT.AUGMIX": True,
+    },
+    "TAPT": {
+        "TRAINER.TAPT.VIEWS": 64, "TRAINER.TAPT.CONFIDENT": 0.1, "TRAINER.TAPT.STEPS": 1,
+        "TRAINER.TAPT.LR": 0.0005, "TRAINER.TAPT.DISTR_W": 100, "TRAINER.TAPT.GAMMA": 0.5,
+        "TRAINER.TAPT.LAYER_FROM": 0, "TRAINER.TAPT.LAYER_TO": 9,
+    },
     "APD": MAPT | {
         "OPTIM.MAX_EPOCH": 50, "AT.TRAIN.AT_LOSS_TYPE": "adv_full",
         "TRAINER.APD.N_CTX_VISION": 2, "TRAINER.APD.PROMPT_DEPTH_VISION": 9,
@@ -116,6 +131,9 @@ ORIGINAL = {  # what has a published file; all else is carried over from one of 
     ("APT", "rn50"),
     ("FAP", "vit_b32"),
     ("CBAFAPT", "vit_b32"),
+    ("TTC", "vit_b32"),
+    ("RTPT", "rn50"),
+    *(("TAPT", file) for file in ("vit_b32", "vit_b16")),
     *(("MMoP", file) for file in ("vit_b32", "vit_b16", "vit_l14")),
     *(("AdvPT", file) for file in ("vit_b16", "vit_l14", "rn50")),
 }
@@ -257,7 +275,8 @@ def test_docs_name_every_default():
 
 
 @pytest.mark.parametrize(
-    "section", ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "CBAFAPT", "MMoP", "APD"]
+    "section",
+    ["COOP", "ADV", "VPT", "IVLP", "MAPLE", "FAP", "CBAFAPT", "MMoP", "TTC", "RTPT", "TAPT", "APD"],
 )
 def test_docs_name_every_key(section):
     node = default().TRAINER[section]
