@@ -1,17 +1,17 @@
-"""What is known of each data set beside its class in ``datasets/``: plain data.
+"""Names, templates and order of the data sets, as plain data that needs no PyTorch.
 
-A data set that has no row here is read, trained on and tabled like any other.
+A data set without a row here can be trained on and shown in tables like any other.
 """
 
 from __future__ import annotations
 
-from apd.classes import said
+from apd.classes import name_suffix
 from apd.methods import place
 
 DEFAULT = "a photo of a {}."
 
-# Data set -> the hand-written prompt of zero-shot CLIP, {} for the class name: those that CoOp
-# compares with. In the papers' order, which is that of tables.
+# Data set -> the template (hand-written prompt) of zero-shot CLIP that CoOp compares with; {} is
+# the class name. In the papers' order, which tables use too.
 PUBLISHED = {
     "ImageNet": DEFAULT,
     "Caltech101": DEFAULT,
@@ -33,25 +33,25 @@ TEMPLATES = {**PUBLISHED, "Digits": "a photo of the digit {}."}
 
 
 def template(dataset) -> str:
-    """The prompt of a data set (cfg.DATASET), ``{}`` standing for the class name."""
+    """The template of a data set (cfg.DATASET); ``{}`` stands for the class name."""
     own = dataset.FOLDER.TEMPLATE if dataset.NAME == "Folder" else ""
     return own or TEMPLATES.get(dataset.NAME, DEFAULT)
 
 
 def dataset_name(dataset) -> str:
-    """The name of a data set (cfg.DATASET) in results, where one Folder is not another.
+    """The name of a data set (cfg.DATASET) in results; a Folder is named by its own name or path.
 
-    Its classes are a part of it, as in "Food101 3/10" or "Food101: ramen, sushi" (DATASET.CLASSES),
-    and so are validation images that are tested on: "Food101+val" (DATASET.VAL_TO_TEST).
+    DATASET.CLASSES adds the selected classes, as in "Food101 3/10" or "Food101: ramen, sushi".
+    DATASET.VAL_TO_TEST adds that validation images are tested on: "Food101+val".
     """
     name = dataset.NAME
     if name == "Folder":
         name = dataset.FOLDER.NAME or dataset.FOLDER.DIR or name
     if dataset.VAL_TO_TEST:
         name += "+val"
-    return f"{name}{said(dataset.CLASSES)}"
+    return f"{name}{name_suffix(dataset.CLASSES)}"
 
 
 def data_rank(name: str) -> tuple[int, str]:
-    """Sort key: in the order of ``PUBLISHED``, then others by name."""
+    """A sort key: first the order of ``PUBLISHED``, then other data sets by name."""
     return place(name, PUBLISHED)

@@ -1,4 +1,4 @@
-"""Which classes of a data set a run is about: what ``DATASET.CLASSES`` takes."""
+"""The classes of a data set that a run uses: what ``DATASET.CLASSES`` takes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _NAMES = several(TEXT, split=True)
 
 
 class Partition(NamedTuple):
-    """``PART/PARTS/SEED``: one of ``parts`` parts into which the classes fall.
+    """``PART/PARTS/SEED``: one of ``parts`` disjoint parts of a data set's classes.
 
-    The class names, sorted, are shuffled by ``random.Random(seed)`` and cut into ``parts`` runs
-    whose lengths differ by one at most, the longer ones first: the same on every machine. A class
-    belongs to exactly one part.
+    The class names, sorted, are shuffled by ``random.Random(seed)`` and cut into ``parts`` pieces
+    whose lengths differ by one at most, the longer ones first. This is the same on every machine.
     """
 
     part: int  # from 1
@@ -47,23 +46,23 @@ class Partition(NamedTuple):
 
 
 def partition(values: Sequence[str]) -> Partition | None:
-    """The partition that ``values`` of DATASET.CLASSES name; None: they name classes."""
-    if len(values) == 1 and (found := re.fullmatch(r"(\d+)/(\d+)/(\d+)", values[0])):
-        return Partition(*map(int, found.groups()))
+    """The part that ``values`` of DATASET.CLASSES name; None: they name classes."""
+    if len(values) == 1 and (match := re.fullmatch(r"(\d+)/(\d+)/(\d+)", values[0])):
+        return Partition(*map(int, match.groups()))
     return None
 
 
-def wanted(names: Iterable[str], values: Sequence[str]) -> set[str]:
-    """Those of a data set's class ``names`` that ``values`` of DATASET.CLASSES keep: all, if empty.
+def chosen_names(names: Iterable[str], values: Sequence[str]) -> set[str]:
+    """Those of a data set's class ``names`` that DATASET.CLASSES ``values`` select; empty: all.
 
     Raises:
-        UserError: a class that the data set has not, or more parts than classes.
+        UserError: the data set has no such class, or fewer classes than parts.
     """
     names, values = set(names), RULE.read(values)
     if not values:
         return names
-    if which := partition(values):
-        return which.of(names)
+    if chosen_part := partition(values):
+        return chosen_part.of(names)
     unknown = [value for value in values if value not in names]
     if unknown:
         near = similar(unknown[0], names)
@@ -72,17 +71,17 @@ def wanted(names: Iterable[str], values: Sequence[str]) -> set[str]:
     return set(values)
 
 
-def said(values: str | Sequence[str]) -> str:
-    """What ``values`` add to the name of a data set: other classes, another name; none: "".
+def name_suffix(values: str | Sequence[str]) -> str:
+    """What DATASET.CLASSES adds to the name of a data set; "" where it selects all classes.
 
     Args:
-        values: of DATASET.CLASSES; may be a command line's text.
+        values: of DATASET.CLASSES, also as the text of a command line.
     """
     values = RULE.read(values)
     if not values:
         return ""
-    if which := partition(values):
-        return f" {which}"
+    if chosen_part := partition(values):
+        return f" {chosen_part}"
     if len(values) <= 3:
         return f": {', '.join(sorted(values))}"
     digest = hashlib.sha256("\n".join(sorted(values)).encode()).hexdigest()
@@ -93,12 +92,12 @@ def folder_name(dataset: str, values: str | list[str]) -> str:
     """The folder of runs on these classes of a data set.
 
     Args:
-        values: of DATASET.CLASSES; may be a command line's text.
+        values: of DATASET.CLASSES, also as the text of a command line.
     """
     if isinstance(values, str) and values.endswith(".txt"):
         added = f" {Path(values).stem}"
     else:
-        added = said(values)
+        added = name_suffix(values)
     return dataset + re.sub(r"[^\w.=-]+", "-", added.replace(":", "")).replace("-", "+", 1)
 
 
@@ -108,8 +107,12 @@ def _read(value) -> list[str]:
         values = [line.strip() for line in read_text(values[0]).splitlines() if line.strip()]
         if not values:
             raise ValueError("no class names")
-    which = partition(values)
-    if len(values) != len(set(values)) or which and not 1 <= which.part <= which.parts:
+    chosen_part = partition(values)
+    if (
+        len(values) != len(set(values))
+        or chosen_part
+        and not 1 <= chosen_part.part <= chosen_part.parts
+    ):
         raise ValueError("a class twice, or no such part")
     return values
 

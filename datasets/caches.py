@@ -1,4 +1,4 @@
-"""Lists and draws kept on disk: ours as JSON, CoOp's pickles read as plain data."""
+"""Caches of file lists and few-shot draws: ours are JSON, CoOp's pickles are read as plain data."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from apd.datasets.fewshot import Entry
 from apd.errors import UserError, one_line
 from apd.files import atomic_write, parse_json
 
-# a Datum of Dassl, and one of the embedded host
+# the classes that a pickle may name: Dassl's Datum, and the embedded host's
 DATUM = (("dassl.data.datasets.base_dataset", "Datum"), ("apd.host.embedded.dataset", "Datum"))
 
 
 def digest(*parts: str | bytes) -> str:
-    """SHA-256 of the parts, as a short text."""
+    """SHA-256 of the parts in this order, its first 32 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
         part = part.encode(errors="surrogateescape") if isinstance(part, str) else part
-        total.update(hashlib.sha256(part).digest())  # of each, so that ("ab", "c") is not "abc"
+        # a hash of hashes, so that ("ab", "c") and ("a", "bc") differ
+        total.update(hashlib.sha256(part).digest())
     return total.hexdigest()[:32]
 
 
 def cached(path: Path, key: str, make: Callable[[], dict]) -> dict:
-    """Return ``make()``, kept as JSON in ``path`` for as long as ``key`` stays the same.
+    """Return ``make()``, or what the JSON file ``path`` holds if it was made for the same ``key``.
 
-    The file has a hash of the value too, so that a damaged one is told and made again. Where
-    ``path`` cannot be written, as on a shared read-only data root, nothing is kept.
+    A new value is written to ``path`` with its hash, so that a damaged file is noticed, reported
+    and made again. Where ``path`` cannot be written, as on a shared read-only data root, each run
+    makes the value again.
     """
     try:
-        head, _, kept = path.read_bytes().partition(b', "value": ')
-        found, kept = parse_json(head + b"}"), kept[:-1]
-        if found["key"] == key and "hash" in found:  # earlier versions kept none
-            if found["hash"] == digest(kept):
-                return parse_json(kept)
+        head, _, encoded = path.read_bytes().partition(b', "value": ')
+        header, encoded = parse_json(head + b"}"), encoded[:-1]
+        if header["key"] == key and "hash" in header:  # earlier versions wrote no hash
+            if header["hash"] == digest(encoded):
+                return parse_json(encoded)
             raise ValueError("another hash")
-    except OSError:  # absent, as a rule
+    except OSError:  # usually: there is no such file yet
         pass
     except (ValueError, KeyError, TypeError):
         print(f"note: {path} is damaged: it is made again")
@@ -56,11 +58,11 @@ def cached(path: Path, key: str, make: Callable[[], dict]) -> dict:
 def read_pickle(path: Path) -> dict[str, list[Entry]]:
     """Read one of CoOp's pickles: a dict of lists of Dassl's ``Datum``, and nothing else.
 
-    No class but ``Datum`` is looked up, and that one is replaced, so that a pickle which was
-    made to run code cannot.
+    A pickle can name any class or function, and loading it would run that. So no name but
+    ``Datum`` is allowed, and an empty class stands in for it.
 
     Raises:
-        UserError: the file names something else, or is not such a pickle.
+        UserError: the file names another class or function, or is not such a pickle.
     """
     stand_in = type("Datum", (), {})
 
@@ -92,6 +94,6 @@ def read_pickle(path: Path) -> dict[str, list[Entry]]:
 
 
 def _posix(path: str) -> str:
-    """A path with slashes, also if it was written on Windows: CoOp's are absolute."""
+    """The path with forward slashes; CoOp writes absolute paths, on Windows with backslashes."""
     windows = PureWindowsPath(path)
     return windows.as_posix() if windows.drive else path

@@ -1,4 +1,4 @@
-"""Characters rendered from matplotlib's fonts: other images for prompts trained on the digits."""
+"""Characters rendered from matplotlib's fonts: data sets to transfer prompts to from the digits."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ FACES = (
     *(f"DejaVuSerif{style}.ttf" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
 )
-VARIANTS = ("train", "val", "test", "test")  # of each character in each face
+VARIANTS = ("train", "val", "test", "test")  # the splits of a character's images in each font face
 
 
 class _Characters(FewShotDataset):
-    """White characters on black, 8x8 pixels as the handwritten digits: one in each of 16 faces for
-    training and for validation, two for the test; turned at random, alike on every machine with
-    the same fonts and Pillow. Written once to ``ROOT/<folder>/<index>.png``.
+    """White characters on black, 8x8 pixels like the handwritten digits.
 
-    Our choice, to run the protocols where nothing can be downloaded. The mini CLIP was pretrained
-    on such images: no measure of how well prompts transfer to what CLIP does not know.
+    Each of 16 font faces gives one training, one validation and two test images of a character,
+    rotated by a random angle. The images are the same on every machine with the same fonts and
+    Pillow. They are written once to ``ROOT/<folder>/<index>.png``.
+
+    [O] These sets let the transfer protocols run where nothing can be downloaded. The mini CLIP was
+    pretrained on such images, so they do not measure transfer to images that CLIP does not know.
     """
 
     folder: str
@@ -71,7 +73,8 @@ class RenderedDigits(_Characters):
 
 
 def _render(character: str, face: str, source: random.Random) -> np.ndarray:
-    """(8, 8) uint8, made as the handwritten digits were: a bitmap of 32x32, mean of 4x4 blocks."""
+    """(8, 8) uint8, made as the handwritten digits were: the mean of each 4x4 block of a 32x32
+    bitmap."""
     from matplotlib import get_data_path  # slow to import
 
     path = Path(get_data_path(), "fonts", "ttf", face)

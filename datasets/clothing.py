@@ -20,9 +20,9 @@ ARCHIVE = ASSETS / "clothing.zip"
 class Clothing(Folder):
     """Clothes of ten kinds, 32x32 (Grigorev 2020, public domain: CC0).
 
-    1,021 images for training, 684 for validation, 372 for the test; they are written once to
-    ``ROOT/clothing/<split>/<class>/``, the root is made if it is missing. The mini CLIP of
-    photographs has seen other images of these classes (scripts/mini_clip/README.md).
+    1,021 images for training, 684 for validation, 372 for the test. They are written once to
+    ``ROOT/clothing/<split>/<class>/``; a missing root is made. The mini CLIP of photographs was
+    pretrained on other images of these classes (scripts/mini_clip/README.md).
 
     Raises:
         UserError: the images cannot be written under the data root.

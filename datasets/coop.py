@@ -1,7 +1,7 @@
-"""Ten data sets of CoOp's eleven (ImageNet has a module of its own), under its names.
+"""Ten of CoOp's eleven data sets, under CoOp's names (ImageNet is in ``imagenet.py``).
 
-Each class says where its files lie; those with a split file also how the raw data, from which
-CoOp made it, is read.
+Each class says where its files lie. Where CoOp made a split file from the raw data, ``raw`` reads
+that data, so that a split can be made without CoOp's file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from apd.datasets.caches import digest
-from apd.datasets.folder import image_names, subfolders, tell_left_out
+from apd.datasets.folder import image_names, report_unread, subfolders
 from apd.datasets.layout import (
     DRIVE,
     Counts,
@@ -33,7 +33,7 @@ PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 
 
 class _Tree(SplitFile):
-    """One folder of images per class, which names it: ``renamed`` says otherwise for some."""
+    """One folder of images per class; it gives the class its name, unless ``renamed`` has one."""
 
     ignored: tuple[str, ...] = ()
     renamed: dict[str, str] = {}
@@ -44,10 +44,10 @@ class _Tree(SplitFile):
         classes = [f.name for f in subfolders(images) if f.name not in cls.ignored]
         if not classes:
             raise UserError(f"{cls.__name__}: no class folders in {images}")
-        tell_left_out(cls.__name__, images)
+        report_unread(cls.__name__, images)
         rows = []
         for label, name in enumerate(classes):
-            # sorted, where CoOp takes the file system's order: the same split on every machine
+            # CoOp takes the file system's order; sorted, the split is the same on every machine
             files = image_names(images / name)
             if not files:
                 raise UserError(f"{cls.__name__}: no images in {images / name}")

@@ -19,11 +19,10 @@ TRAIN, VAL = 797, 200  # the other 800 images are the test set
 class Digits(FewShotDataset):
     """scikit-learn's ``load_digits``: 1,797 digits of 8x8 pixels (UCI optdigits, Alpaydin 1998).
 
-    They are written once to ``ROOT/digits/<index>.png``, 8-bit grey, value v of 0 to 16 as
-    round(v * 255 / 16); the root is made if it is missing. Split by index: [0, 797) for training,
-    [797, 997) for validation, [997, 1797) for the test. That split is our choice: the images come
-    writer after writer, about 130 each, so most of the test images are by other hands than those
-    trained on.
+    They are written once to ``ROOT/digits/<index>.png``, 8-bit grey: a value v from 0 to 16 becomes
+    round(v * 255 / 16). A missing root is made. The split is by index: [0, 797) for training,
+    [797, 997) for validation, [997, 1797) for the test. [O] The images are sorted by writer, about
+    130 of each, so that most test images were written by people who wrote no training image.
 
     Raises:
         UserError: the images cannot be written under the data root.
@@ -43,9 +42,9 @@ class Digits(FewShotDataset):
 
 
 def stored(cfg, folder: Path, images: np.ndarray) -> list[str]:
-    """Write images, (N, H, W) uint8, to ``folder/<index>.png`` if need be; return the paths.
+    """Write images, (N, H, W) uint8, to ``folder/<index>.png``; return the paths.
 
-    Nothing is trusted unread: files that are not intact are written again.
+    Files that hold these images already are left alone; missing and damaged ones are written.
 
     Raises:
         UserError: they cannot be written.

@@ -12,14 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from apd.classes import wanted
+from apd.classes import chosen_names
 from apd.errors import UserError, listed, one_line
 from apd.host import DatasetBase, Datum
 
 
 class Entry(NamedTuple):
-    """What a ``Datum`` holds, before the draw: a million of these take a second, and no look at
-    the disk."""
+    """The fields of a ``Datum``, for images that may not be drawn.
+
+    A ``Datum`` looks whether its file exists; a million of these take a second.
+    """
 
     impath: str
     label: int
@@ -28,19 +30,20 @@ class Entry(NamedTuple):
 
 
 class FewShotDataset(DatasetBase):
-    """Whole splits in, one run's splits out.
+    """Takes the whole splits of a data set, and makes those of one run.
 
-    ``cfg.DATASET.NUM_SHOTS`` images per class are drawn from ``train`` and then ``min(shots, 4)``
-    from ``val``, all of them below 1; then ``cfg.DATASET.SUBSAMPLE_CLASSES`` keeps all classes,
-    the base or the new ones. Both as Dassl and CoOp (Zhou et al. 2022) do: the same images for
-    the same ``cfg.SEED``. ``cfg.DATASET.VAL_SHOTS`` takes the place of ``min(shots, 4)``; these
-    images are drawn by themselves, so that they are the same for every number of shots.
+    ``cfg.DATASET.NUM_SHOTS`` images per class are drawn from ``train``, then ``min(shots, 4)`` from
+    ``val``; NUM_SHOTS below 1 takes all images. Then ``cfg.DATASET.SUBSAMPLE_CLASSES`` selects all
+    classes, the base or the new ones. Both are done as in Dassl and CoOp (Zhou et al. 2022), and
+    give the same images for the same ``cfg.SEED``. ``cfg.DATASET.VAL_SHOTS`` replaces
+    ``min(shots, 4)``; these images have a draw of their own, so that they are the same for every
+    number of shots.
 
-    ``cfg.DATASET.CLASSES`` keeps some classes, and ``SUBSAMPLE_CLASSES`` divides what it keeps.
-    Both come after the draw: a class has the shots that it has in the whole data set. Classes that
-    are kept are numbered from 0, in the data set's order. ``cfg.DATASET.VAL_TO_TEST``, from 0 to 1,
-    moves this share of each class's validation images behind the test images, before any are drawn
-    for validation.
+    ``cfg.DATASET.CLASSES`` selects classes, and ``SUBSAMPLE_CLASSES`` divides these into base and
+    new. Both come after the draw, so a class has the same shots as in the whole data set. The
+    selected classes are numbered from 0, in the data set's order. ``cfg.DATASET.VAL_TO_TEST``, from
+    0 to 1, moves this share of each class's validation images to the end of the test images, before
+    any are drawn for validation.
 
     Args:
         cfg: the run's config.
@@ -49,12 +52,12 @@ class FewShotDataset(DatasetBase):
         drawn: ``train`` and ``val`` are this run's draw already.
 
     Raises:
-        UserError: labels with gaps, a label with two names, classes in val or test that training
-            lacks, no training or test images left, an ``Entry`` without its file; CLASSES that
-            there are not, VAL_TO_TEST without VAL_SHOTS or without validation images.
+        UserError: labels with gaps, a label with two names, classes in val or test that are not in
+            train, no training or test images, an ``Entry`` whose file is missing, CLASSES that the
+            data set does not have, VAL_TO_TEST without VAL_SHOTS or without validation images.
     """
 
-    reads = ("CLASSES", "VAL_SHOTS", "VAL_TO_TEST")  # our keys, which a toolbox's own sets ignore
+    reads = ("CLASSES", "VAL_SHOTS", "VAL_TO_TEST")  # our keys; Dassl's own data sets ignore them
 
     def __init__(
         self,
@@ -84,17 +87,18 @@ class FewShotDataset(DatasetBase):
                 f"{source}: DATASET.SUBSAMPLE_CLASSES {cfg.DATASET.SUBSAMPLE_CLASSES} leaves no "
                 "training or no test images: use all"
             )
-        # by identity: ImageNet's val is its test, and a shift's train_x
-        data = {id(split): _found(source, split) for split in (train, val, test)}
+        # by identity, so that one list is checked once: ImageNet's val is its test, and in the sets
+        # that shift its domain train_x is too
+        data = {id(split): _as_datums(source, split) for split in (train, val, test)}
         _warn_of_test_images(source, train, test)
         super().__init__(train_x=data[id(train)], val=data[id(val)], test=data[id(test)])
 
     def draw(self, cfg, train: Sequence, val: Sequence) -> tuple[list, list]:
-        """Return this run's shots, those of ``train`` drawn before those of ``val``."""
+        """Return this run's training and validation images, drawn in this order."""
         shots = cfg.DATASET.NUM_SHOTS
         _warn_of_shortage(type(self).__name__, train, shots)
-        # CoOp draws right after it has seeded everything. A state of our own gives the same
-        # draw whatever ran before, and leaves the others' state alone.
+        # CoOp draws right after it has seeded everything. Seeding here gives the same draw whatever
+        # ran before; _seeded restores the state of ``random`` afterwards.
         with _seeded(cfg.SEED):
             train = self.generate_fewshot_dataset(train, num_shots=shots)
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
@@ -107,7 +111,7 @@ class FewShotDataset(DatasetBase):
 
         Args:
             whole: all validation images.
-            drawn: those of CoOp's rule.
+            drawn: those that CoOp's rule draws.
         """
         shots, share = cfg.DATASET.VAL_SHOTS, cfg.DATASET.VAL_TO_TEST
         if shots < -1:
@@ -118,7 +122,7 @@ class FewShotDataset(DatasetBase):
                     "DATASET.VAL_TO_TEST needs DATASET.VAL_SHOTS, 0 for all that remain: CoOp's "
                     "rule draws from all validation images"
                 )
-            whole, moved = _shared(whole, share)
+            whole, moved = _split_off(whole, share)
             if not moved:
                 name = type(self).__name__
                 raise UserError(
@@ -144,9 +148,9 @@ def data_root(cfg, must_exist: bool = True) -> Path:
 
 
 def select_classes(*splits: Sequence, classes: Sequence[str]) -> Sequence[Sequence]:
-    """Keep the classes of the first split that ``classes``, of DATASET.CLASSES, say (none: all).
+    """Select the classes that ``classes`` (DATASET.CLASSES) name; an empty list selects all.
 
-    Classes that are kept are numbered from 0 again.
+    The first split says which classes there are. The selected ones are numbered from 0.
 
     Raises:
         UserError: there are no such classes.
@@ -154,14 +158,14 @@ def select_classes(*splits: Sequence, classes: Sequence[str]) -> Sequence[Sequen
     if not classes:
         return splits
     names = {item.label: item.classname for item in splits[0]}
-    kept = wanted(names.values(), classes)
-    return _numbered([label for label in sorted(names) if names[label] in kept], splits)
+    chosen = chosen_names(names.values(), classes)
+    return _numbered([label for label in sorted(names) if names[label] in chosen], splits)
 
 
 def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
-    """Keep "all" classes of the first split, its "base" half (rounded up) or the "new" one.
+    """Select "all" classes, the "base" half (the first one, rounded up) or the "new" half.
 
-    Classes that are kept are numbered from 0 again.
+    The first split says which classes there are. The selected ones are numbered from 0.
     """
     if subsample not in ("all", "base", "new"):
         raise UserError(f"DATASET.SUBSAMPLE_CLASSES is '{subsample}': it must be all, base or new")
@@ -173,9 +177,12 @@ def subsample_classes(*splits: Sequence, subsample: str) -> Sequence[Sequence]:
 
 
 def _numbered(labels: list[int], splits: Sequence[Sequence]) -> Sequence[Sequence]:
-    """The items with these labels, which become 0, 1, ...; a split that is another stays it."""
+    """The items with these labels, which become 0, 1, ...
+
+    Splits that are one and the same list stay one and the same list.
+    """
     numbers = {label: number for number, label in enumerate(labels)}
-    kept = {
+    renumbered = {
         id(split): [
             type(item)(item.impath, numbers[item.label], item.domain, item.classname)
             for item in split
@@ -183,16 +190,18 @@ def _numbered(labels: list[int], splits: Sequence[Sequence]) -> Sequence[Sequenc
         ]
         for split in splits
     }
-    return [kept[id(split)] for split in splits]
+    return [renumbered[id(split)] for split in splits]
 
 
-def _shared(items: Sequence, share: float) -> tuple[list, list]:
-    """What stays, and what is moved: ``share`` of each class, drawn by a seed of its own."""
+def _split_off(items: Sequence, share: float) -> tuple[list, list]:
+    """The items that stay, and those that are moved: ``share`` of each class, drawn by seed 0."""
     classes = defaultdict(list)
     for index, item in enumerate(items):
         classes[item.label].append(index)
     rng = random.Random(0)  # not cfg.SEED: every run has the same test images
-    moved = {i for found in classes.values() for i in rng.sample(found, round(share * len(found)))}
+    moved = {
+        i for indices in classes.values() for i in rng.sample(indices, round(share * len(indices)))
+    }
     parts: tuple[list, list] = ([], [])
     for index, item in enumerate(items):
         parts[index in moved].append(item)
@@ -201,7 +210,7 @@ def _shared(items: Sequence, share: float) -> tuple[list, list]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Run the body on a ``random`` seeded afresh (its present state for a negative seed)."""
+    """Seed ``random`` for the body and restore its state; a negative seed leaves it as it is."""
     if seed < 0:
         yield
         return
@@ -213,7 +222,7 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _found(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
+def _as_datums(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
     entries = [item for item in items if isinstance(item, Entry)]
     missing = [entry.impath for entry in entries if not os.path.isfile(entry.impath)]
     if missing:
@@ -226,7 +235,7 @@ def _found(source: str, items: Sequence[Datum | Entry]) -> list[Datum]:
 
 
 def check_labels(source: str, train: Sequence, val: Sequence, test: Sequence) -> None:
-    """Raise UserError, naming ``source``, unless labels are as ``FewShotDataset`` wants them."""
+    """Raise UserError, naming ``source``, unless labels are as ``FewShotDataset`` needs them."""
     if not train or not test:
         raise UserError(f"{source}: no images for {'training' if not train else 'the test'}")
     names: dict[int, str] = {}
@@ -252,37 +261,37 @@ def check_labels(source: str, train: Sequence, val: Sequence, test: Sequence) ->
         )
 
 
-_MOST_READ = 100_000  # images whose bytes are compared; among more, only paths
+_MOST_READ = 100_000  # of more images than this, only the paths are compared, not the bytes
 
 
 def test_images_in_training(train: Sequence, test: Sequence) -> list[str]:
     """Paths of training images that are test images too: the same path or the same bytes.
 
-    Bytes are read of those only that have the size of one on the other side.
+    Only files are read whose size in bytes is that of a file in the other split.
     """
     trained, tested = ({item.impath for item in split} for split in (train, test))
-    trained, tested = _alike(os.path.getsize, trained, tested)
+    trained, tested = _in_common(os.path.getsize, trained, tested)
     if len(trained) + len(tested) > _MOST_READ:
         return sorted(trained & tested)
-    for mark in (_glimpse, _digest):
-        trained, tested = _alike(mark, trained, tested)
+    for mark in (_middle_bytes, _digest):
+        trained, tested = _in_common(mark, trained, tested)
     return sorted(trained)
 
 
-def _alike(mark: Callable, here: set[str], there: set[str]) -> tuple[set[str], set[str]]:
-    """Those paths on either side whose file has a mark that one on the other side has."""
+def _in_common(mark: Callable, left: set[str], right: set[str]) -> tuple[set[str], set[str]]:
+    """The paths on each side whose mark (size, bytes, hash) a file on the other side has too."""
     marks: dict[str, object] = {}
-    for path in here | there:
+    for path in left | right:
         try:
             marks[path] = mark(path)
         except OSError:
-            marks[path] = path  # it is like itself only
-    common = {marks[path] for path in here} & {marks[path] for path in there}
-    return tuple({path for path in side if marks[path] in common} for side in (here, there))
+            marks[path] = path  # unreadable: equal to the same path only
+    common = {marks[path] for path in left} & {marks[path] for path in right}
+    return tuple({path for path in side if marks[path] in common} for side in (left, right))
 
 
-def _glimpse(path: str) -> bytes:
-    """Some bytes of the middle, which tell nearly all images apart."""
+def _middle_bytes(path: str) -> bytes:
+    """256 bytes from the middle of the file, which differ in nearly all images."""
     with open(path, "rb") as file:
         file.seek(os.path.getsize(path) // 2)
         return file.read(256)
@@ -293,11 +302,11 @@ def _digest(path: str) -> bytes:
 
 
 def _warn_of_test_images(source: str, train: Sequence, test: Sequence) -> None:
-    if train is not test and (same := test_images_in_training(train, test)):
+    if train is not test and (shared := test_images_in_training(train, test)):
         print(
-            f"warning: {source}: {len(same):,} of {len(train):,} training images are test images "
-            f"too (the same file or the same bytes), such as {one_line(same[0])}: accuracy counts "
-            "images that were trained on"
+            f"warning: {source}: {len(shared):,} of {len(train):,} training images are test images "
+            f"too (the same file or the same bytes), such as {one_line(shared[0])}: accuracy "
+            "counts images that were trained on"
         )
 
 

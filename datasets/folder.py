@@ -12,7 +12,7 @@ from apd.errors import UserError, listed, one_line
 from apd.host import DATASET_REGISTRY, register
 from apd.images import SUFFIXES
 
-TRAIN, VAL = 0.5, 0.2  # of a class in a tree without a split, as CoOp has it for such trees
+TRAIN, VAL = 0.5, 0.2  # shares of a class in a tree without splits, as CoOp divides such trees
 SPLIT_SEED = 0  # not cfg.SEED: every run has the same test set
 LAYOUTS = "expected train/<class>/* and test/<class>/* (val/ optional), or <class>/*"
 
@@ -60,24 +60,25 @@ class Folder(FewShotDataset):
         return data_root(cfg) / cfg.DATASET.FOLDER.DIR
 
 
-def tell_left_out(source: str, folder: Path) -> None:
-    """Print in one line what of a tree of class folders is not read, if anything."""
-    left: Counter[str] = Counter()
+def report_unread(source: str, folder: Path) -> None:
+    """Print in one line which files in a tree of class folders are not read, if there are any."""
+    counts: Counter[str] = Counter()
     for entry in os.scandir(folder):
         hidden = entry.name.startswith(".")
         if not entry.is_dir():
-            left["images in no class folder"] += not hidden and _is_image(entry.name)
+            counts["images in no class folder"] += not hidden and _is_image(entry.name)
         elif hidden:
-            left["hidden folders"] += 1
+            counts["hidden folders"] += 1
         else:
-            left.update(map(_why_left_out, os.scandir(entry.path)))
-    told = [f"{count:,} {what}" for what, count in sorted(left.items()) if what and count]
-    if told:
-        print(f"note: {source}: not read below {folder}: {listed(told)}")
+            counts.update(map(_unread_kind, os.scandir(entry.path)))
+    unread = [f"{count:,} {kind}" for kind, count in sorted(counts.items()) if kind and count]
+    if unread:
+        print(f"note: {source}: not read below {folder}: {listed(unread)}")
 
 
-def _why_left_out(entry: os.DirEntry) -> str:
-    """What to call an entry of a class folder that is no image; "" for one, and hidden files."""
+def _unread_kind(entry: os.DirEntry) -> str:
+    """What to call an entry of a class folder that is not read; "": an image, or a hidden file
+    that is not one."""
     if entry.is_dir():
         return "folders in class folders"
     if entry.name.startswith("."):
@@ -90,7 +91,7 @@ def _is_image(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[os.DirEntry]:
-    """Sorted by name, without hidden ones."""
+    """The folders in a folder, sorted by name, without hidden ones."""
     entries = (e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     return sorted(entries, key=lambda entry: entry.name)
 
@@ -103,7 +104,7 @@ def image_names(folder: str | os.PathLike) -> list[str]:
 
 
 def _images(folder: Path) -> dict[str, list[str]]:
-    """Return the image paths of each class, both sorted: a file system has an order of its own."""
+    """The image paths of each class; classes and paths are sorted by name."""
     if not folder.is_dir():
         raise UserError(f"Folder: there is no folder {folder}: {LAYOUTS}")
     classes = {
@@ -111,11 +112,11 @@ def _images(folder: Path) -> dict[str, list[str]]:
         for entry in subfolders(folder)
     }
     for name in classes:
-        if not name.isprintable():  # bytes that are no UTF-8 among them
+        if not name.isprintable():  # such as bytes that are not UTF-8
             raise UserError(
                 f"Folder: {one_line(folder / name)} names a class, but is no plain text"
             )
-    tell_left_out("Folder", folder)
+    report_unread("Folder", folder)
     if not classes:
         raise UserError(f"Folder: no class folders in {folder}: {LAYOUTS}")
     empty = [name for name, paths in classes.items() if not paths]

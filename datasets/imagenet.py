@@ -15,18 +15,18 @@ from apd.datasets.layout import DRIVE, Counts, Published, Source, check_below, l
 from apd.errors import UserError, listed
 from apd.host import DATASET_REGISTRY, register
 
-Tree = dict[str, list[str]]  # class folder -> its files; the folder's place is its label
+Tree = dict[str, list[str]]  # class folder -> its files; the n-th folder has label n, from 0
 CLASSNAMES = DRIVE.format("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF")
 COPY = {"classnames.txt": f"imagenet/classnames.txt, or from {CLASSNAMES}"}
 
 
 @register(DATASET_REGISTRY)
 class ImageNet(Published):
-    """ILSVRC 2012 (Deng et al. 2009): its validation images are the test, and stand in for val.
+    """ILSVRC 2012 (Deng et al. 2009): its validation images are both the test and the val split.
 
-    Files come in the file system's order, as in CoOp, so the draw is that of CoOp on the same
-    disk. The list is kept in ``preprocessed.json`` until a class folder changes. CoOp's
-    ``preprocessed.pkl``, where there is one, has the order instead.
+    Files are listed in the file system's order, as in CoOp, so that the draw is CoOp's on the same
+    disk. ``preprocessed.json`` caches the list until a class folder changes. Where CoOp's
+    ``preprocessed.pkl`` exists, the list and its order are read from there.
     """
 
     dataset_dir, image_dir = "imagenet", "images"
@@ -47,19 +47,24 @@ class ImageNet(Published):
             state, listing = [pickled], partial(_coops_list, pickled)
         else:
             state = [f for tree in trees for f in class_folders(tree)]
-            listing = partial(_list, trees)
+            listing = partial(_list_trees, trees)
         key = digest(*(f"{os.fspath(path)} {path.stat().st_mtime_ns}" for path in state))
-        kept = cached(folder / "preprocessed.json", key, listing)
-        odd = kept["train"].keys() ^ kept["val"].keys()
+        files_by_tree = cached(folder / "preprocessed.json", key, listing)
+        odd = files_by_tree["train"].keys() ^ files_by_tree["val"].keys()
         if odd:
             raise UserError(
                 f"{folder / 'images'}: train and val must have the same class folders; look at "
                 f"{listed(sorted(odd), most=3)}"
             )
-        folders = named_folders(kept["train"], names, folder / "classnames.txt")
-        train, test = (partial(list_tree, tree, kept[tree.name], folders) for tree in trees)
+        folders = named_folders(files_by_tree["train"], names, folder / "classnames.txt")
+        train, test = (
+            partial(list_tree, tree, files_by_tree[tree.name], folders) for tree in trees
+        )
         mark = digest(
-            *("\0".join((name, folders[name], *images)) for name, images in kept["train"].items())
+            *(
+                "\0".join((name, folders[name], *images))
+                for name, images in files_by_tree["train"].items()
+            )
         )
         return Source(mark, train, None, test)
 
@@ -67,8 +72,8 @@ class ImageNet(Published):
 class _Shift(Published):
     """A test set for prompts that were trained on ImageNet.
 
-    All of it is both ``train_x`` (for its class names) and ``test``, as in CoOp: no shots are
-    drawn. ``DATASET.SUBSAMPLE_CLASSES`` must be all.
+    As in CoOp, all images are both ``train_x`` (which gives the class names) and ``test``; no shots
+    are drawn. ``DATASET.SUBSAMPLE_CLASSES`` must be all.
     """
 
     def __init__(self, cfg) -> None:
@@ -142,7 +147,7 @@ class ImageNetR(_Shift):
 
 
 def read_classnames(path: Path) -> dict[str, str]:
-    """Read lines "n01440764 tench" into a dict, in their order."""
+    """Read lines such as "n01440764 tench" into a dict, folder to class name, in their order."""
     names: dict[str, str] = {}
 
     def add(line: str) -> None:
@@ -156,7 +161,7 @@ def read_classnames(path: Path) -> dict[str, str]:
 
 
 def named_folders(folders: Iterable[str], names: dict[str, str], path: Path) -> dict[str, str]:
-    """Class folder to class name; UserError if ``path``, where ``names`` are from, lacks one."""
+    """Class folder to class name; UserError if ``names``, read from ``path``, lack one."""
     named = {folder: names.get(folder) for folder in folders}
     unnamed = [folder for folder, name in named.items() if name is None]
     if unnamed:
@@ -170,10 +175,10 @@ def class_folders(tree: Path) -> list[os.DirEntry]:
     Raises:
         UserError: there are none.
     """
-    found = subfolders(tree)
-    if not found:
+    folders = subfolders(tree)
+    if not folders:
         raise UserError(f"no class folders in {tree}: it must hold one folder of images per class")
-    return found
+    return folders
 
 
 def files(folder: str | os.PathLike) -> list[str]:
@@ -183,12 +188,12 @@ def files(folder: str | os.PathLike) -> list[str]:
         UserError: there are none.
     """
     try:
-        found = [name for name in os.listdir(folder) if not name.startswith(".")]
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot read {os.fspath(folder)} ({error.strerror})") from error
-    if not found:
+    if not names:
         raise UserError(f"{os.fspath(folder)} is empty: extract its images again")
-    return found
+    return names
 
 
 def list_tree(images: Path, tree: Tree, names: dict[str, str]) -> list[Entry]:
@@ -200,20 +205,20 @@ def list_tree(images: Path, tree: Tree, names: dict[str, str]) -> list[Entry]:
     ]
 
 
-def _list(trees: list[Path]) -> dict[str, Tree]:
+def _list_trees(trees: list[Path]) -> dict[str, Tree]:
     return {tree.name: {f.name: files(f) for f in class_folders(tree)} for tree in trees}
 
 
 def _coops_list(path: Path) -> dict[str, Tree]:
-    """The trees in CoOp's preprocessed.pkl. Its paths may be of another machine."""
+    """The trees in CoOp's preprocessed.pkl; its paths may have been written on another machine."""
     content, trees = read_pickle(path), {}
     for split, folder in (("train", "train"), ("test", "val")):
         tree = trees.setdefault(folder, {})
         for item in content.get(split, ()):
-            _, found, tail = item.impath.rpartition(f"/images/{folder}/")
+            _, anchor, tail = item.impath.rpartition(f"/images/{folder}/")
             name, _, file = tail.partition("/")
             tree.setdefault(name, []).append(file)
-            if not (found and file) or item.label != len(tree) - 1:
+            if not (anchor and file) or item.label != len(tree) - 1:
                 raise UserError(
                     f"{path}: {item.impath} with label {item.label} is not an image of ImageNet "
                     "in its place: remove this file, and the images are listed again"

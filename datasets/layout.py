@@ -1,6 +1,6 @@
-"""What the published data sets share: CoOp's folders, its split files, its draws and their caches.
+"""What the published data sets share: CoOp's folders, split files, draws and their caches.
 
-A data root that follows CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) is read as it is.
+A data root that was laid out by CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) needs no change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apd.datasets.fewshot import Entry, FewShotDataset, check_labels, data_root
 from apd.errors import UserError, listed, one_line
 from apd.files import atomic_write, parse_json, read_text
 
-Row = tuple[str, int, str]  # path below the image folder, label, class name: as split files have it
+Row = tuple[str, int, str]  # in split files: path below the image folder, label, class name
 DRIVE = "https://drive.google.com/file/d/{}/view"
 DIFFERS = (
     "not CoOp's published one (other images, labels, class names or another order): few-shot draws "
@@ -38,10 +38,13 @@ class Counts(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set on disk: a mark of what its splits hold, and functions that list them.
+    """A data set on disk.
 
-    ``val`` is None where the test images stand in for validation, and none of them are drawn.
-    ``made`` says how a split came about that is not the published one.
+    Attributes:
+        mark: a hash of its splits.
+        train, val, test: functions that list a split's images. ``val`` is None where the test
+            images are used for validation, all of them.
+        made: of a split that is not the published one, how it was made, in words.
     """
 
     mark: str
@@ -56,17 +59,18 @@ _published: dict[str, type[Published]] = {}
 
 def published() -> dict[str, type[Published]]:
     """The published data sets by name, in the order of tables."""
-    import apd.datasets  # noqa: F401  all of them
+    import apd.datasets  # noqa: F401  registers all of them
 
     return {name: _published[name] for name in sorted(_published, key=data_rank)}
 
 
 class Published(FewShotDataset):
-    """A data set in CoOp's layout, its images, class names, order and draws as CoOp's.
+    """A data set in CoOp's layout, with CoOp's images, class names, order and draws.
 
-    The draw is kept in ``split_fewshot/shot_<k>-seed_<s>.json``, with a mark of the splits that
-    it was drawn from. CoOp's own ``.pkl`` of that name goes first, as it does in CoOp, its paths
-    read as below this root, if all its images are training (validation) images here.
+    The draw is cached in ``split_fewshot/shot_<k>-seed_<s>.json``, with a hash of the splits that
+    it was drawn from. Where CoOp's own ``.pkl`` of that name exists, it is used instead, as CoOp
+    does; its paths are taken below this data root, and all its images must be in the same split
+    here.
 
     Raises:
         UserError: files are missing or faulty, or CoOp's pickle is from another split.
@@ -78,7 +82,7 @@ class Published(FewShotDataset):
     counts: Counts
 
     def __init_subclass__(cls) -> None:
-        if "counts" in vars(cls):  # else a base of others
+        if "counts" in vars(cls):  # classes without counts are bases of others
             _published[cls.__name__] = cls
 
     def __init__(self, cfg) -> None:
@@ -90,7 +94,7 @@ class Published(FewShotDataset):
         if cfg.DATASET.NUM_SHOTS >= 1:
             train, val = self._shots(cfg, folder, source, test)
         else:
-            # by identity: a shift's training images are its test images
+            # by identity: where train and test are one list, it is read once
             train = test if source.train is source.test else source.train()
             val = source.val() if source.val else []
         val, test = self.validation(cfg, source.val() if source.val else [], val, test)
@@ -107,7 +111,7 @@ class Published(FewShotDataset):
 
     @classmethod
     def missing(cls, folder: Path) -> dict[Path, str]:
-        """The paths that are needed and not there, each with where it comes from."""
+        """The needed paths that do not exist, each with where to get it."""
         return _missing(folder, cls.layout)
 
     @classmethod
@@ -143,24 +147,30 @@ class Published(FewShotDataset):
             ) from error
 
     def _drawn_by_coop(self, path: Path, images: Path, source: Source, shots: int):
-        """Its paths may be of another machine: what follows the image folder counts."""
+        """The draw in CoOp's pickle ``path``.
+
+        Its paths may have been written on another machine, so only what follows the image folder is
+        read of them.
+        """
         content = read_pickle(path)
         anchor = f"/{Path(self.dataset_dir, self.image_dir)}/"
         drawn = []
         for split, listing in (("train", source.train), ("val", source.val or list)):
-            known = listing()
+            available = listing()
             items = [
                 item._replace(impath=os.path.join(images, item.impath.rpartition(anchor)[2]))
                 for item in content.get(split, ())
             ]
-            strange = sorted(item.impath for item in set(items).difference(known))
+            strange = sorted(item.impath for item in set(items).difference(available))
             if strange or (split == "train" and not items):
                 raise UserError(
                     f"{path}: {len(strange)} of its {len(items)} {split} images are not {split} "
                     f"images here, or of another class ({listed(strange, most=1)}): it was drawn "
                     "from another split; remove it, and the images are drawn again"
                 )
-            _check_counts(path, split, items, known, shots if split == "train" else min(shots, 4))
+            _check_counts(
+                path, split, items, available, shots if split == "train" else min(shots, 4)
+            )
             drawn.append(items)
         print(f"Few-shot images: those of {path}")
         return drawn
@@ -169,13 +179,13 @@ class Published(FewShotDataset):
 class SplitFile(Published):
     """A data set with a split file of CoOp's, ``split_zhou_<name>.json``.
 
-    CoOp makes one where there is none. Here it is made on demand only, by the doctor, with
-    ``make_split``: its results cannot be compared with published ones.
+    CoOp makes a split file where there is none. Here only ``apd-doctor --make-split`` does, because
+    results on such a split cannot be compared with published ones.
     """
 
     split_id: str  # of the published file on Google Drive
-    split_mark = ""  # of what it holds; unknown where we have not read it
-    annotations: dict[str, str] = {}  # what make_split reads besides the images
+    split_mark = ""  # digest of the published split; "" where we have not seen that file
+    annotations: dict[str, str] = {}  # files that make_split needs besides the images
 
     @classmethod
     def split_path(cls, folder: Path) -> Path:
@@ -204,7 +214,7 @@ class SplitFile(Published):
         path, images = cls.split_path(folder), folder / cls.image_dir
         raw = path.read_bytes()
         splits, made = _parse_split(path, raw)
-        mark = digest(json.dumps(splits))  # the same however the file is laid out
+        mark = digest(json.dumps(splits))  # the same whatever blanks and line breaks the file has
         if not made and cls.split_mark not in ("", mark):
             made = DIFFERS
         train, val, test = (partial(entries, images, splits[s]) for s in ("train", "val", "test"))
@@ -212,15 +222,16 @@ class SplitFile(Published):
 
     @classmethod
     def raw(cls, folder: Path) -> Sequence[list[Row]]:
-        """Read the data set's own annotations: (all,) or (train and val, test)."""
+        """Read the data set's own annotations: one list of all images, or two, of training and
+        validation images and of test images."""
         raise NotImplementedError
 
     @classmethod
     def make_split(cls, folder: Path, seed: int) -> Path:
         """Write a split file by CoOp's rules, drawn by ``random.Random(seed)``; return its path.
 
-        Where the raw data has a test set, 20 % of each class's other images are for validation;
-        else a class gives 50 % for training, 20 % for validation and 30 % for the test.
+        Where the raw data has a test set, 20 % of each class's other images are for validation.
+        Without one, 50 % of a class are for training, 20 % for validation and 30 % for the test.
 
         Raises:
             UserError: there is one already, files are missing or faulty, a class is too small.
@@ -252,19 +263,19 @@ def entries(images: Path, rows: Sequence[Row]) -> list[Entry]:
     """The rows as images of the folder ``images``.
 
     Raises:
-        UserError: a path leads out of the folder.
+        UserError: a path points outside the folder.
     """
     check_below(images, (path for path, _, _ in rows))
     return [Entry(os.path.join(images, path), label, 0, name) for path, label, name in rows]
 
 
 def check_below(folder: Path, paths: Iterable[str]) -> None:
-    """Raise UserError unless all paths, which a file lists, lead to places below ``folder``.
+    """Raise UserError unless all paths, which a list file names, are below ``folder``.
 
-    A list that somebody else wrote reads no other files.
+    So a list file that somebody else wrote cannot make us read other files.
     """
     for path in paths:
-        # os.path.isabs takes ten times as long, and ImageNet has a million paths
+        # os.path.isabs takes ten times as long, which is felt on ImageNet's million paths
         absolute = path[:1] in ("/", "\\") or path[1:2] == ":"
         if absolute or (".." in path and ".." in Path(path).parts):
             raise UserError(
@@ -295,14 +306,15 @@ def lines(path: Path, parse: Callable[[str], Any]) -> list:
 def _check_counts(
     path: Path, split: str, items: list[Entry], known: list[Entry], shots: int
 ) -> None:
-    """Raise UserError unless each class has the number of images that a draw gives it."""
-    found, there = Counter(item.label for item in set(items)), Counter(i.label for i in known)
+    """Raise UserError unless ``items`` has ``shots`` different images of each class in ``known``,
+    or all of them where it has fewer."""
+    counts, available = Counter(item.label for item in set(items)), Counter(i.label for i in known)
     for item in known:
-        wanted = min(shots, there[item.label])
-        if found[item.label] != wanted or len(items) != len(set(items)):
+        expected = min(shots, available[item.label])
+        if counts[item.label] != expected or len(items) != len(set(items)):
             raise UserError(
-                f"{path}: class '{item.classname}' has {found[item.label]} {split} images in it, "
-                f"where a draw of that name gives {wanted}, all different: remove it, and the "
+                f"{path}: class '{item.classname}' has {counts[item.label]} {split} images in it, "
+                f"where a draw of that name gives {expected}, all different: remove it, and the "
                 "images are drawn again"
             )
 
@@ -325,7 +337,7 @@ def _rows(images: Path, items: list[Entry]) -> list[Row]:
 
 
 def _parse_split(path: Path, raw: bytes) -> tuple[dict[str, list[Row]], str]:
-    """The rows of each split, and how it was made, if it is not the published one."""
+    """The rows of each split, and the file's note on how it was made ("": it has none)."""
     try:
         content = parse_json(raw)
         splits = {split: _checked(content[split]) for split in ("train", "val", "test")}
@@ -338,7 +350,7 @@ def _parse_split(path: Path, raw: bytes) -> tuple[dict[str, list[Row]], str]:
 
 
 def _checked(rows: list) -> list[Row]:
-    """Rows as JSON has them; ValueError or TypeError for what is none."""
+    """The rows of a JSON list; ValueError or TypeError unless each is a ``Row``."""
     for row in rows:
         image, label, name = row
         if (type(image), type(label), type(name)) != (str, int, str):
@@ -346,22 +358,25 @@ def _checked(rows: list) -> list[Row]:
     return [tuple(row) for row in rows]
 
 
-def _divide(name: str, rows: list[Row], parts: Sequence[float], random: Random) -> list[list[Row]]:
-    """Shuffle each class and cut off its parts, in the order of first appearance; then the rest."""
+def _divide(name: str, rows: list[Row], shares: Sequence[float], random: Random) -> list[list[Row]]:
+    """Shuffle each class, in the order of first appearance, and divide it by ``shares``.
+
+    Returns a list of rows for each share, and one of what remains.
+    """
     classes = defaultdict(list)
     for row in rows:
         classes[row[1]].append(row)
-    divided: list[list[Row]] = [[] for _ in range(len(parts) + 1)]
+    divided: list[list[Row]] = [[] for _ in range(len(shares) + 1)]
     for group in classes.values():
         random.shuffle(group)
-        total, left = len(group), group
-        for part, target in zip(parts, divided):
-            count = round(total * part)
-            cut, left = left[:count], left[count:]
+        total, remaining = len(group), group
+        for share, target in zip(shares, divided):
+            count = round(total * share)
+            cut, remaining = remaining[:count], remaining[count:]
             target += cut
-            if not cut or not left:
+            if not cut or not remaining:
                 raise UserError(
                     f"{name}: class '{group[0][2]}' has {total} images, too few for a split"
                 )
-        divided[-1].extend(left)
+        divided[-1].extend(remaining)
     return divided

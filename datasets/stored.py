@@ -11,10 +11,15 @@ from apd.errors import UserError
 
 
 def store(name: str, folder: Path, files: dict[Path, Callable[[Path], object]]) -> None:
-    """Write the ``files`` under a data set's folder, each with its writer.
+    """Write files of a data set.
 
-    Each appears whole or not at all: a killed run leaves what the next one completes, and two at
-    once write the same.
+    Each file appears whole or not at all. A killed run leaves some, and the next run writes the
+    others. Two runs at once write the same bytes.
+
+    Args:
+        name: of the data set, for the error.
+        folder: it holds all of ``files``.
+        files: path -> function that writes the file to the path that it is given.
 
     Raises:
         UserError: they cannot be written.

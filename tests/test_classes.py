@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apd.classes import RULE, Partition, folder_name, partition, said, wanted
+from apd.classes import RULE, Partition, chosen_names, folder_name, name_suffix, partition
 from apd.errors import UserError
 
 LETTERS = list("abcdefghij")
@@ -62,8 +62,8 @@ def test_an_empty_or_missing_file_is_refused(tmp_path):
 
 def test_classes_that_there_are_not_are_told_with_those_near():
     with pytest.raises(UserError, match="no class cow, hen: did you mean crow"):
-        wanted(["crow", "cat"], ["cow", "cat", "hen"])
-    assert wanted("abc", []) == set("abc") and wanted("abc", ["b"]) == {"b"}
+        chosen_names(["crow", "cat"], ["cow", "cat", "hen"])
+    assert chosen_names("abc", []) == set("abc") and chosen_names("abc", ["b"]) == {"b"}
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_classes_that_there_are_not_are_told_with_those_near():
     ],
 )
 def test_classes_have_a_name_and_a_folder(values, name, folder):
-    assert said(values) == name
+    assert name_suffix(values) == name
     assert folder_name("food", values) == folder == folder_name("food", ",".join(values))
 
 
 def test_long_lists_have_a_name_of_their_own_whatever_their_order():
-    assert said(LETTERS) == said(LETTERS[::-1]) != said([*LETTERS[:9], "k"])
+    assert name_suffix(LETTERS) == name_suffix(LETTERS[::-1]) != name_suffix([*LETTERS[:9], "k"])
     assert folder_name("food", "lists/hot.txt") == "food+hot"

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from apd.classes import said
+from apd.classes import name_suffix
 from apd.config import flat
 from apd.errors import UserError, listed
 from apd.methods import rank
@@ -169,7 +169,7 @@ def _radius(run: dict) -> float:
 
 def _whole(run: dict) -> str:
     """The name of the data set that a run's task is a part of."""
-    added = said(run["config"].get("DATASET", {}).get("CLASSES", []))
+    added = name_suffix(run["config"].get("DATASET", {}).get("CLASSES", []))
     return run["dataset"].removesuffix(added).removesuffix("+val")
 
 
