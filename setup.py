@@ -70,6 +70,8 @@ setup(
         "tensorboard": ["tensorboard>=2.10"],
         # attack libraries that tests hold the classifier of apd.load against
         "attacks": ["foolbox>=3.3", "adversarial-robustness-toolbox>=1.17", "pyautoattack>=0.2"],
+        # apd-export --format onnx
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2", "safetensors>=0.4"],
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },
@@ -84,6 +86,7 @@ setup(
             "apd-eval = apd.arguments.evaluate:main",
             "apd-predict = apd.predict.command:main",
             "apd-convert = apd.interchange.command:main",
+            "apd-export = apd.export.command:main",
             "apd-configs = apd.config:print_folder",
         ]
     },

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 COMMANDS = {
+    "apd-export": "apd.export.command:main",
     "apd-train": "apd.train.command:main",
     "apd-eval": "apd.arguments.evaluate:main",
     "apd-sweep": "apd.sweep.command:main",

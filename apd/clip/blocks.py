@@ -94,7 +94,7 @@ def attend(
     own = (k, v)
     if past is not None:
         k, v = (
-            torch.cat([before.expand(len(now), -1, -1, -1), now], dim=2)
+            torch.cat([before.expand(now.shape[0], -1, -1, -1), now], dim=2)
             for before, now in zip(past, own)
         )
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

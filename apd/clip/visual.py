@@ -72,7 +72,7 @@ def to_last(
     Its keys and values are those of the class token, the patches and the prompts, in this order.
     """
     x = patches(images, visual.conv1.kernel_size[0]) @ visual.conv1.weight.flatten(1).t()
-    class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
     length = x.shape[1]
     if len(contexts):
@@ -109,4 +109,4 @@ def patches(images: Tensor, size: int) -> Tensor:
 
 def append(tokens: Tensor, context: Tensor) -> Tensor:
     """(B, L, D) and (M, D) or (B, M, D) to (B, L + M, D)."""
-    return torch.cat([tokens, context.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
+    return torch.cat([tokens, context.to(tokens.dtype).expand(tokens.shape[0], -1, -1)], dim=1)

@@ -1,0 +1,25 @@
+"""A classifier in the formats of other programs: ONNX, torch.export, OpenCLIP, a plain matrix."""
+
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """How one is written.
+
+    Attributes:
+        suffix: what its files end in; "": it is a folder.
+        module, writer: of the function that writes a classifier to a path, and returns a function
+            from images to the logits of what stands there.
+    """
+
+    suffix: str
+    module: str
+    writer: str
+
+
+FORMATS = {
+    "onnx": Format(".onnx", "apd.export.graph", "write_onnx"),
+    "exported": Format(".pt2", "apd.export.graph", "write_exported"),
+    "openclip": Format("", "apd.export.matrix", "write_openclip"),
+    "weights": Format(".safetensors", "apd.export.matrix", "write_weights"),
+}

@@ -1,0 +1,108 @@
+"""The whole computation from images to logits as a graph: ONNX and torch.export."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apd.errors import UserError, one_line
+from apd.export.metadata import as_json, metadata
+from apd.models.classifier import PromptedClassifier
+
+_ONNX_BYTES = 2**31 - 2**20  # of a file: what protobuf can hold, and some room for the graph
+
+
+class ImagesToLogits(nn.Module):
+    """The image side of a classifier; its text side is a matrix.
+
+    Shape:
+        images (B, 3, R, R) in [0, 1] to logits (B, C). B may be any.
+    """
+
+    weight: Tensor
+
+    def __init__(self, classifier: PromptedClassifier) -> None:
+        super().__init__()
+        model = copy.deepcopy(classifier.model)
+        self.register_buffer("weight", model.clip.logit_scale.detach().exp() * classifier.text)
+        del model.class_prompts
+        for name, _ in [*model.clip.named_children(), *model.clip.named_parameters(recurse=False)]:
+            if name != "visual":
+                delattr(model.clip, name)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.image_features(images) @ self.weight.t()
+
+
+def write_exported(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
+    """An archive of ``torch.export``, for ``torch.export.load`` and AOTInductor.
+
+    Its extra file ``config.json`` is that of a saved classifier: class names, backbone, input, ....
+    """
+    program = _export(classifier)
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={"config.json": as_json(classifier)})
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
+    """An ONNX file with the input ``images``, the output ``logits``, and class names and the like
+    as metadata.
+
+    Raises:
+        UserError: a library is missing, or the weights are larger than ONNX files can be.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise UserError(
+            f"ONNX needs more libraries ({one_line(error)}): pip install 'apd-clip[onnx]'"
+        ) from error
+    module = ImagesToLogits(classifier)
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if size > _ONNX_BYTES:
+        raise UserError(
+            f"an ONNX file holds 2 GB, {classifier.description.backbone.name} has "
+            f"{size / 2**30:.1f}: use --format exported"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        program = torch.onnx.export(
+            _export(classifier),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            verbose=False,
+        )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata(classifier))
+    onnx.save_model(model, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return logits
+
+
+def _export(classifier: PromptedClassifier) -> torch.export.ExportedProgram:
+    images = torch.zeros(2, 3, classifier.resolution, classifier.resolution)
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        return torch.export.export(
+            ImagesToLogits(classifier).eval(),
+            (images,),
+            dynamic_shapes={"images": {0: batch}},
+            strict=False,
+        )

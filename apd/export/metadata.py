@@ -1,0 +1,18 @@
+"""What an exported file says of itself."""
+
+from __future__ import annotations
+
+import json
+
+from apd.models.classifier import PromptedClassifier
+from apd.models.saved import to_config
+
+
+def as_json(classifier: PromptedClassifier) -> str:
+    """All that a saved classifier's config.json says (``apd.models.saved``)."""
+    return json.dumps(to_config(classifier.model, classifier.description))
+
+
+def metadata(classifier: PromptedClassifier) -> dict[str, str]:
+    """As ONNX and safetensors have it: texts by their names."""
+    return {"class_names": json.dumps(classifier.class_names), "config.json": as_json(classifier)}
