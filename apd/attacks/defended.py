@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apd.attacks.draws import Draws
 from apd.attacks.gradient import check_finite
 from apd.attacks.stream import LogitsFn, row_seed
-from apd.choices import BACKWARDS, RULES
+from apd.choices import BACKWARDS
 from apd.errors import UserError
 
 _ATTACK, _VERDICT = 1, 2  # what a draw is for: an attacker does not know the verdict's
@@ -56,33 +57,6 @@ class DefendedModel:
             "adapted": self.adapted,
             "backward": self.backward,
         }
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How often a randomised model is asked; other models are asked once.
-
-    Args:
-        eot: draws that an attack averages the gradient over at each step (expectation over
-            transformation, Athalye et al. 2018).
-        verdict: draws of a verdict, the same for every image that an attack comes by.
-        rule: when an image is right: "all": in all draws; "majority": in more than half of them;
-            "one": in the first.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    eot: int = 1
-    verdict: int = 1
-    rule: str = "majority"
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise UserError(f"the rule of verdicts is {self.rule!r}: use {', '.join(RULES)}")
-        for name in ("eot", "verdict"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} draws are {getattr(self, name)}: use 1 or more")
 
 
 def is_randomised(model: LogitsFn) -> bool:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from apd.attacks.defended import (
     DefendedModel,
-    Draws,
     call_logits,
     check_gradient,
     is_randomised,
     predictions,
 )
+from apd.attacks.draws import Draws
 from apd.attacks.gradient import ImageGradient
 from apd.attacks.pgd import ONE_DRAW, LogitsFn, attack_loss, project
 from apd.attacks.stream import Rows, Supply, join

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from apd.attacks.defended import (
-    Draws,
     attack_logits,
     check_gradient,
     is_randomised,
     predictions,
 )
+from apd.attacks.draws import Draws
 from apd.attacks.gradient import NOT_FINITE, image_gradient
 from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select, to_device
 from apd.attacks.threat import ThreatModel

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from apd.attacks.defended import Draws
+from apd.attacks.draws import Draws
 
 Rows = dict[str, Tensor]  # columns of equal length: "index", "image", "label", ...
 LogitsFn = Callable[[Tensor], Tensor]
