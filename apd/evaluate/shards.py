@@ -49,7 +49,7 @@ class Images:
         for images, labels in Data(*part_of(loader, self.places, None), parse_batch).batches():
             whole.update(images, labels)
             for shard, digest in parts.items():
-                mine = torch.arange((shard.number - 1 - first) % count, len(labels), count)
+                mine = torch.arange(len(labels))[(shard.number - 1 - first) % count :: count]
                 digest.update(images[mine], labels[mine])
             first += len(labels)
         self.digest = str(whole)

@@ -34,6 +34,35 @@ def build(name, root, images=10):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [  # classes, and images for training, validation and the test
+        ("ImageNet", (1000, 1_281_167, None, 50_000)),
+        ("Caltech101", (100, 4_128, 1_649, 2_465)),  # as the others, CoOp (Zhou 2022), appendix A
+        ("OxfordPets", (37, 2_944, 736, 3_669)),
+        ("StanfordCars", (196, 6_509, 1_635, 8_041)),
+        ("OxfordFlowers", (102, 4_093, 1_633, 2_463)),
+        ("Food101", (101, 50_500, 20_200, 30_300)),
+        ("FGVCAircraft", (100, 3_334, 3_333, 3_333)),
+        ("SUN397", (397, 15_880, 3_970, 19_850)),
+        ("DescribableTextures", (47, 2_820, 1_128, 1_692)),
+        ("EuroSAT", (10, 13_500, 5_400, 8_100)),
+        ("UCF101", (101, 7_639, 1_898, 3_783)),
+        ("ImageNetV2", (1000, None, None, 10_000)),
+        ("ImageNetSketch", (1000, None, None, 50_889)),
+        ("ImageNetA", (200, None, None, 7_500)),
+        ("ImageNetR", (200, None, None, 30_000)),
+    ],
+)
+def test_the_doctor_compares_with_the_published_counts(name, published):
+    assert DATASETS[name].counts == published
+
+
+def test_every_published_data_set_has_its_counts_pinned():
+    (table,) = test_the_doctor_compares_with_the_published_counts.pytestmark
+    assert [name for name, _ in table.args[1]] == list(DATASETS)
+
+
 def rows(split, folder):
     return [[item.impath.removeprefix(f"{folder}/"), item.label, item.classname] for item in split]
 

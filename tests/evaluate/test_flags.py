@@ -294,6 +294,23 @@ def test_comparisons_fire_on_the_suspect_only(name, other, flagged):
     assert sound["flags"] == {}
 
 
+@pytest.mark.parametrize(
+    ("total", "felled", "flagged"),
+    [
+        (1000, 5, False),
+        (1000, 6, True),
+        (200, 1, False),
+        (200, 2, True),
+        (50, 1, False),
+        (50, 2, True),
+    ],
+)
+def test_square_may_fell_half_a_percent_or_one_image_alone(total, felled, flagged):
+    one = {**record("autoattack"), "total": total, "fell_to": {"apgd-ce": 3, "square": felled}}
+    add_flags([one])
+    assert ("square" in one["flags"]) == flagged
+
+
 def test_little_is_chance():
     add_flags([record("square", 49.6, steps=5000), other := record()])
     assert other["flags"] == {}

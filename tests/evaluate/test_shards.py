@@ -219,6 +219,14 @@ def test_more_shards_than_images_are_told(tmp_path):
         merger(tmp_path, count=21, subset=20)
 
 
+@pytest.mark.parametrize("size", [5, 7, 31])
+def test_a_last_batch_may_be_smaller_than_there_are_shards(tmp_path, size):
+    loader = DataLoader(data().dataset, size)
+    whole = run(tmp_path / "whole", "pgd-3", loader=loader)
+    parts = in_shards(tmp_path / "parts", "pgd-3", count=9, loader=loader)
+    assert told(parts) == told(whole)
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_shards_of_a_version_that_did_not_look_what_moved_are_merged(tmp_path, ended):
     _, old = merger(tmp_path / "parts", count=2).missing_files(Shard(1, 2))

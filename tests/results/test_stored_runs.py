@@ -63,6 +63,13 @@ def test_a_damaged_evaluation_is_named(save, text):
         load_runs([path.parent.parent])
 
 
+@pytest.mark.parametrize("name", ["model", "images"])
+def test_verdicts_without_a_fingerprint_are_refused(save, name):
+    path = keep_verdicts(save(fingerprint="m"), attacked("k", eps=4), [0], **{name: None})
+    with pytest.raises(UserError, match="k.json is damaged .no fingerprint"):
+        load_runs([path.parent.parent])
+
+
 def test_runs_that_have_not_finished_are_left_out(save, tmp_path):
     done, begun = save("done"), save("begun", seed=2)
     path = begun / "results.json"
