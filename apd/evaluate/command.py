@@ -12,6 +12,7 @@ from pathlib import Path
 import apd
 from apd.attacks import Draws, ThreatModel, doubts, find_attack
 from apd.errors import UserError
+from apd.evaluate.examples import attacked_examples
 from apd.evaluate.flags import ERROR
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
 from apd.evaluate.run import Run, SavedRun
@@ -26,6 +27,8 @@ from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
 from apd.results.words import radius
+
+EXAMPLES = 6  # images of a figure
 
 
 def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
@@ -157,7 +160,12 @@ def evaluate_runs(args: argparse.Namespace) -> int:
         if args.figures:
             from apd.figures.evaluation import draw  # matplotlib is slow to import
 
-            draw(evaluated, Path(args.figures))
+            examples = {
+                run: attacked_examples(run, attacks[0], EXAMPLES)
+                for run, (_, *attacks) in evaluated
+                if attacks
+            }
+            draw(evaluated, examples, Path(args.figures))
         impossible = any(ERROR in r["flags"] for _, records in evaluated for r in records)
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)

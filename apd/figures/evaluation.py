@@ -7,26 +7,22 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from apd.attacks import ThreatModel, pgd
 from apd.figures.draw import Lines, draw_lines
-from apd.figures.points import shots_of
 from apd.figures.style import legend, look, panels, save, styles
+from apd.results.comparable import shots_of
 from apd.results.verdicts import Verdicts
 from apd.results.words import described, shots_said
 
-EXAMPLES = 6  # images per figure
-
 
 @look
-def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
+def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
     """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
 
     Args:
         evaluated: each an ``apd.evaluate.evaluated.Evaluated`` and its records, clean first.
+        examples: ``apd.evaluate.examples.Examples`` of each run that was attacked.
     """
     written = []
     for run, records in evaluated:
@@ -34,7 +30,7 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
         attacks = records[1:]
         if not attacks:
             continue
-        written.append(save(_examples(run, attacks[0]), folder / f"{stem}_examples.png"))
+        written.append(save(_examples(run, examples[run]), folder / f"{stem}_examples.png"))
         stored = {one.record["key"]: one for one in run.stored()}
         shown = [stored[record["key"]] for record in attacks]
         written.append(save(_classes(run, shown), folder / f"{stem}_classes.png"))
@@ -46,56 +42,29 @@ def draw(evaluated: list[tuple], folder: Path) -> list[Path]:
     return written
 
 
-def _examples(run, record: dict) -> Figure:
-    """Clean image, attacked image, and the difference, whose largest values fill the range.
-
-    The attacked images are those of PGD in the record's ball, attacked to the end.
-    """
-    images, labels = _first_right(run, record["split"])
-    threat = record["threat_model"]
-    eps, steps = threat["eps"], 20
-    attack = ThreatModel(threat["norm"], eps, 2.5 * eps / steps, steps)
-    attacked = pgd(run.logits, images, labels, attack, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        said = [run.logits(x).softmax(dim=1).max(dim=1) for x in (images, attacked)]
-    delta = attacked - images
+def _examples(run, examples) -> Figure:
+    """Clean image, attacked image, and the difference, whose largest values fill the range."""
+    delta = examples.attacked - examples.clean
     scale = delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
-    rows = [images, attacked, 0.5 + 0.5 * delta / scale]
-    figure = Figure(figsize=(1.7 * len(images), 5.6), layout="constrained")
-    axes = figure.subplots(3, len(images), squeeze=False)
-    for j in range(len(images)):
+    rows = [examples.clean, examples.attacked, 0.5 + 0.5 * delta / scale]
+    count, threat = len(examples.clean), examples.threat
+    figure = Figure(figsize=(1.7 * count, 5.6), layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
+    for j in range(count):
         for i, row in enumerate(rows):
             axes[i, j].imshow(row[j].clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             axes[i, j].set_xticks([])
             axes[i, j].set_yticks([])
-        for i, (share, label) in enumerate(said):
-            name = run.classnames[label[j]]
-            axes[i, j].set_title(f"{name} ({100 * share[j]:.0f} %)", fontsize=8)
+        for i, answers in enumerate((examples.clean_answers, examples.attacked_answers)):
+            name, share = answers[j]
+            axes[i, j].set_title(f"{name} ({100 * share:.0f} %)", fontsize=8)
         times = 0.5 / float(scale[j])
         axes[2, j].set_title(f"difference × {times:.0f}", fontsize=8)
-    for i, text in enumerate(("clean", f"PGD-{steps}, {threat['norm']} {eps:g}/255", "difference")):
+    attack = f"PGD-{threat.steps}, {threat.norm} {threat.eps:g}/255"
+    for i, text in enumerate(("clean", attack, "difference")):
         axes[i, 0].set_ylabel(text, fontsize=8)
     figure.suptitle(run.name, fontsize=9)
     return figure
-
-
-def _first_right(run, split: str) -> tuple[Tensor, Tensor]:
-    """Correctly classified images, of as many classes as there are; the first, if none is."""
-    images, labels, seen = [], [], set()
-    for batch in run.loader(split):
-        x, y = run.parse_batch(batch)
-        with torch.no_grad():
-            right = run.logits(x).argmax(dim=1) == y
-        for i in right.nonzero()[:, 0].tolist():
-            if int(y[i]) not in seen and len(images) < EXAMPLES:
-                seen.add(int(y[i]))
-                images.append(x[i])
-                labels.append(y[i])
-        if len(images) == min(EXAMPLES, len(run.classnames)):
-            break
-    if not images:
-        images, labels = [x[0]], [y[0]]
-    return torch.stack(images), torch.stack(labels)
 
 
 def _classes(run, shown: list[Verdicts]) -> Figure:

@@ -23,7 +23,7 @@ from apd.figures.points import (
 )
 from apd.figures.style import legend, look, panels, styles
 from apd.results.history import read_history
-from apd.results.words import described, shots_said
+from apd.results.words import ALL_IMAGES, described, shots_said
 
 Figures = dict[str, Figure]  # by the stem of its file's name
 
@@ -38,8 +38,8 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
     looks = styles(point.method for point in found)
     for setting, part in _grouped([*averages(found), *found], "setting"):
         learned = [point for point in part if point.shots is not None]
-        ticks = {shots: shots for shots in sorted({p.shots for p in learned} - {-1})}
-        ticks[-1] = 2 * max(ticks, default=1)  # all images
+        ticks = {shots: shots for shots in sorted({p.shots for p in learned} - {ALL_IMAGES})}
+        ticks[ALL_IMAGES] = 2 * max(ticks, default=1)
         shown = {}
         for attack, some in _grouped(learned, "attack"):
             lines = _lines(some, lambda point: ticks[point.shots])
@@ -55,7 +55,7 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
             draw_lines(axes, lines, looks)
             drawn = {x for line in lines.values() for x in line}
             axes.set_xscale("log", base=2)
-            names = {x: "all" if shots == -1 else shots for shots, x in ticks.items()}
+            names = {x: "all" if shots == ALL_IMAGES else shots for shots, x in ticks.items()}
             axes.set_xticks(sorted(drawn), [names[x] for x in sorted(drawn)])
             axes.minorticks_off()
             axes.set(xlabel="shots (images per class)", ylabel="accuracy (%)", title=attack)
@@ -187,7 +187,7 @@ def _at_shots(found: list[Point]) -> Iterator[tuple[Setting, int | None, list[Po
 
 
 def _most_first(shots: int) -> float:
-    return -math.inf if shots == -1 else -shots  # -1: all images
+    return -math.inf if shots == ALL_IMAGES else -shots
 
 
 def _lines(found: list[Point], x: Callable[[Point], float]) -> Lines:

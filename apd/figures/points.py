@@ -8,9 +8,9 @@ from statistics import mean
 from typing import NamedTuple
 
 from apd.errors import UserError, listed
+from apd.results.comparable import settings, shots_of
 from apd.results.runs import clean_accuracy
 from apd.results.words import described
-from apd.tables.grid import learns, settings
 
 
 class Setting(NamedTuple):
@@ -51,10 +51,6 @@ class Point(NamedTuple):
 def setting_of(run: dict) -> Setting:
     host = run["host"].split()[0]  # of any version
     return Setting(run["dataset"], run["subsample"], run["backbone"], host)
-
-
-def shots_of(run: dict) -> int | None:
-    return run["shots"] if learns(run) else None
 
 
 def points(runs: dict[Path, dict]) -> list[Point]:

@@ -15,10 +15,11 @@ from apd.about import ASSETS
 from apd.config import HARMLESS, flat
 from apd.errors import UserError, counted, listed
 from apd.figures.kinds import KINDS
-from apd.figures.points import setting_of, shots_of
+from apd.figures.points import setting_of
 from apd.figures.style import rendered
 from apd.methods import rank
-from apd.results.words import described, in_full
+from apd.results.comparable import shots_of, shots_rank
+from apd.results.words import ALL_IMAGES, described, in_full
 from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = ASSETS / "report.html"
@@ -97,7 +98,7 @@ def _summary(runs: dict[Path, dict]) -> str:
         said("host", "host"),
     ]
     if shots:
-        numbers = listed("all images" if n == -1 else str(n) for n in shots)
+        numbers = listed("all images" if n == ALL_IMAGES else str(n) for n in shots)
         parts.insert(3, f"shots: {numbers}")
     return "; ".join(parts) + "."
 
@@ -122,12 +123,8 @@ def _most_shots(runs: dict[Path, dict]) -> dict[Path, dict]:
     most: dict = defaultdict(int)
     for run in runs.values():
         setting = setting_of(run)
-        most[setting] = max(most[setting], shots_of(run) or 0, key=_size)
+        most[setting] = max(most[setting], shots_of(run) or 0, key=shots_rank)
     return {folder: run for folder, run in runs.items() if shots_of(run) == most[setting_of(run)]}
-
-
-def _size(shots: int) -> float:
-    return float("inf") if shots == -1 else shots
 
 
 def _inlined(figure) -> dict:

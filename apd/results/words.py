@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from apd.errors import counted
 
+ALL_IMAGES = -1  # as a number of shots
 _USUAL = {"source": "white-box", "precision": "fp32"}  # goes without saying
 
 _DRAWS = {  # of models whose logits are random
@@ -105,4 +106,4 @@ def classes_said(subsample: str) -> str:
 
 
 def shots_said(count: int) -> str:
-    return "all images" if count == -1 else counted(count, "shot")
+    return "all images" if count == ALL_IMAGES else counted(count, "shot")

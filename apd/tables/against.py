@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import mean
 
 from apd.errors import UserError, counted, listed
+from apd.results.comparable import learns
 from apd.results.published import Figure, Paper
 from apd.results.words import classes_said, header, images_said, shots_said
-from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic, learns
+from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic
 from apd.tables.write import Table
 
 # of PGD, where a paper says nothing else

@@ -19,10 +19,11 @@ from apd.classes import name_suffix
 from apd.config import flat
 from apd.errors import UserError, listed
 from apd.methods import rank
+from apd.results.comparable import check_comparable, learns
 from apd.results.runs import clean_accuracy
 from apd.results.words import header
 from apd.tables.configs import DEFAULT, assigned, config_changes
-from apd.tables.grid import check_comparable, learns, stand_ins
+from apd.tables.grid import stand_ins
 
 RADIUS = ("AT.TRAIN.EPS", "AT.TRAIN.ALPHA")  # what runs of an arm on a task may differ in
 

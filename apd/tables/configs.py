@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from apd.tables.grid import settings
+from apd.results.comparable import settings
 
 DEFAULT = "default"  # of a method's configs: the one that changes nothing
 

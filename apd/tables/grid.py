@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
 from apd.catalog import data_rank
-from apd.config import HARMLESS, KEYS, flat, unread
 from apd.errors import UserError, listed
 from apd.methods import rank
-from apd.results.provenance import FIELDS
-from apd.results.words import classes_said, header, images_said
-
-# what the runs of one row may differ in; attacks and images are compared one by one
-_FREE = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
+from apd.results.comparable import (
+    changed_settings,
+    check_comparable,
+    check_same_prompts,
+    learns,
+    shots_rank,
+    trained_where,
+)
+from apd.results.words import header, images_said
 
 
 class Accuracy(float):
@@ -211,7 +213,7 @@ class Grid:
     def values(self, field: str) -> list:
         """Of the places: "dataset", "subsample" or "shots"."""
         found = {getattr(place, field): None for place in self.places}
-        return sorted(found, key=_shots_rank) if field == "shots" else list(found)
+        return sorted(found, key=shots_rank) if field == "shots" else list(found)
 
     def first(self, row: str) -> dict:
         """Some run of a row."""
@@ -273,20 +275,6 @@ def stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
     return columns
 
 
-def learns(run: dict) -> bool:
-    """Whether the run's method learns anything: zero-shot has no use for shots."""
-    return bool(run["trainable_parameters"])
-
-
-def trained_where(run: dict) -> str:
-    """The data set that its prompts were trained on, and which of its classes, if not the half that
-    the run is about; empty: not known, or nothing was trained."""
-    if not (record := run.get("trained_on")):
-        return ""
-    half = "" if record["subsample"] == run["subsample"] else classes_said(record["subsample"])
-    return ", ".join(filter(None, [record["dataset"], half]))
-
-
 def sources(runs: dict[Path, dict]) -> dict[str, str]:
     """Data set -> what its prompts were trained on, where that is something else."""
     found = {run["dataset"]: trained_where(run) for run in runs.values() if trained_where(run)}
@@ -340,7 +328,7 @@ def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
 def _refuse_twice(run: dict, found: tuple[Path, dict], folder: Path) -> None:
     where, other = found
     hint = ""
-    if changed := _changed(other, run):
+    if changed := changed_settings(other, run):
         hint = f" ({listed(changed, 3)}): --table ablation compares configs"
     raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}{hint}")
 
@@ -349,103 +337,12 @@ def _check_config(found: dict[int, tuple[Path, dict]]) -> None:
     """Refuse a mean over seeds whose runs were configured differently."""
     (where, first), *others = found.values()
     for folder, run in others:
-        if learns(run) and (changed := _changed(first, run)):
+        if learns(run) and (changed := changed_settings(first, run)):
             raise UserError(
                 f"seeds of {run['method']} have different configs: {listed(changed, 3)} in "
                 f"{where}, {folder}"
             )
 
 
-def _changed(run: dict, other: dict) -> list[str]:
-    configs = run["config"], other["config"]
-    # to look into what is equal takes most of the time of a large table
-    sections = [k for k in configs[0].keys() & configs[1].keys() if configs[0][k] != configs[1][k]]
-    ours, theirs = (
-        settings({"method": run["method"], "config": {k: c[k] for k in sections}}) for c in configs
-    )
-    return [
-        f"{key} {ours[key]!r} and {theirs[key]!r}"
-        for key in sorted(ours.keys() & theirs.keys())  # hosts have keys of their own
-        if ours[key] != theirs[key]
-    ]
-
-
-def settings(run: dict) -> dict:
-    """A run's config keys and values, but for those that its evaluations and place tell, and those
-    that its method does not read. A key of ours that a run of an earlier version lacks has its
-    default there."""
-    return _defaults(run["method"]) | _told(run["config"], run["method"])
-
-
-@cache
-def _defaults(method: str) -> dict:
-    return _told(KEYS, method)
-
-
-def _told(config: dict, method: str) -> dict:
-    skipped = ("AT.TEST.", "TEST.", "DATALOADER.TEST.", *unread(method))
-    return {
-        key: value
-        for key, value in flat(config)
-        if key not in _FREE and not key.startswith(skipped)
-    }
-
-
-def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
-    """Raise UserError unless all runs agree in the fields ``same``, hosts and threat models."""
-    first: dict = {}  # what must be equal -> the folder that said so first, and what it said
-
-    def check(what: str, value, folder: Path) -> None:
-        where, expected = first.setdefault(what, (folder, value))
-        if value != expected:
-            if isinstance(value, dict):  # say what differs only
-                keys = [k for k in {**expected, **value} if expected.get(k) != value.get(k)]
-                expected, value = ({k: d.get(k) for k in keys} for d in (expected, value))
-            raise UserError(
-                f"one table cannot hold two values of {what}: {expected} in {where}, "
-                f"{value} in {folder}"
-            )
-
-    for folder, run in runs.items():
-        check("host", run["host"].split()[0], folder)  # of any version
-        for field in same:
-            if field != "shots" or learns(run):
-                check(field, run[field], folder)
-        if where := trained_where(run):
-            tested = f"{run['dataset']} ({classes_said(run['subsample'])})"
-            check(f"what prompts tested on {tested} were trained on", where, folder)
-        for evaluation in run["evaluations"]:
-            check("the split (--split chooses one)", evaluation["split"], folder)
-            threat = dict(evaluation["threat_model"] or {})
-            threat.pop("seed", None)
-            column = header(evaluation).removesuffix(" (%)")
-            check(f"the threat model of {column}", threat, folder)
-            what = f"the number of images of {column}, {run['dataset']}, {run['subsample']}"
-            check(what, evaluation["total"], folder)
-
-
-def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str]) -> None:
-    """Raise UserError where runs of one row say that they are about the same prompts, but are not.
-
-    Such runs are those of one training's prompts on several data sets or halves of the classes.
-    """
-    first: dict = {}  # row and training -> the folder that had it first, and its prompts
-    for folder, run in runs.items():
-        record, prompts = run.get("trained_on"), run.get("prompts_sha256")
-        if not record or not prompts:
-            continue
-        training = (row(folder, run), *(record[field] for field in FIELDS))
-        where, expected = first.setdefault(training, (folder, prompts))
-        if prompts != expected:
-            raise UserError(
-                f"{where} and {folder} are about different prompts of {run['method']}, seed "
-                f"{record['seed']}, {record['dataset']}: evaluate those of one run, at one epoch"
-            )
-
-
-def _shots_rank(shots: int) -> tuple:
-    return (shots == -1, shots)  # -1: all images
-
-
 def _place_rank(place: Place) -> tuple:
-    return (data_rank(place.dataset), place.subsample, _shots_rank(place.shots))
+    return (data_rank(place.dataset), place.subsample, shots_rank(place.shots))

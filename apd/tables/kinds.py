@@ -17,6 +17,7 @@ from statistics import harmonic_mean, mean
 
 from apd.errors import UserError, listed
 from apd.methods import rank
+from apd.results.comparable import learns, trained_where
 from apd.results.words import classes_said, shots_said
 from apd.tables.compare import compare
 from apd.tables.configs import DEFAULT, assigned, config_changes
@@ -28,10 +29,8 @@ from apd.tables.grid import (
     Topic,
     average,
     harmonic,
-    learns,
     source_notes,
     sources,
-    trained_where,
     unknown_sources,
 )
 from apd.tables.write import Table

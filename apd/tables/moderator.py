@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from apd.errors import UserError, counted, listed
+from apd.results.comparable import learns
 from apd.tables.arms import Curves, Design, curves
 from apd.tables.frontier import MEANING, Matched, backbone, differences, finish, test
-from apd.tables.grid import Effect, Numbers, learns
+from apd.tables.grid import Effect, Numbers
 from apd.tables.nested import Fit
 from apd.tables.write import Table
 
