@@ -36,7 +36,7 @@ class Stage(Protocol):
         ...
 
 
-HOST = ("index", "step", "restart")  # columns that are always on the CPU: a loop looks at them
+CPU_COLUMNS = ("index", "step", "restart")  # always on the CPU: a loop looks at them
 
 
 def select(rows: Rows, which: Tensor) -> Rows:

@@ -18,7 +18,7 @@ from apd import ranks
 from apd.attacks import PGD, Attack, DefendedModel, ThreatModel
 from apd.attacks.defended import batch_of, predictions
 from apd.attacks.pgd import correct
-from apd.attacks.stream import HOST, Rows, Supply, join, select
+from apd.attacks.stream import CPU_COLUMNS, Rows, Supply, join, select
 from apd.errors import NonFiniteLoss, UserError
 from apd.evaluate.files import CLEAN, EvaluationFiles, evaluation_files
 from apd.evaluate.flags import add_flags
@@ -253,7 +253,9 @@ class Data:
                 under = torch.isin(index, pool["index"].cpu())
                 if under.any():
                     kept = select(pool, torch.isin(pool["index"].cpu(), index))
-                    columns = {k: v.to("cpu" if k in HOST else on.device) for k, v in kept.items()}
+                    columns = {
+                        k: v.to("cpu" if k in CPU_COLUMNS else on.device) for k, v in kept.items()
+                    }
                     yield {**select(rows, under), **columns}
                 rows = select(rows, ~under)
             if len(rows["index"]):
