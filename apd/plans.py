@@ -134,9 +134,13 @@ class Plan:
         ran = {_sha256(self.now, run) for run in runs}
         return [cell["folder"] for cell in self.now["cells"] if cell["sha256"] not in ran]
 
+    def verdicts(self, runs: dict[Path, dict]) -> dict[Path, str]:
+        """``verdict`` of each run, by its folder."""
+        return {folder: self.verdict(run) for folder, run in runs.items()}
+
     def notes(self, runs: dict[Path, dict]) -> list[str]:
         """What a table of these runs says of the plan, in lines."""
-        verdicts = {folder: self.verdict(run) for folder, run in runs.items()}
+        verdicts = self.verdicts(runs)
         followed = list(verdicts.values()).count("")
         commit = next(iter(self.versions))
         lines = [

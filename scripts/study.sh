@@ -88,7 +88,10 @@ if part tables; then
     table "$finished" transfer shift --baseline AdvIVLP
     finished=$(folders study_tasks)
     arms=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*" --difference APD control)
-    table "$finished" frontier frontier "${arms[@]}" --difference APD AdvIVLP
+    # three tests, adjusted together: the moderator's p goes to the frontier, and back
+    table "$finished" moderator moderator "${arms[@]}" --by zero-shot --at 60
+    table "$finished" frontier frontier "${arms[@]}" --difference APD AdvIVLP \
+        --family "$TABLES/moderator.json"
     table "$finished" moderator moderator "${arms[@]}" --by zero-shot --at 60 \
         --family "$TABLES/frontier.json"
     apd-report $confirmed --output "$TABLES/report.html"

@@ -144,7 +144,10 @@ def main(argv: list[str] | None = None) -> int:
         add_rows(tables, runs, paper)
         tables.append(published(paper))
     for path in args.plan:
-        tables[-1].notes += Plan(path).notes(runs)
+        plan = Plan(path)
+        tables[-1].notes += plan.notes(runs)
+        verdicts = {str(run): why or "followed" for run, why in plan.verdicts(runs).items()}
+        tables[-1].extra.setdefault("plans", {})[str(path)] = verdicts
     print(write(tables, "simple"))
     for option, style in _FILES.items():
         if path := getattr(args, option):

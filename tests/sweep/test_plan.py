@@ -92,7 +92,11 @@ def test_a_finished_run_follows_the_plan_that_was_committed_before(
     (cell, _) = read_spec(spec)
     plan = Plan(path)
     assert plan.verdict(read_results(cell.folder)) == ""
-    assert table([cell.folder, "--plan", str(path)]) == 0
+    made = tmp_path / "table.json"
+    assert table([cell.folder, "--plan", str(path), "--json", str(made)]) == 0
+    assert json.loads(made.read_text())["tables"][-1]["plans"] == {
+        str(path): {cell.folder: "followed"}
+    }
     out = " ".join(capsys.readouterr().out.split())
     assert f"plan {path} ({here[:7]}, made " in out and "followed by 1 of 1 run" in out
     assert "of the plan's 2 cells, 1 have no run here: shapes/CoOp/method_1shots/seed2" in out
