@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -57,6 +57,7 @@ curves = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(curves, curves)
 def test_matched_is_antisymmetric_and_the_mean_over_a_fine_grid(ours, theirs):
     found, other = matched(points(*ours), points(*theirs)), matched(points(*theirs), points(*ours))
