@@ -71,7 +71,7 @@ setup(
         # attack libraries that tests hold the classifier of apd.load against
         "attacks": ["foolbox>=3.3", "adversarial-robustness-toolbox>=1.17", "pyautoattack>=0.2"],
         # apd-export --format onnx
-        "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2", "safetensors>=0.4"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2"],
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
             f"an ONNX file holds 2 GB, {classifier.description.backbone.name} has "
             f"{size / 2**30:.1f}: use --format exported"
         )
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it does not optimise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about itself
         program = torch.onnx.export(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apd.clip.load import load_clip
 from apd.clip.visual import is_vit
 from apd.clip.weights import read_weights
-from apd.errors import UserError, listed, one_line
+from apd.errors import UserError, listed
 from apd.export.metadata import metadata
 from apd.files import write_json
 from apd.models.classifier import PromptedClassifier
@@ -64,12 +64,8 @@ def _check_text_only(classifier: PromptedClassifier, what: str) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise UserError(
-            f"{path.name} needs safetensors ({one_line(error)}): pip install 'apd-clip[hf]'"
-        ) from error
+    from safetensors.torch import save
+
     whole = {name: value.contiguous() for name, value in tensors.items()}
     path.write_bytes(save(whole, metadata=metadata))
 
