@@ -85,6 +85,7 @@ setup(
             "apd-doctor = apd.doctor.command:main",
             "apd-eval = apd.arguments.evaluate:main",
             "apd-predict = apd.predict.command:main",
+            "apd-show = apd.show.command:main",
             "apd-convert = apd.interchange.command:main",
             "apd-export = apd.export.command:main",
             "apd-configs = apd.config:print_folder",

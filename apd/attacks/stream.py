@@ -88,3 +88,42 @@ def row_seed(*parts: int) -> int:
     """A 32-bit seed that differs between images, restarts and runs."""
     text = ",".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def attack_batch(
+    stages: Sequence[Stage],
+    model: LogitsFn,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    places: Tensor | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """A few images under an attack, as an evaluation attacks them.
+
+    Args:
+        stages: of the attack, one after another, each on what the ones before left standing.
+        images: (B, 3, H, W) in [0, 1].
+        labels: (B,), right for all of them.
+        places: (B,) of the images in their data set, which decide the random starts; default:
+            0 to B - 1.
+        seed: of the random starts.
+
+    Returns:
+        The images that decided (B, 3, H, W), and whether the model is right on all that the
+        attack made of each, (B,) bool on the CPU.
+    """
+    attacked, stands = images.clone(), torch.ones(len(images), dtype=torch.bool)
+    places = torch.arange(len(images)) if places is None else places
+    row_of = {place: row for row, place in enumerate(places.tolist())}
+    for stage in stages:
+        left = stands.nonzero()[:, 0]
+        on = left.to(images.device)
+        rows = {"index": places[left], "image": images[on], "label": labels[on]}
+        if not len(left):
+            break
+        for done, _ in stage.run(Supply([rows]), model, batch_size=len(left), seed=seed):
+            place = torch.tensor([row_of[i] for i in done["index"].tolist()], dtype=torch.long)
+            attacked[place.to(images.device)] = done["attacked"].to(attacked)
+            stands[place] = done["right"].cpu()
+    return attacked, stands

@@ -96,6 +96,12 @@ def legend(figure: Figure) -> None:
     figure.legend([handles[label] for label in order], order, loc="outside right upper")
 
 
+def check_format(form: str) -> None:
+    """Raise UserError unless figures can be written in this format."""
+    if form not in FORMATS:
+        raise UserError(f"no figure format {form}: use {', '.join(FORMATS)}")
+
+
 @look
 def rendered(figure: Figure, form: str) -> bytes:
     """The figure's file; the same figure gives the same bytes.
@@ -103,8 +109,7 @@ def rendered(figure: Figure, form: str) -> bytes:
     Raises:
         UserError: ``form`` is not one of ``FORMATS``.
     """
-    if form not in FORMATS:
-        raise UserError(f"no figure format {form}: use {', '.join(FORMATS)}")
+    check_format(form)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[form]
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, metadata=undated)

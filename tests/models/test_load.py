@@ -12,6 +12,7 @@ import torch
 import apd
 from apd.errors import UserError
 from apd.evaluate.run import Run, SavedRun
+from apd.methods import METHODS
 from apd.results import read_results
 
 
@@ -132,14 +133,7 @@ def test_prompts_of_another_run(run, trained, tmp_path, images):
     assert torch.equal(apd.load(folder).classes(model.class_names)(images), model(images))
 
 
-def test_a_method_that_changes_the_model_when_it_classifies_is_refused(folder, tmp_path):
-    from apd.training.base import PromptTrainer
-
-    class Purified(PromptTrainer):
-        section = "IVLP"
-
-        def image_logits(self):
-            raise NotImplementedError
-
-    with pytest.raises(UserError, match="Purified changes the model"):
-        apd.load(changed(folder, tmp_path, method="Purified"))
+@pytest.mark.parametrize("defence", [name for name, method in METHODS.items() if method.defence])
+def test_a_defence_that_changes_the_model_when_it_classifies_is_refused(folder, tmp_path, defence):
+    with pytest.raises(UserError, match=f"{defence} changes the model"):
+        apd.load(changed(folder, tmp_path, method=defence))

@@ -1,0 +1,1 @@
+"""What an attack does to images, and what learned vectors are near, to be looked at."""

@@ -1,0 +1,201 @@
+"""Show what an attack does to images, or which words learned vectors are near to.
+
+    apd-show RUN [RUN...] [IMAGE...] --attack pgd-100 --eps 4 -o gallery.png
+    apd-show --words RUN [RUN...]
+
+A row per image: clean, and for each RUN the perturbation of the attack on it and the attacked
+image; below, what every RUN says and how surely. A check mark and a solid frame: it is right (of an
+image whose class is not known: it says the same as before). A cross and a dashed frame: it is
+fooled.
+
+RUN is a run's folder, one that save wrote, hf:USER/NAME, or a checkpoint of another project. IMAGE
+is a file, a folder or a pattern; the class of an image is known where its folder has the name of a
+class. Without images, a seeded draw from the test set of the first RUN is shown, half of which it
+withstands: how many it withstands of all is what apd-eval tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from apd.commandline import Parser
+from apd.errors import UserError, exit_codes
+from apd.files import check_writable
+from apd.models.arguments import add_flags, classifier, image_paths, short_names, split
+from apd.ranges import number, per_255, whole
+from apd.results.schema import RESULTS_NAME, SPLITS, read_results
+
+if TYPE_CHECKING:
+    from apd.attacks import Attack
+    from apd.models.classifier import PromptedClassifier
+    from apd.show.gallery import Gallery
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="apd-show", description=__doc__)
+    add = parser.add_argument
+    add("arguments", nargs="+", metavar="RUN|IMAGE", help="runs, then images")
+    add("-o", "--output", metavar="FILE", help="the figure: png, pdf or svg")
+    add("--attack", default="", help="default: PGD with the steps of the first run's evaluation")
+    add("--eps", type=per_255(number(0)), help="in 1/255 (default: that of its evaluation)")
+    add("--norm", choices=("linf", "l2"), help="default: that of its evaluation")
+    add("--images", type=whole(1), default=6, help="how many to draw (default: 6)")
+    add("--split", choices=SPLITS, default="test", help="to draw from (default: test)")
+    add("--seed", type=whole(0), default=0, help="of the draw and of the attack (default: 0)")
+    add("--root", default="", help="folder that holds the datasets (default: the run's)")
+    add("--words", action="store_true", help="the words nearest to the learned text vectors")
+    add("--top", type=whole(1), default=5, help="how many words (default: 5)")
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def words(model: PromptedClassifier, source: str, count: int) -> str:
+    """A table of the nearest words, and what to compare their distances with."""
+    from apd.show.words import nearest_words, typical_distance
+
+    rows = [
+        [v.class_name, v.number, ", ".join(f"{text} {distance:.3f}" for text, distance in v.words)]
+        for v in nearest_words(model, count)
+    ]
+    headers = ["class", "vector", "nearest words and their distances"]
+    if not any(row[0] for row in rows):
+        rows, headers = [row[1:] for row in rows], headers[1:]
+    return (
+        f"{source}\n{tabulate(rows, headers)}\n"
+        f"(Euclidean, of the first layer; half of all words have another one within "
+        f"{typical_distance(model):.3f})"
+    )
+
+
+def find_attack_of(model: PromptedClassifier, args: argparse.Namespace) -> Attack:
+    """The attack that is asked for, by default as the model's own evaluation.
+
+    Raises:
+        UserError: nothing says the radius.
+    """
+    from apd.attacks import ThreatModel, find_attack
+
+    own = model.threat_model["test"] or {}
+    eps = own.get("eps") if args.eps is None else args.eps
+    if eps is None:
+        raise UserError("nothing says how far the attack may go: give --eps, in units of 1/255")
+    ratio = own["alpha"] / own["eps"] if own.get("eps") else 0.25
+    steps = own.get("steps", 100)
+    threat = ThreatModel(
+        norm=args.norm or own.get("norm", "linf"),
+        eps=float(eps),
+        alpha=ratio * float(eps),
+        steps=steps,
+        restarts=own.get("restarts", 1),
+        loss=own.get("loss", "ce"),
+    )
+    return find_attack(args.attack or threat.name, threat)
+
+
+def described(attack: Attack) -> str:
+    """The attack and its ball in words."""
+    from apd.results.words import attack_name, radius
+
+    threat = attack.conditions
+    return f"{attack_name({'attack': attack.name})}, {threat['norm']} {radius(threat)}, white-box"
+
+
+def of_files(
+    models: Sequence[PromptedClassifier], names: Sequence[str], paths: list[str], args
+) -> Gallery:
+    """Images of the user's own."""
+    import torch
+
+    from apd.images import read_image
+    from apd.show.gallery import attack_all
+
+    attack = find_attack_of(models[0], args)
+    classes = {name.replace("_", " ").lower(): name for name in models[0].class_names}
+    folders = [Path(path).absolute().parent.name for path in paths]
+    truth = [classes.get(folder.replace("_", " ").lower()) for folder in folders]
+    return attack_all(
+        models,
+        names,
+        attack,
+        torch.stack([models[0].preprocess(read_image(path)) for path in paths]),
+        truth,
+        captions=[f"{Path(path).name}\n{name or ''}".strip() for path, name in zip(paths, truth)],
+        title=described(attack),
+        seed=args.seed,
+    )
+
+
+def of_test_set(
+    models: Sequence[PromptedClassifier], names: Sequence[str], source: str, args
+) -> Gallery:
+    """A sample of the test set of the run in ``source``, whose model is the first."""
+    import apd
+    from apd.evaluate.run import Run, SavedRun
+    from apd.show.gallery import attack_all
+    from apd.show.sample import draw_sample
+
+    if not (Path(source) / RESULTS_NAME).is_file():
+        raise UserError(f"{source} has no test set: name images to show")
+    attack = find_attack_of(models[0], args)
+    apd.register()
+    run = Run(SavedRun(Path(source), read_results(source), args.root))
+    sample = draw_sample(run, models[0], attack, args.images, args.split, args.seed)
+    classes = [models[0].class_names[label] for label in sample.labels.tolist()]
+    kind = {"test": "test", "val": "validation"}[args.split]
+    who = f"{names[0]} " if len(names) > 1 else "it "
+    title = (
+        f"{described(attack)}: {len(classes)} {kind} images of {run.results['dataset']}, drawn "
+        f"with seed {args.seed}, of which {who}withstands {int(sample.stands.sum())}: "
+        "not a measure of how many it withstands of all"
+    )
+    return attack_all(
+        models,
+        names,
+        attack,
+        sample.images,
+        classes,
+        captions=[f"{name}\nno. {place}" for name, place in zip(classes, sample.places.tolist())],
+        title=title,
+        places=sample.places,
+        seed=args.seed,
+    )
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from apd.figures.style import check_format, save  # matplotlib is slow to import
+
+    sources, arguments = split(args.arguments)
+    if not args.words:
+        if not args.output:
+            raise UserError("where is the figure to go? Give -o gallery.png")
+        check_writable(Path(args.output).absolute().parent, "-o")
+        check_format(Path(args.output).suffix[1:].lower())
+    paths = list(image_paths(arguments)) if arguments else []
+    models = [classifier(source, args) for source in sources]
+    if args.words:
+        print("\n\n".join(words(model, s, args.top) for model, s in zip(models, sources)))
+        return 0
+    for what in ("class_names", "resolution"):
+        if len({str(getattr(model, what)) for model in models}) > 1:
+            raise UserError(f"these runs differ in {what}: show them one by one")
+    names = short_names(sources, models)
+    if paths:
+        gallery = of_files(models, names, paths, args)
+    else:
+        gallery = of_test_set(models, names, sources[0], args)
+    from apd.show.gallery import draw
+
+    print(save(draw(gallery), args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
