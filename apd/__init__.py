@@ -19,7 +19,7 @@ if CLONE:
     __path__.append(str(CLONE))
 
 from apd.config import extend_cfg  # noqa: E402
-from apd.errors import UserError, tell_uncaught  # noqa: E402
+from apd.errors import UserError, report_uncaught  # noqa: E402
 
 _NEEDS_PYTORCH = {  # name: its module
     "Prediction": "apd.models.classifier",
@@ -54,7 +54,7 @@ def register(mend_host: bool = False) -> None:
     import apd.host
     import apd.trainers  # noqa: F401
 
-    tell_uncaught()
+    report_uncaught()
     if mend_host:
         apd.host.mend()
 

@@ -1,4 +1,4 @@
-"""The configuration keys of these trainers, beside CoOp's and MaPLe's own.
+"""The configuration keys of these trainers, in addition to CoOp's and MaPLe's.
 
 [P] marks a published setting, [O] our choice where no source that we can read fixes it.
 """
@@ -52,7 +52,7 @@ _FAP = {
 
 _CBAFAPT = {
     **_MAPLE,  # "a photo of a" of its figure 2 [P]
-    # whose gradient its maps have: the logit of its figure 2 [O], or the cosine of its equation 1
+    # its maps are gradients of the logit, as in its figure 2 [O], or of equation 1's cosine
     "SCORE": "logit",
     "LAMBDA_ADV": 5.0,  # cross-entropy on adversarial images, its alpha [P]
     "LAMBDA_VAA": 0.05,  # maps of the image, its beta [P]
@@ -127,31 +127,32 @@ KEYS: dict[str, dict] = {
         }
     },
     "DATASET": {
-        # the data set's classes that take part: names, FILE.txt with one a line (its names take its
-        # place when it is read), or PART/PARTS/SEED of a partition drawn by SEED; none: all
+        # the data set's classes that are used: names, FILE.txt with one a line (which is replaced
+        # by its names when it is read), or PART/PARTS/SEED of a partition drawn by SEED; none: all
         "CLASSES": [],
         "SUBSAMPLE_CLASSES": "all",  # all, base or new: of those
         # validation images per class; 0: all; -1: min(shots, 4), CoOp's rule
         "VAL_SHOTS": -1,
-        # this share of each class's validation images is tested on instead: the same for all seeds
+        # this share of each class's validation images is moved to the test images, for all seeds
+        # the same
         "VAL_TO_TEST": 0.0,
-        # of the dataset Folder: below DATASET.ROOT; its name in results (default: DIR); its
-        # hand-written prompt (default: a photo of a {}.)
+        # of the dataset Folder: its folder below DATASET.ROOT; its name in results (default: DIR);
+        # its template (default: a photo of a {}.)
         "FOLDER": {"DIR": "", "NAME": "", "TEMPLATE": ""},
     },
-    # keep the images in memory once they are read: for few or small ones; those of training are
-    # read again in each epoch if INPUT.TRANSFORMS changes them at random
+    # keep images in memory once they are read, if they are few or small; training images are read
+    # again in each epoch if INPUT.TRANSFORMS changes them at random
     "DATALOADER": {"IN_MEMORY": False},
-    # gradients longer than this are scaled to it, student's and teacher's each; 0: as they are.
-    # Without it feature alignment, feedback to the teacher and few shots can throw the prompts out
-    # of where CLIP works (docs/methods.md)
+    # a gradient (the student's, the teacher's) with a larger norm is scaled to this one; 0: never.
+    # Without it, feature alignment, feedback to the teacher and few shots can move the prompts so
+    # far in one step that CLIP no longer classifies (docs/methods.md)
     "OPTIM": {"CLIP_NORM": 0.0},
     "AT": {
         # AT_LOSS_TYPE: which images of a training batch are attacked: adv_full, adv_half, clean
         "TRAIN": {
             **_ATTACK,
             "STEPS": 2,
-            # over this part of the epochs EPS and ALPHA grow to their size (0: they do not) [O]
+            # share of the epochs over which EPS and ALPHA grow from 0 to their values; 0: none [O]
             "EPS_WARMUP": 0.0,
             "AT_LOSS_TYPE": "adv_full",
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC
@@ -161,7 +162,7 @@ KEYS: dict[str, dict] = {
         "TEST": {
             **_ATTACK,
             "ATTACKS": [],  # by name, docs/evaluation.md lists them; empty: pgd-STEPS
-            "STEPS": 100,  # of pgd and cw where their names do not say
+            "STEPS": 100,  # of pgd and cw, unless their names say how many, as pgd-20
             "RESTARTS": 1,
             "LOSS": "ce",  # of pgd: ce, kl or margin
             "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
@@ -180,7 +181,7 @@ KEYS: dict[str, dict] = {
             # classes per text pass, recomputed in the backward pass; 0: all at once
             "TEXT_CHUNK": 0,
             "COMPILE": False,  # torch.compile the image encoder for training
-            # hand-written prompts of ZeroshotCLIP in place of the dataset's; several: an ensemble
+            # templates of ZeroshotCLIP that replace the data set's; several: an ensemble
             "TEMPLATES": [],
         },
         "COOP": _COOP,  # CoOp and APT
@@ -207,9 +208,9 @@ _LEAST_0 = number(0)
 _RADIUS = per_255(optional(_LEAST_0))
 _PRECISION = one_of(*choices.PRECISIONS)
 
-# What each key takes, ours and the toolbox's. Keys that are not here take a value of the type that
-# their default has. Names of classes (trainers, data sets, samplers, ...) are looked up where they
-# are used.
+# What each key takes, of ours and of the toolbox. A key without a rule takes values of its
+# default's type. Names of classes (trainers, data sets, samplers, ...) are checked where they are
+# used.
 _RULES: dict[str, Rule] = {
     "VERSION": whole(),
     "SEED": whole(-1, 2**32 - 1, note=" (-1: not seeded)"),
@@ -303,7 +304,7 @@ _RULES: dict[str, Rule] = {
     "TRAINER.APD.TEACHER.MODE": one_of(*choices.TEACHERS),
 }
 _WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
-_RULES_OF_TRAINERS = {  # in every section
+_RULES_OF_TRAINERS = {  # in every section of TRAINER
     **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION", "NUM_EXPERTS"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
     "CLASS_TOKEN_POSITION": one_of(*choices.POSITIONS),
@@ -331,25 +332,25 @@ _RULES_OF_TRAINERS = {  # in every section
 
 
 def rule_of(key: str) -> Rule | None:
-    """What ``key`` takes, if the table says so."""
+    """The rule of ``key``; None: it has none."""
     trainer, _, name = key.removeprefix("TRAINER.").partition(".")
     if key not in _RULES and trainer in KEYS["TRAINER"]:
         return _RULES_OF_TRAINERS.get(name)
     return _RULES.get(key)
 
 
-def merge(cfg: CfgNode, found: Iterable[tuple[str, object]], where: str) -> None:
+def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], where: str) -> None:
     """Set keys of ``cfg``, in place, each read by its rule.
 
     Args:
         cfg: not frozen.
-        found: keys with dots and their values, which may be texts of a command line.
+        values: keys with dots, and their values, also as texts of a command line.
         where: what to call their source in an error.
 
     Raises:
         UserError: an unknown key, or a value that it does not take.
     """
-    for key, value in found:
+    for key, value in values:
         node, name = _holder(cfg, key, where)
         default = node[name]
         if isinstance(default, dict):
@@ -366,12 +367,12 @@ def merge(cfg: CfgNode, found: Iterable[tuple[str, object]], where: str) -> None
         elif isinstance(default, (list, tuple)):
             read = type(default)(read)
         if rule is _RADIUS and isinstance(value, str) and "/" in value:
-            _tell(f"{key} {value} is read as {read}: its unit is 1/255")
+            _note_once(f"{key} {value} is read as {read}: its unit is 1/255")
         node[name] = read
 
 
 def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
-    """The section that has ``key``, and the key's name there; UserError if ``cfg`` lacks it."""
+    """The section with ``key``, and the key's name in it; UserError if ``cfg`` has no such key."""
     *sections, name = key.split(".")
     node = cfg
     for section in sections:
@@ -384,7 +385,7 @@ def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
 
 
 def pairs(options: Sequence) -> list[tuple]:
-    """KEY VALUE KEY VALUE ... of a command line as pairs; UserError if one stands alone."""
+    """KEY VALUE KEY VALUE ... of a command line as pairs; UserError if their number is odd."""
     if len(options) % 2:
         raise UserError(
             f"command line: {one_line(options[-1])} stands alone: flags come first, then pairs "
@@ -394,13 +395,13 @@ def pairs(options: Sequence) -> list[tuple]:
 
 
 @cache
-def _tell(note: str) -> None:
+def _note_once(note: str) -> None:
     """Print a note, once."""
     print(f"note: {note}")
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise UserError for a key with a value that it does not take."""
+    """Raise UserError if a key has a value that it does not take."""
     for key, value in flat(cfg):
         if rule := rule_of(key):
             try:
@@ -412,15 +413,15 @@ def check(cfg: CfgNode) -> None:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Make a Dassl config one for these trainers, in place.
+    """Prepare a Dassl config for these trainers, in place.
 
-    It gets their keys; keys that it has keep their values. Its ``merge_from_file`` also finds the
-    files that come with this package, as ``find_config`` does. What it refuses is a UserError, and
-    ``freeze`` completes it (see ``_Config``).
+    Their keys are added; keys that it has keep their values. Its ``merge_from_file`` also finds the
+    files that come with this package, as ``find_config`` does. Its errors become UserErrors, and
+    ``freeze`` checks and completes it (see ``_Config``).
     """
     _add(cfg, KEYS)
     if type(cfg) is CfgNode:
-        object.__setattr__(cfg, "__class__", _Config)  # yacs's own would make it a key
+        object.__setattr__(cfg, "__class__", _Config)  # yacs's __setattr__ would make it a key
 
 
 def default() -> CfgNode:
@@ -433,30 +434,30 @@ def default() -> CfgNode:
 
 
 def of_files(paths: Iterable[str]) -> CfgNode:
-    """The default config with the keys of files, the later ones' last; not frozen.
+    """The default config with the keys of files, not frozen; later files override earlier ones.
 
     Raises:
         UserError: no such file, unknown key or a value that it does not take.
     """
     files = []
     for path in paths:
-        found = find_config(path)
-        if not found.endswith((".yaml", ".yml")):
+        file = find_config(path)
+        if not file.endswith((".yaml", ".yml")):
             raise UserError(f"{path}: a config is a .yaml file")
-        files.append((path, found, read_text(found)))
+        files.append((path, file, read_text(file)))
     return _copy(_of_files(tuple(files)))
 
 
 @lru_cache(maxsize=128)  # a sweep has thousands of runs and a few files
 def _of_files(files: tuple[tuple[str, str, str], ...]) -> CfgNode:
     cfg = default()
-    for path, found, _ in files:  # the text only tells whether the file has changed
-        merge(cfg, flat(read_yaml(found)), path)
+    for path, file, _ in files:  # the text is there so that a changed file is read again
+        merge(cfg, flat(read_yaml(file)), path)
     return cfg
 
 
 def _copy(node: CfgNode) -> CfgNode:
-    """``node.clone()``, many times as fast: of values, only lists can change."""
+    """``node.clone()``, but many times as fast: of the values, only lists are copied."""
     twin = type(node).__new__(type(node))
     vars(twin).update(vars(node))
     for key, value in node.items():
@@ -468,7 +469,8 @@ def _copy(node: CfgNode) -> CfgNode:
 def of_run(results: dict, folder: Path) -> CfgNode:
     """The config of a run in ``folder``, from what its results.json says; not frozen.
 
-    A run on the other host has the sections of that host's trainers too: they are left out.
+    A run on Dassl also has the sections of Dassl's trainers: sections that this host lacks are left
+    out.
 
     Raises:
         UserError: a key that this version does not know, or a value that it does not take.
@@ -492,19 +494,19 @@ def _add(node: CfgNode, keys: dict) -> None:
 
 
 class _Config(CfgNode):
-    """A config whose files may be this package's; its sections are plain ones.
+    """A config that also reads this package's files; its sections are plain ``CfgNode``.
 
-    Frozen, it names a trainer and a data set that there are. And where a method's file of this
-    package meets a trainer that does not normalise images itself, as those of CoOp and MaPLe,
-    ``normalize`` is added to INPUT.TRANSFORMS, with CLIP's mean and standard deviation. A trainer
-    class says by an attribute ``normalizes = True`` that it does.
+    ``freeze`` raises a UserError unless the trainer and the data set exist. This package's method
+    files are for trainers that normalise images themselves, which have the attribute ``normalizes =
+    True``. With a trainer that does not, such as CoOp's and MaPLe's own, ``freeze`` adds
+    ``normalize`` to INPUT.TRANSFORMS, with CLIP's mean and standard deviation.
     """
 
     def merge_from_file(self, cfg_filename: str) -> None:
         path = find_config(cfg_filename)
         try:
             super().merge_from_file(path)
-        except Exception as error:  # the readers of YAML and yacs raise of every kind
+        except Exception as error:  # yaml and yacs raise errors of many kinds
             raise UserError(f"{cfg_filename}: {one_line(error)}") from error
         if CONFIGS.resolve() / "trainers" in Path(path).resolve().parents:
             self.__dict__["our_file"] = cfg_filename  # yacs would make an attribute a key
@@ -534,10 +536,10 @@ class _Config(CfgNode):
     def _normalize(self) -> None:
         from apd.clip.foreign import MEAN, STD
 
-        part = self.INPUT
-        if "normalize" not in part.TRANSFORMS:
-            part.TRANSFORMS = type(part.TRANSFORMS)([*part.TRANSFORMS, "normalize"])
-            part.PIXEL_MEAN, part.PIXEL_STD = list(MEAN), list(STD)
+        section = self.INPUT
+        if "normalize" not in section.TRANSFORMS:
+            section.TRANSFORMS = type(section.TRANSFORMS)([*section.TRANSFORMS, "normalize"])
+            section.PIXEL_MEAN, section.PIXEL_STD = list(MEAN), list(STD)
             print(
                 f"note: {self.__dict__['our_file']} is a config for trainers that normalise images "
                 f"themselves, and {self.TRAINER.NAME} here does not say that it does: normalize is "
@@ -591,22 +593,24 @@ HARMLESS = {
 
 
 def differences(config: dict, other: dict) -> list[str]:
-    """What in ``other`` could give another result than ``config``, as "KEY: value, was other".
+    """The keys by which two configs can give different results, as "KEY: value, was other".
 
-    A key of ours that ``other`` lacks, being of an earlier version, has its default there: the
-    default of a new key changes nothing.
+    ``other`` may be of an earlier version, and lack keys of ours. It is compared as if these had
+    their defaults, which change nothing.
     """
-    ours, theirs = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
-    skipped = unread(ours.get("TRAINER.NAME"))
+    values, others = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
+    skipped = unread(values.get("TRAINER.NAME"))
     return [
-        f"{key}: {ours.get(key)!r}, was {theirs.get(key)!r}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if key not in HARMLESS and not key.startswith(skipped) and ours.get(key) != theirs.get(key)
+        f"{key}: {values.get(key)!r}, was {others.get(key)!r}"
+        for key in sorted(values.keys() | others.keys())
+        if key not in HARMLESS
+        and not key.startswith(skipped)
+        and values.get(key) != others.get(key)
     ]
 
 
 def unread(method: str) -> tuple[str, ...]:
-    """How those keys of ours begin that a method does not read: the sections of the others."""
+    """Prefixes of the keys that a method does not read: the sections of our other methods."""
     if method not in METHODS:
         return ()
     others = KEYS["TRAINER"].keys() - {"PROMPT", METHODS[method].section}
@@ -614,14 +618,14 @@ def unread(method: str) -> tuple[str, ...]:
 
 
 def plain(config):
-    """What a config holds as YAML and JSON know it: keys in order, lists for tuples."""
+    """A config as plain data for YAML and JSON: dicts with sorted keys, lists for tuples."""
     if isinstance(config, dict):
         return {key: plain(config[key]) for key in sorted(config)}
     return [plain(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Key, with dots, and value of all that a config holds."""
+    """All keys of a config, with dots, and their values."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")

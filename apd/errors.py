@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""Errors that users can mend, and the one line in which they are reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apd.console import lasting
 
 
 class UserError(Exception):
-    """Bad input, told in one line: what is wrong, where, and how to mend it.
+    """Bad input. Its message is one line: what is wrong, where, and how to mend it.
 
     The command line prints it as ``error: <message>`` and exits with code 2.
     """
@@ -25,18 +25,18 @@ class NonFiniteLoss(Exception):
 
 
 class ImpossibleResult(Exception):
-    """A result that cannot be right, such as robust above clean; it is kept, with its flag."""
+    """A result that cannot be right, such as robust above clean; it is stored with its flag."""
 
 
 class WorkerFailed(Exception):
-    """A process that does a part of the work has ended in an error; the others' work is kept."""
+    """A process that did a part of the work failed; the results of the others are stored."""
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """Another library's error, or a user's value, as part of a one-line message."""
+    """Another library's error, or a user's value, to be part of a message of one line."""
     # str() of a KeyError is its key in quotes
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    # what a terminal would not print as it is, is escaped; names of files may hold any byte
+    # file names may hold any byte: characters that a terminal cannot print are escaped
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -54,10 +54,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def similar(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """At most three of ``names`` that are most like ``name``, whatever their case.
+    """The names most similar to ``name``, ignoring case; at most three.
 
     Args:
-        cutoff: least likeness, from 0 to 1, as of ``difflib.get_close_matches``.
+        cutoff: least similarity, from 0 to 1, as of ``difflib.get_close_matches``.
     """
     by_lower = {known.lower(): known for known in names}
     return [by_lower[near] for near in get_close_matches(name.lower(), by_lower, 3, cutoff)]
@@ -69,7 +69,7 @@ def either(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-TOLD = (UserError, NonFiniteLoss, ImpossibleResult, WorkerFailed)
+ONE_LINE_ERRORS = (UserError, NonFiniteLoss, ImpossibleResult, WorkerFailed)
 
 
 def disk_full(error: object) -> TypeGuard[OSError]:
@@ -77,31 +77,32 @@ def disk_full(error: object) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def tell(error: Exception) -> int | None:
-    """Print an error of ``TOLD`` or of a file in one line, and return the exit code.
+def report_error(error: Exception) -> int | None:
+    """Print one of ``ONE_LINE_ERRORS``, or a file's error, in one line; return the exit code.
 
-    It is 2 for what is the user's to mend, 1 for a full disk and the others of ``TOLD``; None, and
-    nothing is printed, for any other error.
+    The exit code is 2 for errors that the user can mend; it is 1 for a full disk and the others of
+    ``ONE_LINE_ERRORS``. For any other error nothing is printed, and None is returned.
     """
     message, code = str(error), 1
     if isinstance(error, UserError):
-        # from a worker of a data loader it comes with that process's traceback
+        # an error from a worker of a data loader has that process's traceback in its message
         message, code = one_line(message.rpartition("apd.errors.UserError: ")[2], most=3000), 2
     elif disk_full(error):
         where = f"{one_line(error.filename)}: " if error.filename else ""
         message = f"{where}{error.strerror}: make room, and the same command goes on"
     elif isinstance(error, OSError) and error.filename is not None and error.strerror:
         message, code = f"{one_line(error.filename)}: {error.strerror}", 2
-    elif not isinstance(error, TOLD):
+    elif not isinstance(error, ONE_LINE_ERRORS):
         return None
-    _print(message)
+    if not console.silent:
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 
 def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a command: what goes wrong is one line, and exit code 2 (UserError) or 1.
+    """Decorate a command: an error is reported in one line, with exit code 2 (UserError) or 1.
 
-    It goes on where its output is not read (any more): ``>&-``, ``| head -1``.
+    The command also goes on when nobody reads its output, as with ``>&-`` and ``| head -1``.
     """
 
     @wraps(main)
@@ -110,17 +111,17 @@ def exit_codes(main: Callable[..., int]) -> Callable[..., int]:
             with lasting():
                 return main(argv)
         except Exception as error:
-            if code := tell(error):
+            if code := report_error(error):
                 return code
             raise
 
     return command
 
 
-def tell_uncaught() -> None:
-    """End a program that none of our commands runs, as they end: with one line and exit code.
+def report_uncaught() -> None:
+    """Make a program of others, such as CoOp's train.py, report our errors as our commands do.
 
-    Any other error that nobody catches goes to the hook that was there before.
+    Any other uncaught error goes to the previous ``sys.excepthook``.
     """
     if not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
@@ -131,11 +132,6 @@ class _Hook:
         self.before = before
 
     def __call__(self, kind, error, traceback) -> None:
-        if isinstance(error, TOLD) or disk_full(error):
-            sys.exit(tell(error))
+        if isinstance(error, ONE_LINE_ERRORS) or disk_full(error):
+            sys.exit(report_error(error))
         self.before(kind, error, traceback)
-
-
-def _print(message: str) -> None:
-    if not console.silent:
-        print(f"error: {message}", file=sys.stderr)

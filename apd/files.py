@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read as what editors make of them."""
+"""Files are written whole or not at all, and read without running anything in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apd.errors import UserError, disk_full, one_line
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """A text file in UTF-8, with or without a byte-order mark, line ends as newlines.
+    """The text of a file in UTF-8, with or without a byte-order mark; line ends become newlines.
 
     Raises:
         UserError: it cannot be read, or is no text in UTF-8.
@@ -30,7 +30,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(text: str | bytes):
-    """What JSON says, with or without a byte-order mark.
+    """The value of a JSON text, with or without a byte-order mark.
 
     Raises:
         ValueError: it is no JSON, is nested too deeply, or has NaN or infinite numbers.
@@ -43,7 +43,7 @@ def parse_json(text: str | bytes):
 
 
 def read_json(path: str | os.PathLike):
-    """What a JSON file says (``parse_json``).
+    """The value in a JSON file (``parse_json``).
 
     Raises:
         OSError: it cannot be read.
@@ -53,7 +53,7 @@ def read_json(path: str | os.PathLike):
 
 
 def parse_yaml(text: str):
-    """What YAML says; no tag makes anything but plain data.
+    """The value of a YAML text, which is plain data whatever its tags are.
 
     Raises:
         ValueError: it is no YAML, is nested too deeply or in itself (by an alias), grows by
@@ -61,12 +61,12 @@ def parse_yaml(text: str):
     """
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ten times as fast
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # C's is ten times as fast
         def construct_mapping(self, node, deep=False):
             nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             keys = [self.construct_object(key, deep=True) for key in nodes]
             if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-                # YAML's readers would drop the first one without a word
+                # the yaml package would silently drop the first one
                 raise ValueError(f"{twice[0]} stands twice, line {node.start_mark.line + 1} on")
             return super().construct_mapping(node, deep)
 
@@ -76,7 +76,7 @@ def parse_yaml(text: str):
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     try:
         value = yaml.load(text, Loader)
-    except Exception as error:  # dates and tags raise of every kind
+    except Exception as error:  # dates and tags raise errors of many kinds
         raise ValueError(one_line(error)) from error
     return _bounded(value)
 
@@ -88,15 +88,15 @@ def read_yaml(path: str | os.PathLike) -> dict:
         UserError: it cannot be read, is no mapping, or as ``parse_yaml``.
     """
     try:
-        found = parse_yaml(read_text(path))
+        mapping = parse_yaml(read_text(path))
     except ValueError as error:
         raise UserError(f"{os.fspath(path)}: {error}") from error
-    if not isinstance(found, (dict, type(None))):
+    if not isinstance(mapping, (dict, type(None))):
         raise UserError(f"{os.fspath(path)}: it is no mapping of keys to values")
-    return found or {}
+    return mapping or {}
 
 
-_DEEPEST, _LARGEST = 50, 10_000_000  # levels, and values of a level, of what is read from a file
+_DEEPEST, _LARGEST = 50, 10_000_000  # most levels of a file's value, and most values of a level
 _DEEP = f"it is nested more than {_DEEPEST} levels deep, or in itself"
 
 
@@ -124,7 +124,7 @@ def _bounded(value):
 
 
 def check_writable(folder: str | os.PathLike, what: str) -> None:
-    """Raise UserError unless ``folder`` is there, or can be made, and can be written to.
+    """Raise UserError unless ``folder`` exists or can be made, and can be written to.
 
     Args:
         what: the flag or key that names it.
@@ -140,7 +140,7 @@ def check_writable(folder: str | os.PathLike, what: str) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place on success.
+    """Yield a temporary path in the folder of ``path``, which replaces ``path`` on success.
 
     A reader sees the old file or the new one, never half of one; after an exception or a kill
     the old file is untouched. Missing parent folders are made.

@@ -1,7 +1,7 @@
-"""Plans: which cells a sweep is going to run, written and committed before they do.
+"""Plans: the cells that a sweep is going to run, written and committed before any of them runs.
 
     apd-sweep SPEC --plan FILE            # write it; git add FILE; git commit
-    apd-table RUN... --plan FILE          # do the runs follow it, and which of it have not run?
+    apd-table RUN... --plan FILE          # say which runs follow it, and which cells have not run
 
 FILE is JSON (schema 1):
     spec, spec_sha256: the sweep's file, and of its text and that of its bases.
@@ -40,12 +40,12 @@ _OF_CELL = dict.fromkeys(("folder", "sha256"), (str,))
 
 
 def config_sha256(config: dict, evaluates: bool, keys: Collection[str] | None = None) -> str:
-    """Of all in a run's config that can change its result.
+    """The SHA-256 of all in a run's config that can change its result.
 
     Args:
-        evaluates: it only evaluates prompts of another run.
-        keys: those that a plan knows; others count only if they have not their default, so that a
-            key of a later version changes no hash. None: all.
+        evaluates: whether it only evaluates prompts of another run.
+        keys: the keys of a plan; other keys are left out if they have their default, so that a
+            key of a later version changes no hash. None: all keys.
     """
     defaults = dict(flat(KEYS))
     values = {**defaults, **dict(flat(config))}
@@ -91,7 +91,7 @@ def write_plan(
         for folder, (config, evaluates) in configs.items()
     ]
     fields = [f' "{name}": {json.dumps(value)}' for name, value in head.items()]
-    # a line a cell, so that what git shows of a change can be read
+    # a line for each cell, so that a change can be read in git's diff
     fields.append(' "cells": [\n  ' + ",\n  ".join(map(json.dumps, cells)) + "\n ]")
     with atomic_write(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
@@ -116,7 +116,7 @@ class Plan:
                 self.versions[commit] = _read(f"{path} of {commit[:7]}", content)
 
     def verdict(self, run: dict) -> str:
-        """Whether a run (its results) follows the plan: "" if it does, or else why not."""
+        """Why a run does not follow the plan; "": it does. ``run`` is its results."""
         holding = [commit for commit, plan in self.versions.items() if _holds(plan, run)]
         if not holding:
             return "not in the plan"
@@ -130,7 +130,7 @@ class Plan:
         return "of a clone with changed files" if dirty else ""
 
     def not_run(self, runs: Iterable[dict]) -> list[str]:
-        """The folders of its cells that none of these runs is of."""
+        """The folders of the plan's cells that have no run among these."""
         ran = {_sha256(self.now, run) for run in runs}
         return [cell["folder"] for cell in self.now["cells"] if cell["sha256"] not in ran]
 
@@ -139,7 +139,7 @@ class Plan:
         return {folder: self.verdict(run) for folder, run in runs.items()}
 
     def notes(self, runs: dict[Path, dict]) -> list[str]:
-        """What a table of these runs says of the plan, in lines."""
+        """Lines below a table of these runs: which of them follow the plan, what has not run."""
         verdicts = self.verdicts(runs)
         followed = list(verdicts.values()).count("")
         commit = next(iter(self.versions))
@@ -150,21 +150,21 @@ class Plan:
         if self.now["finished"]:
             lines.append(f"{counted(self.now['finished'], 'cell')} had results before the plan")
         for why in sorted(set(verdicts.values()) - {""}):
-            names = [str(folder) for folder, said in verdicts.items() if said == why]
+            names = [str(folder) for folder, verdict in verdicts.items() if verdict == why]
             lines.append(f"{counted(len(names), 'run')} {why}: {listed(names, 3)}")
-        if missing := self.not_run(runs.values()):
+        if not_run := self.not_run(runs.values()):
             lines.append(
-                f"of the plan's {counted(len(self.now['cells']), 'cell')}, {len(missing):,} have "
-                f"no run here: {listed(missing, 3)}"
+                f"of the plan's {counted(len(self.now['cells']), 'cell')}, {len(not_run):,} have "
+                f"no run here: {listed(not_run, 3)}"
             )
         return lines
 
     def _before(self, commit: str, other: str) -> bool:
         return self._git("merge-base", "--is-ancestor", commit, other) is not None
 
-    @cache  # noqa: B019  many runs are of one commit, and there are few plans
+    @cache  # noqa: B019  many runs have the same commit, and there are few plans
     def _git(self, *command: str) -> str | None:
-        """What git prints, in the folder of the plan; None: it failed."""
+        """The output of a git command in the plan's folder; None: it failed."""
         where = ["git", "-C", str(self.path.resolve().parent)]
         try:
             done = subprocess.run([*where, *command], capture_output=True, text=True)

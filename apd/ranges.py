@@ -1,4 +1,4 @@
-"""What a config key or a flag takes: each rule reads a value, and says in words what it takes."""
+"""Rules for the values of config keys and flags: a rule reads a value, or says what it takes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Rule:
     """Reads values of one kind; also a type for argparse.
 
     Args:
-        words: what it takes, as in "use a whole number from 0".
-        read: gives the value as a config holds it, and raises ValueError for any other. A text may
-            be one from a command line.
+        words: what it takes, such as "a whole number from 0"; errors say "use" before it.
+        read: returns the value as a config holds it, also from a command line's text; raises
+            ValueError for other values.
     """
 
     def __init__(self, words: str, read: Callable) -> None:
@@ -95,8 +95,7 @@ def several(rule: Rule, count: int | None = None, split: bool = False) -> Rule:
     """A list, of ``count`` values if that is given.
 
     Args:
-        split: a text stands for the values between its commas; else, if the list is of texts, for
-            a list of itself.
+        split: whether a text is split at its commas; else a text becomes a list of one value.
     """
     words = "a list" if rule is ANY else f"a list of {count or ''} values, each {rule}"
 
@@ -105,7 +104,7 @@ def several(rule: Rule, count: int | None = None, split: bool = False) -> Rule:
             try:
                 value = _plain(value, list, tuple)
             except ValueError:
-                value = [part.strip() for part in value.split(",")] if split else [value]
+                value = [text.strip() for text in value.split(",")] if split else [value]
         if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
             raise ValueError(words)
         return type(value)(rule.read(item) for item in value)
@@ -126,10 +125,6 @@ def _read_text(value):
     return decoded if isinstance(decoded, str) else value  # quotes are taken off
 
 
-def _read_switch(value):
-    return _plain(value.capitalize() if value in ("true", "false") else value, bool)
-
-
 def _limits(low: float, high: float, above: float = -math.inf) -> str:
     if above > -math.inf:
         return f" above {above}" + (f", to {high}" if high < math.inf else "")
@@ -139,7 +134,7 @@ def _limits(low: float, high: float, above: float = -math.inf) -> str:
 
 
 def _plain(value, *types: type):
-    """A value of one of the types, as it is or as text; True is no number."""
+    """A value of one of the types, also from its text; ValueError for others. True is no number."""
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip())
@@ -151,11 +146,14 @@ def _plain(value, *types: type):
 
 
 TEXT = Rule("text (in YAML with quotes around a number)", _read_text)
-SWITCH = Rule("True or False", _read_switch)
+SWITCH = Rule(
+    "True or False",
+    lambda value: _plain(value.capitalize() if value in ("true", "false") else value, bool),
+)
 
 
 def rule_like(value) -> Rule:
-    """The rule for a key of which only a value is known."""
+    """The rule for a key without one of its own: a value of the type of its default, ``value``."""
     if isinstance(value, bool):
         return SWITCH
     if isinstance(value, int):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import apd
-from apd.errors import tell_uncaught
+from apd.errors import report_uncaught
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SECTION = re.search(r"## In a CoOp or MaPLe checkout\n(.*?)\n## ", README, flags=re.DOTALL)[1]
@@ -203,8 +203,8 @@ def test_our_errors_are_one_line_there(checkout):
 def test_other_errors_are_what_they_were(monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error))
-    tell_uncaught()
-    tell_uncaught()
+    report_uncaught()
+    report_uncaught()
     error = KeyError("NO.KEY")
     sys.excepthook(KeyError, error, None)
     assert seen == [(KeyError, error, None)]

@@ -1,13 +1,13 @@
-"""Write trained prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, or theirs in ours;
-or as a folder that says all of the classifier, for apd.load.
+"""Write our prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, and theirs in ours; or
+write a classifier's folder, for apd.load.
 
     apd-convert output/caltech101/MaPLe/vit_b16_16shots/seed1 elsewhere/seed1 --epoch 5
     apd-convert output/caltech101/APD/vit_b16_16shots/seed1 folder --format apd [--push USER/NAME]
 
-Which way it goes is seen from the names in the checkpoint. Peers load the result with --model-dir
-and --load-epoch; the frozen CLIP and the class names are theirs to add, and they do. --format apd
-writes the prompts, all that they need but the weights of CLIP, and a model card; --push uploads it
-to the Hugging Face hub (HF_TOKEN says who you are).
+The names in the checkpoint tell whose layout it has; it is written in the other one. The peers load
+the result with --model-dir and --load-epoch, and add the frozen CLIP and the class names
+themselves. --format apd writes the prompts, all that they need but the weights of CLIP, and a model
+card; --push uploads it to the Hugging Face hub (HF_TOKEN says who you are).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from apd.models.arguments import SOURCES, add_flags, classifier
 from apd.models.hub import push
 from apd.results.provenance import of_checkpoint
 
-_KEPT = ("val_result", "method", "classnames")  # of the checkpoint, whichever way it goes
+_COPIED = ("val_result", "method", "classnames")  # fields of a checkpoint in either layout
 
 
 def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
-    """Write the prompts of the run in ``source`` below ``target``; returns the file.
+    """Write the prompts of the run in ``source`` below ``target``; return their folder.
 
     Raises:
-        UserError: no checkpoint of prompts in ``source``, or a ``target`` that has one.
+        UserError: no checkpoint of prompts in ``source``, or the folder in ``target`` exists.
     """
     path = checkpoint_path(prompts_folder(source), epoch)
     checkpoint = load_checkpoint(path, inert=True)
     saved = read_prompts(checkpoint, path)
     if not isinstance(checkpoint.get("epoch"), int):
         raise UserError(f"{path} does not say its epoch")
-    written = {key: checkpoint[key] for key in _KEPT if _plain(checkpoint.get(key))}
+    written = {key: checkpoint[key] for key in _COPIED if _plain(checkpoint.get(key))}
     if record := of_checkpoint(checkpoint, path.parent):
         written["trained_on"] = record
     if not saved.ours:
@@ -52,18 +52,18 @@ def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
         raise UserError(f"{path} has {saved}: no other project has such prompts")
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder")
-    # no views: torch.save would write all of what they are a view of
+    # copies, because torch.save writes the whole tensor that a view is a part of
     written["state_dict"] = {name: value.clone() for name, value in state.items()}
     try:
         save_checkpoint({**written, "epoch": checkpoint["epoch"]}, folder)
-    except OSError:  # half of it would be in the way of the next try
+    except OSError:  # what was written would refuse the next try
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
 
 
 def _plain(value) -> bool:
-    """Whether it is plain data, not the placeholder of an object."""
+    """Whether it is plain data, not a placeholder that ``load_checkpoint`` has for an object."""
     if isinstance(value, list):
         return all(map(_plain, value))
     return isinstance(value, (str, int, float))

@@ -12,9 +12,10 @@ OURS = "prompt_learner"
 
 
 def prompts_folder(directory: Path) -> Path:
-    """The folder with the checkpoints of a run's prompts; ``directory`` may be it already.
+    """The folder with the checkpoints of a run's prompts; ``directory`` is the run's, or this one.
 
-    Whatever it is called: ours is ``prompt_learner``, peers have other names too.
+    Ours is called ``prompt_learner``; the peers' have other names, and are recognised by their
+    files.
 
     Raises:
         UserError: several folders that it could be.
@@ -24,15 +25,15 @@ def prompts_folder(directory: Path) -> Path:
         return directory / OURS
     if any(directory.glob(files)):
         return directory
-    found = sorted({path.parent for path in directory.glob(f"*/{files}")})
-    if len(found) > 1:
-        names = ", ".join(folder.name for folder in found)
+    folders = sorted({path.parent for path in directory.glob(f"*/{files}")})
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
         raise UserError(f"{directory} has prompts in several folders ({names}): name one of them")
-    return found[0] if found else directory / OURS
+    return folders[0] if folders else directory / OURS
 
 
 def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
-    """The checkpoint of ``epoch`` in Dassl's layout; without it the best one, or else the last.
+    """The checkpoint of ``epoch`` in Dassl's layout; None: the best one, or the last.
 
     Raises:
         UserError: there is none.
@@ -42,7 +43,7 @@ def checkpoint_path(folder: Path, epoch: int | None = None) -> Path:
     if epoch is None and not path.exists() and last.exists():
         path = folder / Path(one_line(read_text(last))).name
     if not path.exists():
-        found = sorted(p.name for p in folder.glob("model*")) if folder.exists() else []
-        there = f"there are {', '.join(found)}" if found else "the folder has no checkpoints"
-        raise UserError(f"no checkpoint {path}: {there}; check the folder and the epoch")
+        names = sorted(p.name for p in folder.glob("model*")) if folder.exists() else []
+        hint = f"there are {', '.join(names)}" if names else "the folder has no checkpoints"
+        raise UserError(f"no checkpoint {path}: {hint}; check the folder and the epoch")
     return path

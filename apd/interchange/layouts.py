@@ -1,8 +1,8 @@
-"""The names that prompts have in checkpoints: ours, and those of the projects of our peers.
+"""The names of prompts in checkpoints: ours, and those of other projects ("peers").
 
-CoOp, APT, AdvPT and AdvCoOp save their prompt learner; MaPLe, FAP, VPT, IVLP, MMoP and MAPT's
-AdvMaPLe, AdvVPT and AdvIVLP save the frozen CLIP with it. All of them save the embedded class
-names too.
+CoOp, APT, AdvPT and AdvCoOp save their prompt learner. MaPLe, FAP, VPT, IVLP, MMoP and MAPT's
+AdvMaPLe, AdvVPT and AdvIVLP save the frozen CLIP as well. All of them also save the embedded class
+names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MIXTURES = {
     )
 }
 
-# kind of prompts: the folder that peers save them in, and their name for each of ours
+# kind of prompts -> the folder that peers save them in, and our name of each parameter -> theirs
 PEERS = {
     "text": ("prompt_learner", {"text.0": "ctx"}),
     "visual": ("prompt_learner", _VISUAL),
@@ -77,20 +77,20 @@ PEERS = {
 _OURS = {theirs: ours for _, names in PEERS.values() for ours, theirs in names.items()}
 _KNOWN = set(_OURS.values())
 
-# the frozen CLIP in a peer's model, and in ``clip.model.CLIP``
+# prefix of the frozen CLIP's weights in a peer's model -> in ``clip.model.CLIP``
 _FROZEN = {"image_encoder.": "visual.", "text_encoder.": "", "logit_scale": "logit_scale"}
 
 
 @dataclass(frozen=True)
 class SavedPrompts:
-    """What a checkpoint says about prompts.
+    """The prompts in a checkpoint.
 
     Attributes:
         prompts: by the names of ``apd.clip.contexts``.
-        tokens: (C, 77 - M, D), the embedded prompts of the classes it was trained on, without the
-            M context vectors; None where it does not say.
-        frozen: weights of the CLIP it was trained on, by the names of ``clip.model.CLIP``.
-        ours: whether it was written by this project.
+        tokens: (C, 77 - M, D), the embedded prompts of the training classes without the M context
+            vectors; None: the checkpoint does not have them.
+        frozen: weights of the CLIP that they were trained on, by the names of ``clip.model.CLIP``.
+        ours: whether the checkpoint has our layout.
     """
 
     prompts: dict[str, Tensor]
@@ -104,21 +104,21 @@ class SavedPrompts:
         parts = {name.partition(".")[0] for name in self.prompts}
         if not _MIXTURES.keys().isdisjoint(self.prompts):
             return "text + visual mixtures"
-        if "projections" in parts:  # of one layer they are the same either way
+        if "projections" in parts:  # one layer looks the same in both directions
             return "visual-to-text" if "visual" in parts else "text-to-visual"
         if parts == {"text"} and len(self.prompts) > 1:
             return "deep text"
         return " + ".join(sorted(parts))
 
-    def context(self, part: str) -> list[Tensor]:
-        """The vectors learned for "text" or "visual", layer by layer; of mixtures the base."""
-        names = ((f"{part}.{i}", f"{part}.{i}.base") for i in _LAYERS)
+    def context(self, side: str) -> list[Tensor]:
+        """The context vectors of "text" or "visual", a tensor a layer; of mixtures the base's."""
+        names = ((f"{side}.{i}", f"{side}.{i}.base") for i in _LAYERS)
         layers = (self.prompts.get(name, self.prompts.get(base)) for name, base in names)
         return [vectors for vectors in layers if vectors is not None]
 
     @property
     def depth(self) -> int:
-        """Layers with prompts, on the text side where there is one."""
+        """The number of layers with prompts, of the text encoder if it has any."""
         visual = self.context("visual")
         if self.kind == "visual-to-text":
             return len(visual) + 1
@@ -131,8 +131,8 @@ class SavedPrompts:
                 f"{_vectors(visual, 'visual')} in {counted(self.depth, 'layer')}, projected to text"
             )
         described = [
-            f"{_vectors(layers, part)} in {counted(len(layers), 'layer')}"
-            for part, layers in (("text", text), ("visual", visual))
+            f"{_vectors(layers, side)} in {counted(len(layers), 'layer')}"
+            for side, layers in (("text", text), ("visual", visual))
             if layers
         ]
         if self.kind == "text-to-visual":
@@ -142,14 +142,14 @@ class SavedPrompts:
 
 
 def read_prompts(checkpoint, where) -> SavedPrompts:
-    """The prompts in a checkpoint, recognised by their names alone.
+    """The prompts in a checkpoint of ours or of a peer, which are recognised by their names.
 
     Args:
-        checkpoint: what ``load_checkpoint`` gave.
+        checkpoint: what ``load_checkpoint`` returned.
         where: what to call it in an error.
 
     Raises:
-        UserError: no checkpoint of prompts, or prompts of a kind that is not known here.
+        UserError: no checkpoint of prompts, or prompts of an unknown kind.
     """
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -158,12 +158,12 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
         raise UserError(f"{where} has NaN or infinite values: choose another epoch or train again")
     # without the wrappers of DataParallel and torch.compile
     state = {
-        ".".join(part for part in str(name).split(".") if part not in ("module", "_orig_mod")): v
+        ".".join(word for word in str(name).split(".") if word not in ("module", "_orig_mod")): v
         for name, v in state.items()
     }
     ours, frozen, vectors, unknown = {}, {}, {}, []
     # MMoP's; its other mixtures of experts have no base
-    mixtures = any(_MIXTURES[f"{part}.1.base"] in state for part in ("text", "visual"))
+    mixtures = any(_MIXTURES[f"{word}.1.base"] in state for word in ("text", "visual"))
     for name, value in state.items():
         prefix = next((p for p in _FROZEN if name.startswith(p)), None)
         if name in _OURS and (mixtures or _OURS[name] not in _MIXTURES):
@@ -178,9 +178,9 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
     if not peers:
         ours, unknown = dict(state), [name for name in state if name not in _KNOWN]
     if unknown or not ours:
-        found = ", ".join(sorted(unknown)[:4]) or "no prompts"
+        names = ", ".join(sorted(unknown)[:4]) or "no prompts"
         raise UserError(
-            f"{where} holds {found}: these are not prompts of CoOp, APT, AdvPT, VPT, IVLP, MaPLe, "
+            f"{where} holds {names}: these are not prompts of CoOp, APT, AdvPT, VPT, IVLP, MaPLe, "
             "FAP, MMoP or their adversarial trainers, which are what can be read here"
         )
     if len(vectors) == 2 and _alike(vectors["token_prefix"], vectors["token_suffix"]):
@@ -198,7 +198,7 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
 
 
 def peers_state_dict(saved: SavedPrompts) -> dict[str, Tensor]:
-    """The prompts, and what is known of the class names, by our peers' names."""
+    """The prompts, and the embedded class names where they are known, by the peers' names."""
     _, names = PEERS[saved.kind]
     state = {names[name]: value for name, value in saved.prompts.items()}
     if saved.tokens is not None and "text.0" in saved.prompts:
@@ -209,7 +209,7 @@ def peers_state_dict(saved: SavedPrompts) -> dict[str, Tensor]:
 
 
 def _dimensions(name: str) -> tuple[int, ...]:
-    """How many dimensions prompts may have, by our names."""
+    """The numbers of dimensions that the parameter of this name (ours) may have."""
     if name.endswith(("bias", "tau", "alpha")):
         return (1,)
     if name.endswith("experts"):
@@ -218,43 +218,43 @@ def _dimensions(name: str) -> tuple[int, ...]:
 
 
 def _alike(prefix: Tensor, suffix: Tensor) -> bool:
-    """Whether both are (C, any, D), of one or more classes."""
-    shapes = [tuple(part.shape) for part in (prefix, suffix)]
+    """Whether both are (C, any, D), with the same C > 0 and D."""
+    shapes = [tuple(tensor.shape) for tensor in (prefix, suffix)]
     classes_and_width = {(shape[0], shape[2]) if len(shape) == 3 else None for shape in shapes}
     return len(classes_and_width) == 1 and None not in classes_and_width and 0 not in shapes[0]
 
 
 def _lacking(saved: SavedPrompts) -> list[str]:
-    """Names that are missing between those there are, by our names."""
+    """Our names of parameters without which the prompts are not complete."""
     depth = {"text": 0, "visual": 0, "projections": 0}
     for name in saved.prompts:
-        part, i, *_ = name.split(".")
-        depth[part] = max(depth[part], int(i) + 1)
+        group, i, *_ = name.split(".")
+        depth[group] = max(depth[group], int(i) + 1)
     if "-to-" in saved.kind:
         layers = max(depth["text"], depth["visual"] + 1, depth["projections"])
         if saved.kind == "text-to-visual":
             depth = {"text": layers, "projections": layers}
         else:
             depth = {"text": 1, "visual": layers - 1, "projections": layers}
-    wanted = [
-        f"{part}.{i}{end}"
-        for part, layers in depth.items()
+    expected = [
+        f"{group}.{i}{end}"
+        for group, layers in depth.items()
         for i in range(layers)
-        for end in _ends(saved.kind, part, i)
+        for end in _ends(saved.kind, group, i)
     ]
-    return [name for name in wanted if name not in saved.prompts]
+    return [name for name in expected if name not in saved.prompts]
 
 
-def _ends(kind: str, part: str, layer: int) -> tuple[str, ...]:
-    """What the names of a layer's parameters end in."""
-    if part == "projections":
+def _ends(kind: str, group: str, layer: int) -> tuple[str, ...]:
+    """The endings of the names of a layer's parameters."""
+    if group == "projections":
         return (".weight", ".bias")
     if kind.endswith("mixtures") and layer:
         return (".base", ".experts", ".gate.weight", ".gate.bias", ".tau", ".alpha")
     return ("",)
 
 
-def _vectors(layers: list[Tensor], part: str) -> str:
+def _vectors(layers: list[Tensor], side: str) -> str:
     *classes, count, width = layers[0].shape
     per_class = f" for each of {classes[0]} classes" if classes else ""
-    return f"{count} {part} vectors of width {width}{per_class}"
+    return f"{count} {side} vectors of width {width}{per_class}"

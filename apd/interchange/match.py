@@ -1,4 +1,4 @@
-"""Whether saved prompts fit the model they are to be put into."""
+"""Whether saved prompts fit a model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from apd.methods import METHODS
 def check_fit(
     saved: SavedPrompts, model: PromptedCLIP, section: str, options: Mapping, where
 ) -> bool:
-    """Raise unless ``model`` means the same with these prompts as the model they come from.
+    """Raise unless the saved prompts give ``model`` the logits of the model that they come from.
 
     Args:
         section: ``options`` is cfg.TRAINER.<section>, to say which keys to set.
         where: what to call the checkpoint in an error.
 
     Returns:
-        Whether the checkpoint says that it was trained with other class names, or other fixed
-        words beside them; prompts with one context for all classes may be.
+        Whether the prompts were trained with other class names, or with other fixed words around
+        these. That is no error where all classes share one context.
 
     Raises:
         UserError: prompts of another kind, number or width; of another CLIP; or class-specific
@@ -75,8 +75,8 @@ def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mappi
     alike = "-to-" in saved.kind and "-to-" in own.kind and 1 in (saved.depth, own.depth)
     if saved.kind != own.kind and not alike:
         return f"use --trainer {either(trainers)}"
-    wanted = fitting_options(saved)
-    keys = [f"TRAINER.{section}.{k} {v}" for k, v in wanted.items() if options.get(k, v) != v]
+    fitting = fitting_options(saved)
+    keys = [f"TRAINER.{section}.{k} {v}" for k, v in fitting.items() if options.get(k, v) != v]
     if keys:
         return f"set {' '.join(keys)}"
     widths = [
@@ -85,34 +85,37 @@ def _remedy(saved: SavedPrompts, own: SavedPrompts, section: str, options: Mappi
     ]
     if widths[0] != widths[1]:
         return "set MODEL.BACKBONE.NAME to the CLIP it was trained on"
-    if wanted.get("CSC") and text[0].shape[1:] == own.context("text")[0].shape[1:]:
+    if fitting.get("CSC") and text[0].shape[1:] == own.context("text")[0].shape[1:]:
         return "class-specific prompts need the classes they were trained on"
     return f"set TRAINER.{section}.CTX_INIT to the words it was trained with"
 
 
 def fitting_options(saved: SavedPrompts) -> dict:
-    """What keys of cfg.TRAINER.<section> say of prompts of this size; no trainer has all."""
+    """Keys of cfg.TRAINER.<section>, and their values that make prompts of this size.
+
+    They are those of all trainers; each trainer has some of them.
+    """
     text, visual = saved.context("text"), saved.context("visual")
-    wanted: dict = {"PROMPT_DEPTH": saved.depth}
+    options: dict = {"PROMPT_DEPTH": saved.depth}
     if text:
-        wanted["N_CTX"] = wanted["N_CTX_TEXT"] = text[0].shape[-2]
-        wanted |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
+        options["N_CTX"] = options["N_CTX_TEXT"] = text[0].shape[-2]
+        options |= {"PROMPT_DEPTH_TEXT": saved.depth, "CSC": text[0].dim() == 3}
     if saved.kind.endswith("mixtures") and "text.1.experts" in saved.prompts:
-        wanted["NUM_EXPERTS"] = len(saved.prompts["text.1.experts"])
+        options["NUM_EXPERTS"] = len(saved.prompts["text.1.experts"])
     if visual and saved.kind != "visual-to-text":
-        wanted |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
-    return wanted
+        options |= {"N_CTX_VISION": visual[0].shape[-2], "PROMPT_DEPTH_VISION": len(visual)}
+    return options
 
 
 def _close(theirs: Tensor, ours: Tensor) -> bool:
-    """Equal but for a rounding to float16, which is what CLIP's weights are published in."""
+    """Whether both are equal up to rounding to float16, in which CLIP's weights are published."""
     if theirs.shape != ours.shape:
         return False
     return torch.allclose(theirs.to(ours), ours, rtol=1e-3, atol=1e-6)
 
 
 def _without_slots(prompts: ClassPrompts) -> Tensor:
-    """(C, L - M, D): the embedded prompts without the open slots, in whatever position."""
+    """(C, L - M, D): the embedded prompts without the M positions of the context vectors."""
     classes, length, width = prompts.embedding.shape
     fixed = torch.ones(classes, length, dtype=torch.bool, device=prompts.slots.device)
     return prompts.embedding[fixed.scatter_(1, prompts.slots, False)].view(classes, -1, width)

@@ -16,7 +16,7 @@ class Ray:
     """Ray tasks, each in a worker process of its own.
 
     Args:
-        slots: how many fit on this machine at a time; for a Ray that is started here.
+        slots: jobs at a time on this machine; only for a Ray that is started here.
         threads: processors (and threads of PyTorch) per job.
         gpus: per job; 0.25: four jobs share one.
         address: of a running cluster, whose machines share the file system; "": start Ray here.
@@ -29,16 +29,16 @@ class Ray:
     ) -> None:
         self.ray = _extra("ray")
         threads = threads or max(1, processors() // slots)
-        here = {} if address else {"num_cpus": slots * threads}
+        local = {} if address else {"num_cpus": slots * threads}
         self.ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,
-            **here,
+            **local,
         )
         if gpus is None:
             gpus = min(1, self.ray.cluster_resources().get("GPU", 0))
-        # max_calls: the process ends with its job; max_retries: the scheduler itself tries again
+        # max_calls: a new process for each job; max_retries: our scheduler tries again itself
         remote = self.ray.remote(max_calls=1, max_retries=0)(run_job)
         self.run = remote.options(num_cpus=threads, num_gpus=gpus)
         self.threads, self.running = threads, set()
@@ -73,9 +73,9 @@ class Slurm:
     """A Slurm job array, by submitit. A job that is preempted or out of time is put into the queue
     again and goes on where it was.
 
-    The jobs outlive the command that started them, whether killed or interrupted: the next one
-    waits for those that run. Those that still wait in Slurm's queue then find their work done, and
-    end at once.
+    The jobs go on when the command that started them is killed or interrupted. The same command
+    again waits for those that run. Some may still be in Slurm's queue; they end at once if their
+    work is done when they start.
 
     Args:
         slots: how many of an array may run at a time.
@@ -114,8 +114,8 @@ class Slurm:
         return 10**9  # Slurm has a queue
 
     def start(self, jobs: Sequence[Job]) -> list:
-        here = os.getcwd()
-        submissions = [_Submission(job, here, self.threads) for job in jobs]
+        folder = os.getcwd()
+        submissions = [_Submission(job, folder, self.threads) for job in jobs]
         with self.executor.batch():
             return [self.executor.submit(submission) for submission in submissions]
 
@@ -129,7 +129,7 @@ class Slurm:
 
 
 class _Submission:
-    """What submitit runs, and puts into the queue again."""
+    """The function that submitit runs; ``checkpoint`` puts it into the queue again."""
 
     def __init__(self, *arguments) -> None:
         self.arguments = arguments

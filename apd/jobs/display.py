@@ -1,4 +1,4 @@
-"""What is being done, on a terminal or line by line."""
+"""The progress of jobs: bars on a terminal, or else a line for each job that ends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ INTERVAL = 1.0  # seconds
 
 
 class Display:
-    """A bar of jobs and a line for each running one; where nobody watches, a line for each end.
+    """On a terminal a bar, and a line for each running job; else a line for each job that ends.
 
     Args:
-        unit: what a job is called.
-        file: for the lines of the ends.
+        unit: what to call a job.
+        file: where the lines of jobs that end are printed (default: stdout).
     """
 
     def __init__(self, jobs: list[Job], output: str, unit: str, file: TextIO | None = None) -> None:
@@ -46,7 +46,7 @@ class Display:
             running=len(scheduler.running) + len(scheduler.elsewhere),
             failed=sum(state.kind != "done" for state in scheduler.ended.values()),
         )
-        # what an executor has in its queue is not running yet
+        # jobs without an owner are still in the executor's queue
         running = [c for c in [*scheduler.running, *scheduler.elsewhere] if owner(c.folder)][:LINES]
         while len(self.lines) < len(running):
             self.lines.append(tqdm(bar_format="{desc}", position=len(self.lines) + 1, leave=False))

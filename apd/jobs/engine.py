@@ -15,7 +15,7 @@ from apd.jobs.scheduler import Scheduler
 
 
 class Executor(Protocol):
-    """Where jobs run. What came of a job is not its business: the folder tells (``Job.state``).
+    """Runs jobs in processes. Whether a job is done is told by its folder (``Job.state``).
 
     Attributes:
         pause: seconds between two polls.
@@ -24,23 +24,23 @@ class Executor(Protocol):
     pause: float
 
     def room(self, running: int) -> int:
-        """How many more jobs it takes when so many run."""
+        """How many more jobs may start, when ``running`` are running."""
 
     def start(self, jobs: Sequence[Job]) -> list[Any]:
         """A handle for each job."""
 
     def poll(self, handle: Any) -> str | None:
-        """None while the job's process lives, then how it ended ("" for normally).
+        """None while the job's process lives; then how it ended, "" if normally.
 
         Raises:
-            OSError: the job has met a full disk, which is no fault of the job's.
+            OSError: the job met a full disk. The job itself has not failed.
         """
 
     def close(self) -> None:
-        """End what can be ended."""
+        """End the processes, where the executor can."""
 
 
-# of a folder for its own files, and how many jobs run at a time
+# makes an executor from a folder for its files, and the number of jobs at a time
 StartExecutor = Callable[[str, int], Executor]
 
 
@@ -51,16 +51,17 @@ def run_jobs(
     unit: str,
     file: TextIO | None = None,
 ) -> dict[Job, State]:
-    """Run jobs, at most ``slots`` at a time; how each has ended.
+    """Run jobs, at most ``slots`` at a time, and return how each ended.
 
     Args:
-        unit: what a job is called on the terminal.
-        file: where the end of each is told, if nobody watches (default: stdout).
+        unit: what to call a job on the terminal.
+        file: where a line is printed for each job that ends, if stderr is no terminal (default:
+            stdout).
 
     Raises:
-        KeyboardInterrupt: a signal came; local jobs have ended, the others go on.
-        OSError: the disk is full; local jobs have ended, and will go on where they were.
-        UserError: the system has no locks, or no such executor.
+        KeyboardInterrupt: a signal came. Local jobs have ended, those on a cluster go on.
+        OSError: the disk is full. Local jobs have ended; the same command continues them.
+        UserError: the system has no file locks, or there is no such executor.
     """
     check_system()
     output = jobs[0].output
@@ -78,9 +79,9 @@ def run_jobs(
 
 @contextlib.contextmanager
 def _signals_to(handler: Callable) -> Iterator[None]:
-    """Ctrl-C, and what a batch system or ``kill`` sends."""
+    """Let ``handler`` handle SIGINT (Ctrl-C) and SIGTERM (sent by ``kill`` and batch systems)."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # whatever started this may block them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # the parent process may block them
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A piece of work with a folder of its own, and what that folder says about it."""
+"""A job: a piece of work with a folder of its own, and the state that this folder tells."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STDERR_NAME = "stderr.txt"
 
 
 class State(NamedTuple):
-    """``kind`` is one of
+    """How far a job is. ``kind`` is one of
 
-    done: what the job is to leave is complete;
-    blocked: the folder holds another job's results, or damaged ones: nothing is overwritten;
+    done: its results are complete;
+    blocked: its folder holds other or damaged results, which are not overwritten;
     running: a living process has the folder's lock;
-    failed: it has ended in an error, with exactly this command;
+    failed: it ended in an error, with exactly this command;
     partial: it has begun, and will go on where it was;
     missing: none of these.
     """
@@ -35,12 +35,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job(ABC):
-    """Work that a process does at one go, and goes on with if it was killed.
+    """Work that one process does; after a kill another process continues it.
 
     Args:
-        folder: where it leaves what it has found, and says how far it is.
-        output: a folder above that, the same for all jobs whose processes may meet.
-        needs: folder of the job that has to be done before; "": none.
+        folder: for its results, and for the files that tell its state.
+        output: a folder above ``folder``, the same for all jobs that may have the same folder.
+        needs: folder of the job that must be done before this one; "": none.
     """
 
     folder: str
@@ -50,11 +50,11 @@ class Job(ABC):
     @property
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """What is to be done: a failure of another command is none of this job's."""
+        """What is to be done. A failure that was noted for another command is ignored."""
 
     @abstractmethod
     def done(self) -> State | None:
-        """State "done" or "blocked", by what the folder holds; None: there is work left.
+        """State "done" or "blocked", from the files in the folder; None: there is work left.
 
         Raises:
             UserError: the command is wrong.
@@ -62,7 +62,7 @@ class Job(ABC):
 
     @abstractmethod
     def run(self) -> int:
-        """Do it in this process, which has the folder's lock.
+        """Do the work in this process, which has the folder's lock.
 
         Returns the exit code (130: interrupted); errors are raised.
         """
@@ -72,7 +72,7 @@ class Job(ABC):
         return ""
 
     def logs(self) -> list[Path]:
-        """Files that the job writes what it does to, beside stderr; the last one first."""
+        """The log files of the job, the newest first; stderr is not among them."""
         return []
 
     def state(self) -> State:
@@ -92,7 +92,7 @@ class Job(ABC):
         return State("partial" if self.logs() else "missing")
 
     def fail(self, reason: str, log: list[str] | None = None) -> None:
-        """Note that it has ended in an error; ``log`` defaults to its last lines."""
+        """Write a note that it ended in an error; ``log`` defaults to its last lines."""
         log = self.last_lines() if log is None else log
         write_json(
             Path(self.folder, FAILED_NAME),
@@ -106,11 +106,15 @@ class Job(ABC):
         )
 
     def clear_failure(self) -> None:
-        """Take the note away."""
+        """Remove the note of ``fail``."""
         Path(self.folder, FAILED_NAME).unlink(missing_ok=True)
 
     def last_lines(self, count: int = 5, since: float = 0.0) -> list[str]:
-        """Of stderr, or else of the log; only of what was written after ``last_written``'s time."""
+        """The last lines of stderr, or of the log if stderr is empty.
+
+        Args:
+            since: a time; files that were last written before it are ignored.
+        """
         for path in self._texts():
             lines = [line for line in tail(path).splitlines() if line.strip()]
             if lines and path.stat().st_mtime > since:
@@ -129,7 +133,7 @@ class Job(ABC):
         try:
             note = read_json(Path(self.folder, FAILED_NAME))
             return {**note, "reason": str(note["reason"]), "log": [*map(str, note["log"])]}
-        except (KeyError, OSError, TypeError, ValueError):  # none, or none of ours
+        except (KeyError, OSError, TypeError, ValueError):  # no note, or a file that is none
             return None
 
 

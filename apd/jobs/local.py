@@ -23,10 +23,10 @@ class Local:
 
     At most ``slots`` processes run, each with its share of the threads and one of the GPUs.
 
-    A job has a process of its own, forked from one that has imported everything and done nothing:
-    the bits are those of a fresh process, five seconds earlier. It outlives a command that is
-    killed (then it still has its lock, so that the next one waits for it), not one that is
-    interrupted.
+    Each job has a process of its own, forked from one that has imported everything and done nothing
+    else. So its results have the same bits as those of a new process, and it starts five seconds
+    sooner. If the command is killed, the job goes on and has its lock; the same command again waits
+    for it. If the command is interrupted, the job is ended.
 
     Args:
         threads: per job; None: the processors divided by ``slots``.
@@ -79,18 +79,19 @@ def start_local(output: str, slots: int) -> Local:
 
 
 def warm_up() -> multiprocessing.context.BaseContext:
-    """What local jobs are started by: a process to fork from, which begins to import at once."""
+    """Start the process that local jobs are forked from; it begins to import at once."""
     check_system()
     from multiprocessing import forkserver, resource_tracker  # which Windows lacks
 
-    # clip asks for GPUs when it is imported; asked in this way, children can still use them
+    # importing clip looks for GPUs; without this setting, forked processes could not use them
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
-    # Ctrl-C reaches every process of the terminal; while it imports, this one would end by it, and
-    # nothing could be started any more. So it starts, and forks, with signals blocked.
-    # The tracker would unblock them, if it were started with the other. It removes what killed
-    # processes leave (semaphores), and need not say so.
+    # Ctrl-C reaches every process of the terminal. It would end this one while it imports, and no
+    # job could be started any more. So it is started with signals blocked.
+    # multiprocessing's resource tracker would unblock them if it were started together with it, so
+    # it is started before. It removes the semaphores of killed processes; its warnings of that are
+    # switched off.
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     resource_tracker.ensure_running()
     sys.warnoptions.pop()
@@ -103,7 +104,8 @@ def warm_up() -> multiprocessing.context.BaseContext:
 
 
 def _process(job: Job, folder: str, threads: int, gpu: str | None) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)  # so that the lock is given back
+    # KeyboardInterrupt, so that the lock is released
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
@@ -115,11 +117,7 @@ def _process(job: Job, folder: str, threads: int, gpu: str | None) -> None:
     except OSError as error:
         if not disk_full(error):
             raise
-        sys.exit(errno.ENOSPC)  # for ``Local.poll``: there is no room to write it down
-
-
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
+        sys.exit(errno.ENOSPC)  # tells ``Local.poll``, because no file can be written
 
 
 def processors() -> int:

@@ -1,4 +1,4 @@
-"""One owner for a run's folder, on one machine or on many that share a file system."""
+"""Locks that give a job's folder one owner, on one machine or on many with a shared file system."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK_NAME = "sweep.lock"
-HEARTBEAT = 15.0  # seconds between two signs of life
-STALE = 180.0  # seconds without one, after which an owner on another host is dead
+HEARTBEAT = 15.0  # seconds after which an owner touches its lock's file again
+STALE = 180.0  # seconds without that, after which an owner on another host counts as dead
 
 
 class Lock:
-    """The right to run in ``folder``. It belongs to this process, and ends with it.
+    """The right to work in ``folder``. It belongs to this process, and ends with it.
 
-    A living owner's lock is never taken. An owner on this host is dead when its process is (it may
-    be stopped for as long as it likes), one on another host when its heart has not beaten for
-    ``STALE`` seconds.
+    A living owner's lock is never taken over. An owner on this host is dead when its process has
+    ended (a stopped process is alive). An owner on another host counts as dead when it has not
+    touched the lock's file for ``STALE`` seconds.
 
     Args:
-        folder: of the run; made if it is not there.
-        output: a folder above it, the same for all who want the lock.
+        folder: of the job; made if it does not exist.
+        output: a folder above it, the same for all processes that may want the lock.
 
     Raises:
-        UserError: this system has no such locks.
+        UserError: this system has no file locks.
     """
 
     def __init__(self, folder: str | os.PathLike, output: str | os.PathLike) -> None:
         check_system()
         self.path = Path(folder, LOCK_NAME)
         self.guard = Path(output, ".sweep.guard")
-        self.mine = {**_self(), "token": os.urandom(8).hex()}
+        self.mine = {**_this_process(), "token": os.urandom(8).hex()}
         self.released = threading.Event()
 
     def acquire(self) -> bool:
-        """Whether this process owns the folder now.
+        """Take the lock if it is free; return whether this process owns the folder now.
 
         Raises:
-            OSError: the lock cannot be written; then there is none.
+            OSError: the lock cannot be written; then it stays free.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._alone() as now:
             if _living(self.path, now):
                 return False
             self.path.unlink(missing_ok=True)
-            try:  # exclusively, for file systems where the guard guards nothing
+            try:  # "x" refuses an existing file: for file systems on which flock does nothing
                 file = open(self.path, "x", encoding="utf-8")
             except FileExistsError:
                 return False
@@ -79,9 +79,9 @@ class Lock:
 
     @contextlib.contextmanager
     def _alone(self):
-        """Nobody else looks at a lock and takes it in here. Yields the file system's time."""
+        """Keep other processes from taking a lock meanwhile. Yields the file system's time."""
         with open(self.guard, "a", encoding="utf-8") as file:
-            with contextlib.suppress(OSError):  # no such locks here
+            with contextlib.suppress(OSError):  # a file system without flock
                 fcntl.flock(file, fcntl.LOCK_EX)
             os.utime(self.guard)
             yield self.guard.stat().st_mtime
@@ -91,14 +91,14 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self.path)
             if _read(self.path) != self.mine and not self.released.is_set():
-                # this host slept for so long that another one has the job
+                # this host was suspended for so long that another process took the job over
                 print(f"error: {self.path} is gone or another's: stopped", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)
 
 
 def check_system() -> None:
-    """Raise UserError on systems without the locks that processes need beside each other."""
+    """Raise UserError on systems without file locks, which several processes need."""
     if fcntl is None:
         raise UserError(
             "sweeps and shards need file locks, which this system does not have: train and "
@@ -116,23 +116,25 @@ def _living(path: Path, now: float) -> dict | None:
         beat = path.stat().st_mtime
     except FileNotFoundError:
         return None
-    found = _read(path)
-    if found and found["host"] == _self()["host"]:
-        return found if _start(found["pid"]) == found["start"] else None
+    holder = _read(path)
+    if holder and holder["host"] == _this_process()["host"]:
+        return holder if _start(holder["pid"]) == holder["start"] else None
     if now - beat > STALE:
         return None
-    return found or {"host": "?", "pid": "?"}  # just being written
+    return holder or {"host": "?", "pid": "?"}  # just being written
 
 
 def _read(path: Path) -> dict | None:
     try:
-        found = read_json(path)
+        holder = read_json(path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"host", "pid", "start"} <= found.keys() else None
+    return (
+        holder if isinstance(holder, dict) and {"host", "pid", "start"} <= holder.keys() else None
+    )
 
 
-def _self() -> dict:
+def _this_process() -> dict:
     host = socket.gethostname()
     with contextlib.suppress(OSError):  # two containers may share a name, but not their processes
         host += " " + os.readlink("/proc/self/ns/pid")
@@ -140,9 +142,9 @@ def _self() -> dict:
 
 
 def _start(pid: int) -> int | None:
-    """When a living process started, so that a later one with its number is not taken for it.
+    """When a living process started; None: no process has this number.
 
-    None: there is none. On systems without /proc 0 for every living process.
+    The time tells it from a later process with the same number. Without /proc it is 0.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

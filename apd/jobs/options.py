@@ -1,4 +1,4 @@
-"""The executor that a command line names."""
+"""The command line's options that choose where jobs run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ExecutorOptions:
         Raises:
             UserError: an option of Slurm that is no KEY=VALUE.
         """
-        found = {field.name: getattr(args, field.name) for field in fields(cls)}
-        return cls(**{**found, "slurm": dict(_pair(text) for text in args.slurm)})
+        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        return cls(**{**values, "slurm": dict(_pair(text) for text in args.slurm)})
 
     def start(self, output: str, slots: int) -> Executor:
         """The executor, for ``slots`` jobs at a time; files of its own go below ``output``."""
@@ -53,16 +53,21 @@ class ExecutorOptions:
         return Local(slots, self.threads)
 
 
-def add_arguments(parser: argparse.ArgumentParser, what: str, jobs: str) -> None:
-    """Where to run ``what`` (cells, shards); ``jobs`` says how many run at a time by default."""
+def add_arguments(parser: argparse.ArgumentParser, noun: str, jobs: str) -> None:
+    """Add the options of ``ExecutorOptions``.
+
+    Args:
+        noun: what to call a job: "cell" or "shard".
+        jobs: how many run at a time by default, in words.
+    """
     group = parser.add_argument_group("where to run")
     group.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
-    group.add_argument("--jobs", type=whole(1), help=f"{what}s at a time (default: {jobs})")
+    group.add_argument("--jobs", type=whole(1), help=f"{noun}s at a time (default: {jobs})")
     group.add_argument(
-        "--threads", type=whole(1), help=f"per {what} (default: the processors / jobs)"
+        "--threads", type=whole(1), help=f"per {noun} (default: the processors / jobs)"
     )
     group.add_argument(
-        "--gpus", type=number(0), help=f"per {what}, for ray (0.25: four share one), slurm"
+        "--gpus", type=number(0), help=f"per {noun}, for ray (0.25: four share one), slurm"
     )
     group.add_argument("--address", default="", help="of a Ray cluster (default: start Ray here)")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""Brings every job to its end, whatever happens to single ones."""
+"""Starts jobs on an executor until each has ended, and starts those again whose process died."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from collections import Counter
 
 from apd.jobs.job import Job, State
 
-ATTEMPTS = 3  # processes that a job may lose (no memory, preempted, killed) before it has failed
+ATTEMPTS = 3  # a job has failed when so many of its processes died (no memory, preempted, killed)
 ENDS = ("done", "failed", "blocked")
 ELSEWHERE = 5.0  # seconds between two looks at jobs that another scheduler runs
 
 
 class Scheduler:
-    """Jobs, and how far they are.
+    """Runs jobs.
 
     Args:
-        jobs: those that need another one may stand anywhere.
+        jobs: in any order, also where one needs another.
         executor: an ``apd.jobs.engine.Executor``.
-        show: called now and then with this object.
+        show: called repeatedly with this object, to display the progress.
     """
 
     def __init__(self, jobs: list[Job], executor, show=lambda scheduler: None) -> None:
         self.executor, self.show = executor, show
         self.waiting = list(jobs)
-        self.running: dict[Job, object] = {}  # and the executor's handle
-        self.elsewhere: list[Job] = []  # another process has their locks
+        self.running: dict[Job, object] = {}  # job -> the executor's handle
+        self.elsewhere: list[Job] = []  # jobs that another scheduler's processes run
         self.ended: dict[Job, State] = {}
-        self.lost = Counter()  # processes, by job
-        self.before: dict[Job, float] = {}  # when its files were written to before it was started
+        self.lost = Counter()  # job -> how many of its processes died
+        self.before: dict[
+            Job, float
+        ] = {}  # job -> when its logs were last written before its start
         self.interrupted = False  # by ``interrupt``
 
     def run(self) -> dict[Job, State]:
-        """Run all; every job's end: done, failed, blocked, or missing for want of another run.
+        """Run all, and return each job's last state.
+
+        It is done, failed, blocked, or missing where a job that it needs is not done.
 
         Raises:
             KeyboardInterrupt: ``interrupt`` was called.
@@ -52,10 +56,10 @@ class Scheduler:
         return self.ended
 
     def interrupt(self, *_) -> None:
-        """A signal's handler: stop before the next start; at once, if it is the second signal."""
+        """A signal's handler: stop before the next start; at the second signal stop at once."""
         if self.interrupted:
             raise KeyboardInterrupt
-        # not at once: a process that is being started would be lost sight of
+        # not at once: a process that is just being started would be in no list, and never ended
         self.interrupted = True
 
     def _collect(self) -> None:
@@ -68,7 +72,7 @@ class Scheduler:
             if state.kind in ENDS:
                 self.ended[job] = state
                 continue
-            if state.kind != "running":  # it died without a word
+            if state.kind != "running":  # its process died without writing a note
                 self.lost[job] += 1
                 if self.lost[job] == ATTEMPTS:
                     lines = job.last_lines(since=self.before[job])

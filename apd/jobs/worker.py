@@ -1,4 +1,4 @@
-"""Runs one job in this process, which should be its own."""
+"""Runs one job in this process, which does nothing else."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from apd.errors import disk_full, tell
+from apd.errors import disk_full, report_error
 from apd.jobs.job import STDERR_NAME, Job
 from apd.jobs.lock import Lock
 
-# what every job needs; by name, because it imports what is above this package
+# the module with what every job imports; given by name, because it is above this package
 PRELOADED = "apd.train.preload"
 
-_held: list[Lock] = []  # by this process
+_locks: list[Lock] = []  # that this process owns
 
 
 def run_job(job: Job, folder: str, threads: int | None = None) -> None:
-    """Run a job. All that it has to say is in the job's folder.
+    """Run a job. Its results, logs and errors are written to its folder.
 
     Returns at once if another process has the job's lock.
 
     Args:
-        folder: the working directory, which relative paths of the job start from.
-        threads: of PyTorch; None: its own choice.
+        folder: the working directory, to which paths of the job are relative.
+        threads: of PyTorch; None: PyTorch's default.
 
     Raises:
-        OSError: the disk is full. The job has not failed: with room it goes on where it was.
+        OSError: the disk is full. That is no failure: with room, the job goes on where it was.
     """
     os.chdir(folder)
     lock = Lock(job.folder, job.output)
     if not lock.acquire():
         return
-    _held.append(lock)
+    _locks.append(lock)
     try:
         with _output_to(Path(job.folder)):
             job.clear_failure()
@@ -48,9 +48,9 @@ def run_job(job: Job, folder: str, threads: int | None = None) -> None:
 
 
 def release() -> None:
-    """Give this process's locks back."""
-    while _held:
-        _held.pop().release()
+    """Release all locks of this process."""
+    while _locks:
+        _locks.pop().release()
 
 
 def _run(job: Job, threads: int | None) -> int:
@@ -64,7 +64,7 @@ def _run(job: Job, threads: int | None) -> int:
     except Exception as error:  # not SystemExit, by which submitit ends a job to start it again
         if disk_full(error):
             raise
-        if code := tell(error):
+        if code := report_error(error):
             return code
         traceback.print_exc()
         return 1
@@ -72,8 +72,8 @@ def _run(job: Job, threads: int | None) -> int:
 
 @contextlib.contextmanager
 def _output_to(folder: Path) -> Iterator[None]:
-    """stderr into a file; stdout, which log.txt repeats, to nowhere."""
-    stdout, kept = sys.stdout, [os.dup(1), os.dup(2)]
+    """Write stderr to a file in ``folder``; drop stdout, whose text is in log.txt too."""
+    stdout, copies = sys.stdout, [os.dup(1), os.dup(2)]
     try:
         with (
             open(folder / STDERR_NAME, "w", buffering=1, encoding="utf-8") as file,
@@ -85,6 +85,6 @@ def _output_to(folder: Path) -> Iterator[None]:
             yield
     finally:
         sys.stdout = stdout
-        for number, copy in zip((1, 2), kept):
+        for number, copy in zip((1, 2), copies):
             os.dup2(copy, number)
             os.close(copy)

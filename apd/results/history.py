@@ -11,9 +11,9 @@ from apd.results.schema import HISTORY_NAME
 
 
 def read_history(run_dir: str | Path) -> dict[str, list[float]]:
-    """The columns by name: epoch (from 1), lr, seconds, loss, and what else a method logs.
+    """The columns by name: epoch (from 1), lr, seconds, loss, and further terms that a method logs.
 
-    Empty fields are NaN. A run that was not trained has no columns.
+    Empty fields are NaN. A run without training has no columns.
 
     Raises:
         UserError: the file is damaged.
@@ -22,8 +22,8 @@ def read_history(run_dir: str | Path) -> dict[str, list[float]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file, strict=True)
-        cells = [[float(cell) if cell else math.nan for cell in row] for row in rows]
-        columns = dict(zip(header, map(list, zip(*cells, strict=True)), strict=True))
+        numbers = [[float(field) if field else math.nan for field in row] for row in rows]
+        columns = dict(zip(header, map(list, zip(*numbers, strict=True)), strict=True))
         if "epoch" not in columns:
             raise ValueError("no column epoch")
         if not all(map(math.isfinite, columns["epoch"])):

@@ -1,11 +1,11 @@
-"""What prompts were trained on, and under which settings they mean what they were trained to mean.
+"""The record of what prompts were trained on, and whether another configuration may use them.
 
 A run's results.json and its checkpoints have it as ``trained_on``:
     method, dataset, subsample, shots, seed: of the run that trained them.
-    keys: the config keys that change what the prompts mean, with their values.
+    keys: the config keys without which the prompts give other logits, with their values.
     backbone_sha256: of the CLIP (``apd.clip.backbone_sha256``); None: not known.
-An evaluation of another run's prompts has that run's record. None: nothing was trained, or nothing
-tells what the prompts were trained on.
+An evaluation of another run's prompts has that run's record. It is None where nothing was trained,
+and where it is not known what the prompts were trained on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ _TEMPLATE = "DATASET.FOLDER.TEMPLATE"
 
 
 def training(run: dict, config: dict, backbone_sha256: str | None = None) -> dict:
-    """The record of prompts that a run with this config trains; ``run`` has its other fields."""
+    """The record of the prompts that a run with this config trains.
+
+    Args:
+        run: the run's results, or at least the ``FIELDS`` of these.
+    """
     return {
         **{field: run[field] for field in FIELDS},
         "keys": {k: v for k, v in flat(config) if _changes_meaning(k, run["method"])},
@@ -46,31 +50,33 @@ def _changes_meaning(key: str, method: str) -> bool:
     return group == "TRAINER" and section == ours and name in _OF_PROMPTS
 
 
-def check_meaning(trained: dict, asked: dict, where) -> None:
-    """Raise unless prompts mean in the configuration of ``asked`` what they were trained to mean.
+def check_meaning(trained: dict, current: dict, where) -> None:
+    """Raise unless prompts may be used in a configuration: all keys of ``trained`` must agree.
 
     Args:
-        trained, asked: records of training; ``where`` names the first one in the error.
+        trained: the prompts' record.
+        current: the record that the present configuration would give.
+        where: what to call the prompts in an error.
 
     Raises:
-        UserError: it names each key, with its value there and here.
+        UserError: it names each key that differs, with both values.
     """
-    ours, theirs = (
-        dict(map(_without_section, found["keys"].items())) for found in (asked, trained)
+    here, there = (
+        dict(map(_without_section, record["keys"].items())) for record in (current, trained)
     )
-    hashes = {asked["backbone_sha256"], trained["backbone_sha256"]}
+    hashes = {current["backbone_sha256"], trained["backbone_sha256"]}
     same_backbone = len(hashes) == 1 and None not in hashes
-    other_data = trained["dataset"] != asked["dataset"]
+    other_data = trained["dataset"] != current["dataset"]
     faults = []
-    for name in theirs.keys() & ours.keys():
-        (_, was), (key, value) = theirs[name], ours[name]
+    for name in there.keys() & here.keys():
+        (_, was), (key, value) = there[name], here[name]
         free = (other_data and key == _TEMPLATE) or (same_backbone and key in _OF_BACKBONE)
         if was != value and not free:
             faults.append(f"{key} {was!r}, not {value!r}")
     if not faults and len(hashes - {None}) == 2:
         faults = [
-            f"other weights than MODEL.BACKBONE.NAME {ours['MODEL.BACKBONE.NAME'][1]!r} has here "
-            f"(SHA-256 {trained['backbone_sha256'][:12]}, not {asked['backbone_sha256'][:12]})"
+            f"other weights than MODEL.BACKBONE.NAME {here['MODEL.BACKBONE.NAME'][1]!r} has here "
+            f"(SHA-256 {trained['backbone_sha256'][:12]}, not {current['backbone_sha256'][:12]})"
         ]
     if faults:
         raise UserError(
@@ -80,16 +86,20 @@ def check_meaning(trained: dict, asked: dict, where) -> None:
 
 
 def _without_section(item: tuple[str, object]) -> tuple[str, tuple[str, object]]:
-    """Name, key and value: a teacher's prompts are told of by two sections of TRAINER."""
+    """The key's last name, then the key and its value.
+
+    The prompts of a teacher can have their keys in another section of TRAINER than the student's,
+    so that keys are compared by their last name.
+    """
     key, _ = item
     return (key.rpartition(".")[2] if key.startswith("TRAINER.") else key), item
 
 
 def trained_on(folder: Path, results: dict) -> dict | None:
-    """The record of the prompts that the run in ``folder`` is about.
+    """The record of the prompts that the run in ``folder`` trained or evaluated.
 
-    Results of earlier versions have none: it is made from their config or, where they evaluate
-    another run's prompts, from that run's results, if these are still to be found.
+    Results of earlier versions have no record. Then it is made from their config or, where they
+    evaluate another run's prompts, from that run's results, if that run still exists.
     """
     if "trained_on" in results:
         return results["trained_on"]
@@ -99,15 +109,19 @@ def trained_on(folder: Path, results: dict) -> dict | None:
         return training(results, results["config"])
     for place in _places(folder, results["config"], source.get("model_dir") or ""):
         if (place / RESULTS_NAME).is_file():
-            found = read_results(place)
-            return trained_on(place, found) if found.get("prompts_from") is None else None
+            results_there = read_results(place)
+            return (
+                trained_on(place, results_there)
+                if results_there.get("prompts_from") is None
+                else None
+            )
     return None
 
 
 def of_checkpoint(checkpoint: dict, folder: Path) -> dict | None:
-    """The record of the prompts in a checkpoint, which lies in ``folder``; None: nothing has it.
+    """The record of the prompts in a checkpoint of ``folder``; None: it is not known.
 
-    Checkpoints of earlier versions do not have it, but the results of their run may tell.
+    Checkpoints of earlier versions have no record; the results of their run may have one.
     """
     if (record := checkpoint.get("trained_on")) and not trained_on_faults(record):
         return record
@@ -119,7 +133,10 @@ def of_checkpoint(checkpoint: dict, folder: Path) -> dict | None:
 
 
 def _places(folder: Path, config: dict, model_dir: str) -> list[Path]:
-    """Where the run with the prompts may be: as named, or moved together with ``folder``."""
+    """Where the run that trained the prompts may be.
+
+    It is at ``model_dir``, or was moved together with ``folder``.
+    """
     if not model_dir:
         return []
     named = Path(model_dir)
@@ -129,5 +146,5 @@ def _places(folder: Path, config: dict, model_dir: str) -> list[Path]:
         old, new = old[:-1], new[:-1]
     if named.parts[: len(old)] == old:
         places.append(Path(*new, *named.parts[len(old) :]))
-    # the run may be named by the folder of its prompts
+    # model_dir may be the folder of the prompts, inside the run's folder
     return [place for path in places for place in (path, path.parent)]

@@ -1,13 +1,14 @@
 """Figures that papers have published: ``configs/published/*.yaml``, one file a paper.
 
 A file has
-    paper, source: whose figures they are, and where they were read.
+    paper, source: the paper's title, and where the figures were read.
     backbone: CLIP's name.
-    threat_model: attack, norm, eps and alpha (in 1/255), source and whatever else the paper says
-        of it, under the names that results have; absent without robust figures.
-    figures: a list of {table, method, dataset, clean, robust} with, where it applies, trained_on
-        (the data set, if another one), subsample (base or new) and shots. ``dataset`` is a name,
-        or a list of names whose average it is. Methods and data sets have this project's names.
+    threat_model: attack, norm, eps and alpha (in 1/255), source and whatever else the paper says of
+        it, under the names that results have; left out where there are no robust figures.
+    figures: a list of {table, method, dataset, clean, robust} and, where they apply, trained_on
+        (the data set, if it is not ``dataset``), subsample (base or new) and shots. ``dataset`` is
+        a name, or a list of names for a figure that is their average. Methods and data sets have
+        this project's names.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ _FIELDS = {"table", "method", "dataset", "trained_on", "subsample", "shots", "cl
 
 
 class Figure(NamedTuple):
-    """What a paper says of one method on one data set, or on the average of several."""
+    """A paper's accuracies of one method on one data set, or averaged over several."""
 
     table: str
     method: str
     datasets: tuple[str, ...]
     trained_on: str = ""  # "": the data set itself
     subsample: str = "all"
-    shots: int | None = None  # None: none are needed, or the paper does not say
+    shots: int | None = None  # None: a zero-shot method, or the paper does not say
     clean: float | None = None  # in percent
     robust: float | None = None
 
 
 class Paper(NamedTuple):
-    """A paper's figures, and what holds for all of them."""
+    """A paper's figures, with the backbone and the threat model of all of them."""
 
     name: str
     title: str
@@ -53,7 +54,7 @@ def papers() -> list[str]:
 
 
 def read_paper(name: str) -> Paper:
-    """A paper by name (``papers``), or a file of the same layout.
+    """A paper by its name (see ``papers``), or a file of the same layout.
 
     Raises:
         UserError: no such paper, or a file that cannot be read or lacks something.
@@ -65,7 +66,7 @@ def read_paper(name: str) -> Paper:
     content = read_yaml(path)
     try:
         figures = tuple(map(_figure, content["figures"]))
-        found = Paper(
+        paper = Paper(
             path.stem,
             content["paper"],
             content["source"],
@@ -77,9 +78,9 @@ def read_paper(name: str) -> Paper:
         raise UserError(
             f"{path} does not hold published figures ({type(error).__name__}: {one_line(error)})"
         ) from error
-    if not found.threat_model and any(figure.robust is not None for figure in figures):
+    if not paper.threat_model and any(figure.robust is not None for figure in figures):
         raise UserError(f"{path} has robust figures, but no threat_model")
-    return found
+    return paper
 
 
 def _figure(fields: dict) -> Figure:

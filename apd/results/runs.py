@@ -18,9 +18,10 @@ from apd.results.words import images_said
 def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path, dict]:
     """The results of all complete runs in or below ``folders``, by run folder.
 
-    "evaluations" has those of results.json, then what ``apd-eval`` added of the same prompts;
-    with ``split``, those of that split only, and the runs that have some. "trained_on" is there,
-    if it can be known (``apd.results.provenance``), and "shots" and "seed" are what it says.
+    "evaluations" has those of results.json, then those that ``apd-eval`` added for the same
+    prompts. "trained_on" is filled in where it can be known (``apd.results.provenance``), and
+    "shots" and "seed" are taken from it. With ``split``, only evaluations on that split are
+    returned, and only runs that have some.
 
     Raises:
         UserError: a folder holds none, or a file cannot be read.
@@ -33,7 +34,7 @@ def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path,
                 runs[path] = results
         if not paths & runs.keys():
             raise UserError(f"no finished run ({RESULTS_NAME}) in {folder}")
-    return runs if split is None else _of(split, runs)
+    return runs if split is None else _of_split(split, runs)
 
 
 def load_run(folder: Path) -> dict:
@@ -48,87 +49,98 @@ def load_run(folder: Path) -> dict:
     return {**results, **{key: record[key] for key in ("shots", "seed") if record}}
 
 
-def _of(split: str, runs: dict[Path, dict]) -> dict[Path, dict]:
-    found = {}
+def _of_split(split: str, runs: dict[Path, dict]) -> dict[Path, dict]:
+    selected = {}
     for folder, run in runs.items():
-        if evaluations := [one for one in run["evaluations"] if one["split"] == split]:
-            found[folder] = {**run, "evaluations": evaluations}
-    if not found:
+        if evaluations := [
+            evaluation for evaluation in run["evaluations"] if evaluation["split"] == split
+        ]:
+            selected[folder] = {**run, "evaluations": evaluations}
+    if not selected:
         raise UserError(f"none of these runs has an evaluation on {split} images")
-    return found
+    return selected
 
 
 def _run_folders(folder: str | Path) -> set[Path]:
-    found, seen = set(), set()
+    folders, visited = set(), set()
     for path, names, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(path)
-        if real in seen:  # links go round
+        if real in visited:  # a link to a folder above it
             names.clear()
         elif RESULTS_NAME in files:
-            found.add(Path(real))
-        seen.add(real)
-    return found
+            folders.add(Path(real))
+        visited.add(real)
+    return folders
 
 
 def _refuse(error: OSError) -> None:
-    if isinstance(error, PermissionError):  # others: no folder, or one that has just gone
+    if isinstance(error, PermissionError):  # other errors: the folder does not exist
         raise UserError(f"{error.filename}: {error.strerror}")
 
 
 def _added(folder: Path, results: dict) -> list[dict]:
-    """Records in the run's evaluations/ that results.json lacks, of the same prompts."""
+    """Records of the same prompts that are in the run's evaluations/, but not in results.json."""
     known = {record.get("key") for record in results["evaluations"]}
     keys = verdicts_keys(folder)
     if not (added := [key for key in keys if key not in known]):
         return []  # the usual case: nothing has to be read
     model = _model(folder, results)
-    kept = [read_verdicts(verdicts_path(folder, key)) for key in added]
-    records = [one.record for one in kept if one.identity["model"] == model]
+    verdicts = [read_verdicts(verdicts_path(folder, key)) for key in added]
+    records = [v.record for v in verdicts if v.identity["model"] == model]
     return sorted(records, key=lambda r: (r["attack"], r["threat_model"]["eps"], r["key"]))
 
 
-def judged(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
-    """(N,) bool, which images are robust (clean: right), and their digest; None: not kept."""
+def image_verdicts(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | None:
+    """The verdict on each image, and the digest of the images.
+
+    Returns:
+        (N,) bool, whether the image is classified correctly (attacked, if the evaluation is), and
+        the digest; None: the run has no file that tells.
+    """
     if evaluation["threat_model"] is not None:
-        kept = _kept_of(folder, evaluation)
-        return kept and (kept.stands, kept.identity["images"])
-    # A clean evaluation keeps no file, but an attack on the same images tells which of them were
-    # wrong before it (unless it attacked those too: then it does not know of as many).
+        verdicts = _verdicts_of(folder, evaluation)
+        return verdicts and (verdicts.stands, verdicts.identity["images"])
+    # A clean evaluation writes no file, but that of an attack on the same images says which were
+    # wrong before the attack. Not so if it attacked these too; then the counts differ.
     counts = (evaluation["correct"], evaluation["total"])
     model = _model_of(folder)
     for key in verdicts_keys(folder):
-        kept = _kept(folder, key)
-        same = images_said(kept.record) == images_said(evaluation)
-        ours = model in (None, kept.identity["model"])
-        if ours and same and counts == (kept.was_right.sum(), len(kept.was_right)):
-            return kept.was_right, kept.identity["images"]
+        verdicts = _verdicts(folder, key)
+        same_images = images_said(verdicts.record) == images_said(evaluation)
+        same_prompts = model in (None, verdicts.identity["model"])
+        if (
+            same_prompts
+            and same_images
+            and counts == (verdicts.was_right.sum(), len(verdicts.was_right))
+        ):
+            return verdicts.was_right, verdicts.identity["images"]
     return None
 
 
 def clean_accuracy(folder: Path, run: dict, evaluation: dict) -> float | None:
-    """In %, on the images of ``evaluation``; None if it is not known."""
+    """The run's clean accuracy, in %, on the images of ``evaluation``; None: it is not known."""
     for other in run["evaluations"]:
         if other["threat_model"] is None and images_said(other) == images_said(evaluation):
             return other["accuracy"]
-    # with the last iterate counted, images that were wrong when clean are attacked too
+    # an attack that counts the last iterate also attacks images that were wrong before it
     if evaluation["threat_model"]["last_iterate"]:
         return None
-    kept = _kept_of(folder, evaluation)
-    return kept and 100 * float(kept.was_right.mean())
+    verdicts = _verdicts_of(folder, evaluation)
+    return verdicts and 100 * float(verdicts.was_right.mean())
 
 
-def _kept_of(folder: Path, evaluation: dict) -> Verdicts | None:
-    """What the evaluation's own file says, if it has one."""
+def _verdicts_of(folder: Path, evaluation: dict) -> Verdicts | None:
+    """The verdicts in the evaluation's own file; None: it has none."""
     key = evaluation.get("key")  # older results do not say
-    return _kept(folder, key) if key and verdicts_path(folder, key).exists() else None
+    return _verdicts(folder, key) if key and verdicts_path(folder, key).exists() else None
 
 
 def _model(folder: Path, results: dict) -> str | None:
-    """The fingerprint of the run's prompts; None: nothing tells it."""
+    """The fingerprint of the run's model; None: it is not known."""
     model = results.get("fingerprint")
     known = {record.get("key") for record in results["evaluations"]}
     if model is None and (own := [key for key in verdicts_keys(folder) if key in known]):
-        model = _kept(folder, own[0]).identity["model"]  # of an older version
+        model = _verdicts(folder, own[0]).identity["model"]  # of an older version
     return model
 
 
@@ -137,6 +149,6 @@ def _model_of(folder: Path) -> str | None:
     return _model(folder, read_results(folder))
 
 
-@lru_cache(maxsize=None)  # each is compared with many others
-def _kept(folder: Path, key: str) -> Verdicts:
+@lru_cache(maxsize=None)  # a table compares each file with many others
+def _verdicts(folder: Path, key: str) -> Verdicts:
     return read_verdicts(verdicts_path(folder, key))

@@ -1,4 +1,4 @@
-"""results.json: what one run found, and under which conditions.
+"""results.json: what a run was, and the records of its evaluations.
 
 Fields (schema 1; files of earlier versions lack fingerprint, epochs, peak_memory, argv, those from
 class_names to teacher, and the split of evaluations, which is filled in when they are read):
@@ -22,8 +22,8 @@ class_names to teacher, and the split of evaluations, which is filled in when th
         model normalises them with.
     backbone_sha256: of the CLIP (``apd.clip.backbone_sha256``), its robust image encoder included.
     prompts_sha256: of the learned vectors (``apd.clip.weights_sha256``); None: there are none.
-    prompts_from: model_dir and epoch of the prompts that an evaluation alone loaded; None: the
-        run trained its own.
+    prompts_from: model_dir and epoch of the prompts that a run loaded which only evaluates; None:
+        the run trained its own.
     trained_on: what the prompts were trained on (``apd.results.provenance``).
     teacher: of APD with TEACHER.MODE auto: "taken" (frozen, mean or tuned), "right" (of each, the
         validation images that it is right on) and "images" (how many there are).
@@ -123,8 +123,8 @@ def write_results(run_dir: str | Path, results: dict) -> None:
     Raises:
         ValueError: a field is missing.
     """
-    if missing := _GIVEN - results.keys():
-        raise ValueError(f"results lack {', '.join(sorted(missing))}")
+    if lacking := _GIVEN - results.keys():
+        raise ValueError(f"results lack {', '.join(sorted(lacking))}")
     record = {"schema": SCHEMA_VERSION, "complete": True, **results, **environment()}
     write_json(Path(run_dir) / RESULTS_NAME, record)
 
@@ -157,13 +157,13 @@ def read_results(run_dir: str | Path) -> dict:
         raise UserError(f"{path} {listed(sorted(set(faults)), 4)}: delete it and run again")
     config = results["config"].get("TEST", {})
     validated = isinstance(config, dict) and config.get("SPLIT") == "val"
-    for record in results["evaluations"]:  # older results do not say, and took all else for test
+    for record in results["evaluations"]:  # older results have no split: test, unless TEST.SPLIT
         record.setdefault("split", "val" if validated else "test")
     return results
 
 
 def trained_on_faults(record) -> list[str]:
-    """What is wrong with a record of what prompts were trained on, each as in "lacks shots"."""
+    """What is wrong with a ``trained_on`` record, as phrases such as "lacks shots"."""
     if not isinstance(record, dict):
         return ["has a record of training that is none"]
     faults = kind_faults(record, _TRAINED_ON, {})
@@ -173,14 +173,14 @@ def trained_on_faults(record) -> list[str]:
 
 
 def _plain(value) -> bool:
-    """Whether it is what a key of a config can hold."""
+    """Whether a key of a config can have this value."""
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
     return value is None or type(value) in (str, bool, int, float)
 
 
 def record_faults(record) -> list[str]:
-    """What is wrong with a record of an evaluation, each as in "lacks total"."""
+    """What is wrong with an evaluation's record, as phrases such as "lacks total"."""
     if not isinstance(record, dict):
         return ["has an evaluation that is none"]
     faults = kind_faults(record, _EVALUATION, _EVALUATION_LATER)
@@ -193,26 +193,26 @@ def record_faults(record) -> list[str]:
     return faults
 
 
-def kind_faults(found: dict, needed: dict, later: dict) -> list[str]:
-    """What is wrong with a file's fields, each as in "lacks total" or "has total many".
+def kind_faults(fields: dict, needed: dict, later: dict) -> list[str]:
+    """What is wrong with a file's fields, as phrases such as "lacks total" or "has total many".
 
     Args:
         needed: fields that there must be, and the types that each may have.
         later: fields that there may be.
     """
-    missing = ", ".join(sorted(needed.keys() - found.keys()))
+    missing = ", ".join(sorted(needed.keys() - fields.keys()))
     return [f"lacks {missing}"] * bool(missing) + [
-        f"has {key} {one_line(found[key], 20)}"
+        f"has {key} {one_line(fields[key], 20)}"
         for key, kinds in {**needed, **later}.items()
-        if key in found and type(found[key]) not in kinds
+        if key in fields and type(fields[key]) not in kinds
     ]
 
 
 def is_complete(run_dir: str | Path) -> bool:
-    """Whether the run has finished: its results.json says so, not that its folder exists.
+    """Whether the run has finished: only its results.json says so, not that its folder exists.
 
     Raises:
-        UserError: its results.json is not one.
+        UserError: its results.json is damaged.
     """
     return (Path(run_dir) / RESULTS_NAME).exists() and read_results(run_dir)["complete"] is True
 

@@ -3,8 +3,8 @@
 record: as in results.json.
 identity: all that the verdicts depend on: attack, threat_model, model and made_on
     (fingerprints), images (their digest) and places (all, or size and seed of the subset).
-lost_to: for each image 0: it stands, k: it fell to the attack's k-th stage, -1: it was wrong
-    when clean.
+lost_to: for each image 0: classified correctly under attack; k: the attack's k-th stage changed
+    that; -1: classified wrongly before the attack.
 labels: of the images.
 """
 
@@ -21,7 +21,7 @@ from apd.files import read_json, write_json
 from apd.results.schema import record_faults
 
 EVALUATIONS = "evaluations"  # folder, in a run's
-WRONG = -1  # of lost_to
+WRONG = -1  # in lost_to: classified wrongly before the attack
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Verdicts:
 
     @property
     def stands(self) -> np.ndarray:
-        """Which images the model is right on, attacked: (N,) bool."""
+        """(N,) bool, which images are classified correctly under attack."""
         return self.lost_to == 0
 
     @property
     def was_right(self) -> np.ndarray:
-        """Which images it was right on before: (N,) bool."""
+        """(N,) bool, which images were classified correctly before the attack."""
         return self.lost_to != WRONG
 
 
@@ -54,7 +54,7 @@ def verdicts_keys(run_dir: str | Path) -> list[str]:
         names = os.listdir(Path(run_dir) / EVALUATIONS)
     except FileNotFoundError:
         return []
-    # a dot begins what is being written
+    # files that are still being written begin with a dot
     return sorted(Path(n).stem for n in names if n.endswith(".json") and not n.startswith("."))
 
 
@@ -72,12 +72,12 @@ def read_verdicts(path: Path) -> Verdicts:
         FileNotFoundError: there is none.
     """
     try:
-        found = read_json(path)
+        content = read_json(path)
         verdicts = Verdicts(
-            found["record"],
-            found["identity"],
-            np.asarray(found["lost_to"], dtype=np.int8),
-            np.asarray(found["labels"], dtype=np.int64),
+            content["record"],
+            content["identity"],
+            np.asarray(content["lost_to"], dtype=np.int8),
+            np.asarray(content["labels"], dtype=np.int64),
         )
         if faults := record_faults(verdicts.record):
             raise ValueError(faults[0])

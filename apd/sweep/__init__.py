@@ -1,1 +1,1 @@
-"""Many runs from one line: a grid of cells, run in parallel, killed and continued at will."""
+"""Sweeps: the runs of a grid, in parallel; a killed sweep is continued by the same command."""

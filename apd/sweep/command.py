@@ -2,9 +2,10 @@
 
     apd-sweep SPEC.yaml [--dry-run | --plan FILE] [--jobs K] [--root DATA] [--dataset ...] ...
 
-SPEC is described in apd/sweep/spec.py; configs/sweeps/ has the usual ones. Run folders are those of
-the scripts. Finished cells are kept, killed ones go on where they were, and the same command again
-continues a sweep. Several sweeps, on one machine or on many, may share an output folder.
+A cell is one combination of the grid; it makes one run, and with some protocols several.
+apd/sweep/spec.py describes SPEC; configs/sweeps/ has examples. Runs have the same folders as with
+scripts/*.sh. The same command again continues a sweep: finished cells are left alone, killed ones
+go on where they were. Several sweeps, on one machine or on many, may share an output folder.
 
 Exit codes: 0 all cells are done, 1 some are not, 2 bad input, 130 interrupted.
 """
@@ -70,8 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     apd.register()
-    cells = read_cells(args)
-    states = {cell: cell.state() for cell in cells}
+    jobs = read_jobs(args)
+    states = {job: job.state() for job in jobs}
     if args.plan:
         _plan(args, states)
         return 0
@@ -80,12 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         _list(states, slots)
         return 0
     if args.folders:
-        print("\n".join(cell.folder for cell, state in states.items() if state.kind == "done"))
+        print("\n".join(job.folder for job, state in states.items() if state.kind == "done"))
         return 0
     return _run(args, states, slots)
 
 
-def read_cells(args: argparse.Namespace) -> list[TrainingJob]:
+def read_jobs(args: argparse.Namespace) -> list[TrainingJob]:
     names = ("root", "output", "trainer", "config", "dataset", "backbone", "targets", "chosen")
     replaced = {name: getattr(args, name) for name in (*names, "shots", "seed")}
     if len(args.set) % 2:
@@ -96,9 +97,9 @@ def read_cells(args: argparse.Namespace) -> list[TrainingJob]:
 
 def _plan(args: argparse.Namespace, states: dict[TrainingJob, State]) -> None:
     configs = {}
-    for cell in states:
-        cfg, prompts_from = cell.setup()
-        folder = Path(cell.folder).relative_to(cell.output).as_posix()
+    for job in states:
+        cfg, prompts_from = job.setup()
+        folder = Path(job.folder).relative_to(job.output).as_posix()
         configs[folder] = plain(cfg), prompts_from is not None
     finished = sum(state.kind == "done" for state in states.values())
     write_plan(args.plan, spec_files(args.spec), configs, finished)
@@ -112,8 +113,8 @@ def _plan(args: argparse.Namespace, states: dict[TrainingJob, State]) -> None:
 
 def _run(args: argparse.Namespace, states: dict[TrainingJob, State], slots: int) -> int:
     if args.retry_failed:
-        for cell in [cell for cell, state in states.items() if state.kind == "failed"]:
-            cell.clear_failure()
+        for job in [job for job, state in states.items() if state.kind == "failed"]:
+            job.clear_failure()
     before = sum(state.kind == "done" for state in states.values())
     try:
         start = options.ExecutorOptions.of(args).start
@@ -126,16 +127,16 @@ def _run(args: argparse.Namespace, states: dict[TrainingJob, State], slots: int)
 
 
 def _summarise(ended: dict[TrainingJob, State], before: int) -> None:
-    for cell, state in ended.items():
+    for job, state in ended.items():
         if state.kind != "done":
-            print(f"\n{state.kind}: {cell.folder}: {state.note}")
+            print(f"\n{state.kind}: {job.folder}: {state.note}")
             for line in state.log:
                 print(f"    {line}")
     counts = Counter(state.kind for state in ended.values())
-    told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "done")
+    unfinished = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "done")
     print(
         f"{len(ended)} cells: {counts['done']} done ({counts['done'] - before} in this sweep)"
-        + (f", {told}" if told else "")
+        + (f", {unfinished}" if unfinished else "")
     )
     if counts["failed"]:
         print("--retry-failed runs the failed ones again")
@@ -146,22 +147,22 @@ def _summarise(ended: dict[TrainingJob, State], before: int) -> None:
 
 def _list(states: dict[TrainingJob, State], slots: int) -> None:
     estimate = Estimator(states)
-    rows, left, unknown = [], [], 0
-    for cell, state in states.items():
+    rows, remaining, unknown = [], [], 0
+    for job, state in states.items():
         seconds = None
         if state.kind not in ("done", "blocked"):
-            seconds = estimate(cell)
-            left += [seconds] if seconds else []
+            seconds = estimate(job)
+            remaining += [seconds] if seconds else []
             unknown += seconds is None
         note = " ".join([state.note, *state.log[-1:]])
         if state.kind in ("running", "partial"):
-            note = " ".join(filter(None, [state.note, cell.progress()]))
-        rows.append([state.kind, cell.folder, _clock(seconds) if seconds else "", note])
+            note = " ".join(filter(None, [state.note, job.progress()]))
+        rows.append([state.kind, job.folder, _clock(seconds) if seconds else "", note])
     print(tabulate(rows, ["state", "cell", "estimate", ""], disable_numparse=True))
     counts = Counter(state.kind for state in states.values())
     print(f"\n{len(states)} cells: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
-    if left:
-        seconds = max(max(left), sum(left) / slots)  # no sooner than the longest cell
+    if remaining:
+        seconds = max(max(remaining), sum(remaining) / slots)  # no sooner than the longest cell
         print(f"estimated time left: {_clock(seconds)}, {slots} cells at a time")
     if unknown:
         print(f"no estimate for {counted(unknown, 'cell')}: {estimate.reasons[0]}")
@@ -170,10 +171,11 @@ def _list(states: dict[TrainingJob, State], slots: int) -> None:
 class Estimator:
     """Estimates the seconds that a cell will take, from start to end.
 
-    It is the mean over the finished cells most like it: at least of the same data set and part of
-    the protocol, better of the same trainer, then of the same config and of the same shots too.
-    Where there is none, its encoder passes are counted and timed here (``apd.sweep.estimate``), and
-    scaled by what finished cells of other data sets took beyond their counts.
+    The estimate is the mean over the most similar finished cells. These have at least the same data
+    set and the same part of the protocol; if possible also the same trainer, config and shots (in
+    this order). Where there are none, the cell's encoder passes are counted, a pass is timed on
+    this machine (``apd.sweep.estimate``), and the product is scaled by the mean ratio of measured
+    to counted seconds of all finished cells.
 
     Attributes:
         reasons: why cells have no estimate.
@@ -181,33 +183,33 @@ class Estimator:
 
     def __init__(self, states: dict[TrainingJob, State]) -> None:
         self.taken = {
-            cell: read_results(cell.folder)["seconds"]
-            for cell, state in states.items()
+            job: read_results(job.folder)["seconds"]
+            for job, state in states.items()
             if state.kind == "done"
         }
         self.alike: dict[tuple, list[float]] = {}
-        for cell, seconds in self.taken.items():
-            for length in range(2, len(cell.similarity_key) + 1):
-                self.alike.setdefault(cell.similarity_key[:length], []).append(seconds)
+        for job, seconds in self.taken.items():
+            for length in range(2, len(job.similarity_key) + 1):
+                self.alike.setdefault(job.similarity_key[:length], []).append(seconds)
         self.reasons: list[str] = []
 
-    def __call__(self, cell: TrainingJob) -> float | None:
-        for length in range(len(cell.similarity_key), 1, -1):
-            if cell.similarity_key[:length] in self.alike:
-                return mean(self.alike[cell.similarity_key[:length]])
-        counted = self._counted(cell)
+    def __call__(self, job: TrainingJob) -> float | None:
+        for length in range(len(job.similarity_key), 1, -1):
+            if job.similarity_key[:length] in self.alike:
+                return mean(self.alike[job.similarity_key[:length]])
+        counted = self._counted(job)
         return counted and self._scale * counted
 
-    def _counted(self, cell: TrainingJob) -> float | None:
+    def _counted(self, job: TrainingJob) -> float | None:
         try:
-            return seconds_here(cell)
+            return seconds_here(job)
         except UserError as error:
             self.reasons.append(str(error))
             return None
 
     @cached_property
     def _scale(self) -> float:
-        counted = {cell: self._counted(cell) for cell in self.taken}
+        counted = {job: self._counted(job) for job in self.taken}
         return mean([self.taken[c] / seconds for c, seconds in counted.items() if seconds] or [1])
 
 

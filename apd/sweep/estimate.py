@@ -1,10 +1,10 @@
-"""What a run will cost, counted in encoder passes: an estimate before anything has run.
+"""Estimates of a run's time by its encoder passes, before anything has run.
 
-Counted are an image's passes through the image encoder and a class's through the text encoder; a
-backward pass (to the prompts or to the pixels; CLIP's weights have none) counts as one forward
-pass. Assumed are ``SPEED`` and ``SURVIVING``. Not counted are loading of images, starting up, and
-attacks other than PGD. ``apd-sweep --dry-run`` estimates for this machine, from finished cells and
-from passes that it times.
+An image's passes through the image encoder and a class's passes through the text encoder are
+counted. A backward pass (to the prompts or to the pixels; CLIP's weights are frozen) counts as one
+forward pass. ``SPEED`` and ``SURVIVING`` are assumed. Loading of images, starting up, and attacks
+other than PGD are not counted. ``apd-sweep --dry-run`` estimates for this machine, from finished
+cells and from passes that it times.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPEED = 10e12  # floating-point operations a second: half of an A100's peak in float32 (no TF32)
-SURVIVING = 0.4  # of the test images' attack steps are needed: lost images leave the attack
-TOKENS = 16  # of 77 are computed for a class: our text pass stops at the longest prompt (but
-# MMoP's, whose routers read all)
+# share of the test images' attack steps that are run: an image leaves the attack once it is fooled
+SURVIVING = 0.4
+# tokens of a class that are computed, of 77: our text pass stops at the longest prompt. MMoP's
+# computes all, because its routers read them
+TOKENS = 16
 
-# 10^9 operations of an image and of a class of 77 tokens, forward, as OpenCLIP's profile has them
+# 10^9 operations of a forward pass, of an image and of a class of 77 tokens, by OpenCLIP's profile
 _GFLOP = {
     "RN50": (12.2, 6.0),
     "RN101": (19.5, 6.0),
@@ -48,49 +50,49 @@ _SHIPPED = {  # classes and test images of the data sets that come with the pack
 
 
 class Passes(NamedTuple):
-    """Work of a cell: forward passes, of which a backward pass counts as one."""
+    """The work of a run in forward passes; a backward pass counts as one."""
 
     images: float  # of an image through the image encoder
     classes: float  # of a class's 77 tokens through the text encoder
 
 
-def gpu_seconds(cell: TrainingJob) -> float:
-    """The estimate for a cell from nothing to its results.
+def gpu_seconds(job: TrainingJob) -> float:
+    """The estimate for a whole run, on a GPU of ``SPEED``.
 
     Raises:
-        UserError: nothing is known of its trainer, data set or backbone.
+        UserError: the cost of its trainer, data set or backbone is not known.
     """
-    cfg, _ = cell.setup()
-    passes = _passes(cell, cfg)
-    of_image, of_class = _known(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
+    cfg, _ = job.setup()
+    passes = _passes(job, cfg)
+    of_image, of_class = _lookup(_GFLOP, "backbone", cfg.MODEL.BACKBONE.NAME)
     return (passes.images * of_image + passes.classes * of_class) * 1e9 / SPEED
 
 
-def seconds_here(cell: TrainingJob) -> float:
-    """The estimate on this machine: as ``gpu_seconds``, by passes of its CLIP that are timed now.
+def seconds_here(job: TrainingJob) -> float:
+    """The estimate for a whole run on this machine, on which passes of its CLIP are timed now.
 
     Raises:
         UserError: as of ``gpu_seconds``, or the CLIP would have to be downloaded first.
     """
-    cfg, _ = cell.setup()
-    passes = _passes(cell, cfg)
+    cfg, _ = job.setup()
+    passes = _passes(job, cfg)
     of_image, of_class = _measured(cfg.MODEL.BACKBONE.NAME, cfg.USE_CUDA)
     return passes.images * of_image + passes.classes * of_class
 
 
-def _passes(cell: TrainingJob, cfg) -> Passes:
+def _passes(job: TrainingJob, cfg) -> Passes:
     classes, tested = _sizes(cfg)
-    method = _known(METHODS, "trainer", cfg.TRAINER.NAME)
+    method = _lookup(METHODS, "trainer", cfg.TRAINER.NAME)
     if method.defence:
         raise UserError(f"the cost of {cfg.TRAINER.NAME}, a test-time defence, is not known")
     steps = cfg.AT.TEST.STEPS if cfg.AT.TEST.EPS is not None else 0
     of_images, of_classes = tested * (1 + 2 * steps * SURVIVING), classes
-    if method.prompts and not cell.needs:
+    if method.prompts and not job.needs:
         if cfg.DATASET.NUM_SHOTS < 1:
             raise UserError("the cost of training on all images (shots -1) is not known")
         images, epochs = cfg.DATASET.NUM_SHOTS * classes, cfg.OPTIM.MAX_EPOCH
         attacked = 2 * cfg.AT.TRAIN.STEPS if method.adversarial else 0
-        # what is attacked once is trained on as stored embeddings
+        # a method that attacks once trains on the stored embeddings of the attacked images
         times = 1 if method.attacks == "once" else epochs
         of_images += times * images * (method.image_passes + attacked)
         batches = epochs * images / cfg.DATALOADER.TRAIN_X.BATCH_SIZE
@@ -109,7 +111,7 @@ def _sizes(cfg) -> tuple[float, float]:
             dataset = build_dataset(cfg)
         return dataset.num_classes, min(len(dataset.test), cfg.AT.TEST.SUBSET or len(dataset.test))
     known = {name: (data.counts.classes, data.counts.test) for name, data in published().items()}
-    classes, tested = _known(_SHIPPED | known, "data set", cfg.DATASET.NAME)
+    classes, tested = _lookup(_SHIPPED | known, "data set", cfg.DATASET.NAME)
     share = _share(cfg.DATASET, classes)
     tested *= share
     return classes * share, min(tested, cfg.AT.TEST.SUBSET or tested)
@@ -135,7 +137,7 @@ def _measured(backbone: str, cuda: bool) -> tuple[float, float]:
 
 
 def _timed(call: Callable[[], Tensor], batch: int = 32, tries: int = 5) -> float:
-    """Of the fastest try, per row of the batch; the first one warms up."""
+    """The seconds of the fastest call, per row of the batch; the first call warms up."""
     seconds = []
     for _ in range(tries):
         began = time.perf_counter()
@@ -145,14 +147,14 @@ def _timed(call: Callable[[], Tensor], batch: int = 32, tries: int = 5) -> float
 
 
 def _share(dataset, classes: int) -> float:
-    """Of a data set's classes, those that take part."""
+    """The share of a data set's classes that DATASET.CLASSES and SUBSAMPLE_CLASSES select."""
     share = 1 if dataset.SUBSAMPLE_CLASSES == "all" else 1 / 2
-    if which := partition(dataset.CLASSES):
-        return share / which.parts
+    if chosen_part := partition(dataset.CLASSES):
+        return share / chosen_part.parts
     return share * (len(dataset.CLASSES) / classes if dataset.CLASSES else 1)
 
 
-def _known(table: dict, what: str, name: str):
+def _lookup(table: dict, what: str, name: str):
     if name not in table:
         raise UserError(f"the cost of {what} {name} is not known; there are {', '.join(table)}")
     return table[name]

@@ -1,7 +1,7 @@
-"""A sweep's specification: YAML to cells.
+"""A sweep's specification, a YAML file, becomes the jobs of its cells.
 
-    base: main_table.yaml       # another file beside this one, whose keys (of grid: each) stay
-                                # unless they stand here
+    base: main_table.yaml       # another file in the same folder; keys of this file replace its
+                                # keys (in grid: each key for itself)
     output: output              # folder of the runs (default: output)
     root: data                  # folder of the data sets (default: data)
     protocol: few-shot          # or base-to-new, or transfer (default: few-shot)
@@ -15,24 +15,24 @@
       backbone: ViT-B/32        # may be left out, as --backbone of train.py
       OPTIM.LR: [0.001, 0.01]   # any config key; it becomes a part of the folder's name
       DATASET.CLASSES: [1/3/0, 2/3/0, 3/3/0]   # tasks; each has a folder beside the data set's
-    variants:                   # further grids, each joined to the one above, one after another
+    variants:                   # grids that are added to the one above, one after another
       - {}
       - {TRAINER.APD.TAU: [2.0, 4.0]}
-                                # in lists of grids: each of the first list with each of the next
+                                # lists of grids: each of the first list with each of the next
     set:                        # config keys for every cell
       TRAIN.PRINT_FREQ: 50
-    where:                      # config keys for the cells that have these grid values
+    where:                      # config keys for cells with these grid values
       - {trainer: [CoOp, APT], shots: 1, set: {OPTIM.MAX_EPOCH: 50}}
-    search:                     # in place of variants and the grid's trainers: runs to choose by,
-      budget: 3                 # evaluated on validation images (all of them, unless
-      trials:                   # DATASET.VAL_SHOTS says otherwise), as many for every trainer
+    search:                     # replaces variants and the grid's trainers: trials evaluated on
+      budget: 3                 # validation images (all, unless DATASET.VAL_SHOTS says otherwise);
+      trials:                   # every trainer must have ``budget`` trials
         AdvIVLP:
           - {OPTIM.LR: [0.01, 0.03, 0.1]}
         APD:
           - {OPTIM.LR: [0.01, 0.03]}
           - {OPTIM.LR: 0.03, TRAINER.APD.TAU: 4.0}
-    chosen: search.json         # by apd-table --table search --json: the config keys that it chose
-                                # for a trainer, below those of variants and where
+    chosen: search.json         # written by apd-table --table search --json: config keys that the
+                                # search chose for each trainer; variants and where override them
 
 A value that is a list itself stands in a list: ``INPUT.TRANSFORMS: [[random_flip]]``.
 """
@@ -56,7 +56,7 @@ _TOP = {"base", "output", "root", "protocol", "targets", "grid", "variants", "se
 _TOP |= {"search", "chosen"}
 _NEEDED = ("trainer", "config", "dataset", "shots", "seed")
 _AXES = {*_NEEDED, "backbone"}
-_OF_CELLS = {  # config keys that say which cell it is
+_SET_ELSEWHERE = {  # config keys that the sweep sets itself -> what to write instead
     "DATASET.NUM_SHOTS": "shots",
     "DATASET.ROOT": "root",
     "OUTPUT_DIR": "output",
@@ -68,36 +68,36 @@ _PROTOCOLS = ("few-shot", "base-to-new", "transfer")
 
 
 def read_spec(path: str | os.PathLike, **replaced) -> list[TrainingJob]:
-    """The cells of a specification, in the order of the grid; no two share a folder.
+    """The jobs of a specification, in the order of the grid; each has a folder of its own.
 
     Args:
         path: the file, or the name under which the package ships it (configs/sweeps/...).
-        replaced: output, root, targets, chosen or grid axes in place of the file's; and ``set``,
-            whose keys are added to the file's and win over those of ``where`` too.
+        replaced: output, root, targets, chosen or grid axes that replace the file's; and ``set``,
+            config keys that are added to the file's and override those of ``where`` too.
 
     Raises:
         UserError: no such file, bad YAML, an unknown key, a missing one, or a value of a wrong
-            kind. The configs that the cells name are read when a cell is looked at.
+            kind. The configs that a job names are read later, by its ``setup``.
     """
-    found = find_config(str(path))
+    file = find_config(str(path))
     try:
-        return list(_expand(_checked(_read(Path(found))), replaced))
+        return list(_expand(_checked(_read(Path(file))), replaced))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def spec_files(path: str | os.PathLike) -> list[Path]:
-    """The file of a specification that can be read, and its bases."""
-    found = Path(find_config(str(path)))
-    base = read_yaml(found).get("base")
-    return [found, *(spec_files(found.parent / str(base)) if base is not None else [])]
+    """The file of a specification, which can be read, and its bases."""
+    file = Path(find_config(str(path)))
+    base = read_yaml(file).get("base")
+    return [file, *(spec_files(file.parent / str(base)) if base is not None else [])]
 
 
 # -- reading and checking --------------------------------------------------------------------------
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """The mapping in a file, laid over that of its base."""
+    """The mapping in a file; its keys replace those of its base."""
     if path in above:
         raise UserError(f"{path.name} is its own base")
     try:
@@ -109,7 +109,9 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
             base = _read(path.parent / str(name), (*above, path))
         except UserError as error:
             raise UserError(f"base {name}: {error}") from error
-        grids = [part["grid"] for part in (base, spec) if isinstance(part.get("grid"), dict)]
+        grids = [
+            mapping["grid"] for mapping in (base, spec) if isinstance(mapping.get("grid"), dict)
+        ]
         spec = {**base, **spec}
         if len(grids) == 2:
             spec["grid"] = {**grids[0], **grids[1]}
@@ -148,10 +150,13 @@ def _checked(spec: dict) -> dict:
 
 
 def _combined(variants: list) -> list:
-    """Lists of variants: every combination, the first list's outermost; else as they are."""
+    """Variants as one list of grids.
+
+    Several lists of grids become all their combinations, in which the last list varies fastest.
+    """
     lists = all(isinstance(variant, list) for variant in variants)
     if not lists or not all(isinstance(grid, dict) for grids in variants for grid in grids):
-        return variants  # what is no mapping is refused where variants are checked
+        return variants  # one that is no mapping is refused later, where variants are checked
     return [
         {key: value for grid in grids for key, value in grid.items()}
         for grids in itertools.product(*variants)
@@ -173,12 +178,12 @@ def _check_search(search, configs: set[str]) -> None:
             )
 
 
-def _check_keys(found, known: set[str], where: str) -> None:
-    if not isinstance(found, dict):
+def _check_keys(mapping, known: set[str], where: str) -> None:
+    if not isinstance(mapping, dict):
         raise UserError(f"{where} is no mapping")
-    for key in found:
-        if key in _OF_CELLS.keys() - known:
-            raise UserError(f'{where} has the key "{key}": use {_OF_CELLS[key]}')
+    for key in mapping:
+        if key in _SET_ELSEWHERE.keys() - known:
+            raise UserError(f'{where} has the key "{key}": use {_SET_ELSEWHERE[key]}')
         if key not in known:
             near = similar(str(key), known)
             hint = f"did you mean {', '.join(near)}?" if near else "there is no such key"
@@ -186,7 +191,7 @@ def _check_keys(found, known: set[str], where: str) -> None:
 
 
 def _config_keys() -> set[str]:
-    return {key for key, _ in flat(default())} - _OF_CELLS.keys()
+    return {key for key, _ in flat(default())} - _SET_ELSEWHERE.keys()
 
 
 # -- expanding -------------------------------------------------------------------------------------
@@ -201,33 +206,33 @@ def _expand(spec: dict, replaced: dict) -> Iterator[TrainingJob]:
         raise UserError("the protocol transfer needs targets")
     variants = spec["variants"]
     if search := spec["search"]:
-        wanted = _listed(replaced.pop("trainer", list(search["trials"])))
-        if unknown := [name for name in wanted if name not in search["trials"]]:
+        trainers = _listed(replaced.pop("trainer", list(search["trials"])))
+        if unknown := [name for name in trainers if name not in search["trials"]]:
             raise UserError(f"search has no trials of {listed(unknown)}")
         variants = [
             {"trainer": name, **trial}
-            for name in wanted
+            for name in trainers
             for trial in _listed(search["trials"][name])
         ]
         spec["set"] = {"DATASET.VAL_SHOTS": 0, **spec["set"]}
     spec["chosen"] = _read_chosen(spec.get("chosen"))
-    seen: dict[str, tuple] = {}
+    argv_by_folder: dict[str, tuple] = {}
     for variant in variants:
         grid = {**spec["grid"], **variant, **replaced}
-        if missing := [key for key in _NEEDED if key not in grid]:
-            raise UserError(f"grid lacks {', '.join(missing)}")
+        if lacking := [key for key in _NEEDED if key not in grid]:
+            raise UserError(f"grid lacks {', '.join(lacking)}")
         for values in itertools.product(*map(_listed, grid.values())):
             point = dict(zip(grid, values))
             _check_values(point)
-            for cell in _cells(spec, point, forced):
-                if cell.folder in seen:
-                    raise UserError(f"two cells have the folder {cell.folder}")
-                seen[cell.folder] = cell.argv
-                yield cell
+            for job in _jobs_at(spec, point, forced):
+                if job.folder in argv_by_folder:
+                    raise UserError(f"two cells have the folder {job.folder}")
+                argv_by_folder[job.folder] = job.argv
+                yield job
 
 
 def _read_chosen(path: str | None) -> dict[str, dict]:
-    """Trainer -> config keys."""
+    """Trainer -> the config keys that a search chose, with their values."""
     if not path:
         return {}
     how = "apd-table RUNS --table search --json FILE makes it"
@@ -262,8 +267,8 @@ def _check_values(point: dict) -> None:
             raise UserError(f"{key} is {point[key]!r}: use a name")
 
 
-def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
-    """The run of one point of the grid, and the evaluations that the protocol adds to it."""
+def _jobs_at(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
+    """The job of one point of the grid, and those of the evaluations that the protocol adds."""
     output, trainer, shots, seed = spec["output"], point["trainer"], point["shots"], point["seed"]
     dataset, config = point["dataset"], point["config"]
     options = {key: value for key, value in point.items() if key not in _AXES}
@@ -274,8 +279,8 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
         for key, value in options.items()
         if key != "DATASET.CLASSES"
     ]
-    # what varies beyond CoOp's layout goes into the name of the config
-    name = "+".join([_stem(config), *(re.sub(r"[^\w.=-]+", "-", part) for part in parts)])
+    # the backbone and other config keys become part of the config's name in the folder's path
+    name = "+".join([_stem(config), *(re.sub(r"[^\w.=-]+", "-", text) for text in parts)])
     for rule in spec["where"]:
         if all(point.get(key) in _listed(rule[key]) for key in rule.keys() - {"set"}):
             options |= rule["set"]
@@ -283,7 +288,7 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
     if spec["search"]:
         options["TEST.SPLIT"] = "val"
 
-    def cell(folder: str, dataset: str = dataset, needs: str = "", **more) -> TrainingJob:
+    def job(folder: str, dataset: str = dataset, needs: str = "", **more) -> TrainingJob:
         argv = ["--root", spec["root"], "--seed", seed, "--trainer", trainer]
         argv += ["--dataset-config-file", _file(dataset, "configs/datasets")]
         argv += ["--config-file", _file(config, f"configs/trainers/{trainer}")]
@@ -305,9 +310,9 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
 
     if spec["protocol"] == "base-to-new":
         run = f"{place}/shots_{shots}/{trainer}/{name}/seed{seed}"
-        base = cell(f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"})
+        base = job(f"{output}/base2new/train_base/{run}", **{"DATASET.SUBSAMPLE_CLASSES": "base"})
         yield base
-        yield cell(
+        yield job(
             f"{output}/base2new/test_new/{run}",
             needs=base.folder,
             **{"DATASET.SUBSAMPLE_CLASSES": "new"},
@@ -315,12 +320,12 @@ def _cells(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
         return
     above = "search/" if spec["search"] else ""
     run = f"{above}{place}/{trainer}/{name}_{shots}shots"
-    source = cell(f"{output}/{run}/seed{seed}")
+    source = job(f"{output}/{run}/seed{seed}")
     yield source
     if spec["protocol"] == "transfer":
         for target in _listed(spec["targets"]):
             folder = f"{output}/evaluation/{run}/{_stem(target)}/seed{seed}"
-            yield cell(folder, target, needs=source.folder)
+            yield job(folder, target, needs=source.folder)
 
 
 def _folder(dataset: str, classes) -> str:

@@ -1,4 +1,4 @@
-"""One run of a sweep."""
+"""The job that makes one run of a sweep."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PROGRESS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob(Job):
-    """A run of ``train.py``, in the run's folder: what a cell of a sweep's grid stands for.
+    """One run of ``train.py``; its folder is the run's.
 
     Args:
         argv: arguments of ``train.py``.
-        similarity_key: by which runs take about as long, the coarsest first: whether an evaluation
-            only, data set, trainer, name of the config, shots.
+        similarity_key: whether it only evaluates, data set, trainer, name of the config, shots.
+            The more of these two jobs share, from the first one on, the more alike are their times.
     """
 
     argv: tuple[str, ...]
@@ -35,7 +35,7 @@ class TrainingJob(Job):
         return self.argv
 
     def setup(self) -> tuple[Any, dict | None]:
-        """Its config, and the prompts that it only evaluates (None: it trains its own).
+        """Its config, and which prompts it evaluates (None: it trains its own).
 
         Raises:
             UserError: the configuration is wrong.
@@ -60,7 +60,7 @@ class TrainingJob(Job):
         return train(list(self.argv))
 
     def progress(self) -> str:
-        """Epoch, remaining time of training, and last accuracy, as far as the log tells."""
+        """Epoch, remaining time of training, and last accuracy, where the log has them."""
         doing = accuracy = ""
         for match in _PROGRESS.finditer("".join(tail(path) for path in self.logs()[:1])):
             if match["epoch"]:
@@ -72,6 +72,6 @@ class TrainingJob(Job):
         return ", ".join(filter(None, (doing, accuracy)))
 
     def logs(self) -> list[Path]:
-        # Dassl gives the log of a run that goes on the date as a suffix
+        # a run that is continued has another log, to whose name Dassl adds the date
         paths = Path(self.folder).glob("log.txt*")
         return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -8,7 +8,7 @@ from statistics import mean
 import numpy as np
 
 from apd.errors import UserError, listed
-from apd.results.runs import judged
+from apd.results.runs import image_verdicts
 from apd.tables.grid import Numbers, OverSets, is_accuracy
 from apd.tables.nested import holm
 
@@ -63,7 +63,7 @@ def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
         return None
     rng, means = np.random.default_rng(0), []
     for parts in strata:
-        kept = [judged(folder, evaluation) for folder, evaluation in parts]
+        kept = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
         if None in kept or len({images for _, images in kept}) != 1:
             return None
         right = np.stack([verdicts for verdicts, _ in kept])

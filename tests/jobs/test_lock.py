@@ -23,7 +23,7 @@ def cell(tmp_path):
 def leave(folder, age=0.0, **changed):
     """A lock as another owner would have left it."""
     path = folder / LOCK_NAME
-    path.write_text(json.dumps({**lock._self(), "token": "other", **changed}))
+    path.write_text(json.dumps({**lock._this_process(), "token": "other", **changed}))
     os.utime(path, (time.time() - age,) * 2)
 
 

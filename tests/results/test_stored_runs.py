@@ -10,7 +10,7 @@ from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
 from apd.results import EVALUATIONS, read_results
-from apd.results.runs import judged, load_runs
+from apd.results.runs import image_verdicts, load_runs
 from apd.results.words import header
 
 
@@ -19,7 +19,7 @@ def attacked(key, accuracy=40.0, total=4, **fields):
 
 
 def verdicts(folder, evaluation):
-    found = judged(folder, evaluation)
+    found = image_verdicts(folder, evaluation)
     return found and found[0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apd.sweep import estimate
-from apd.sweep.command import parse_args, read_cells
+from apd.sweep.command import parse_args, read_jobs
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
@@ -30,14 +30,14 @@ def in_the_clone(monkeypatch):
 
 def test_the_tables_commands():
     assert len(ROWS) >= 20
-    cells = {command: len(read_cells(parse_args(words(command)))) for command, _, _ in ROWS}
+    cells = {command: len(read_jobs(parse_args(words(command)))) for command, _, _ in ROWS}
     assert cells == {command: int(count.replace(",", "")) for command, count, _ in ROWS}
 
 
 def test_hours():
     """Of one cheap row; the others come from the same program."""
     ((command, hours),) = [(c, h) for c, _, h in ROWS if c == "SWEEPS/domain_shift.yaml"]
-    cells = read_cells(parse_args(words(command)))
+    cells = read_jobs(parse_args(words(command)))
     assert sum(map(estimate.gpu_seconds, cells)) / 3600 == pytest.approx(int(hours), abs=0.5)
 
 
@@ -48,5 +48,5 @@ def test_the_settings_are_config_keys():
     for _, options in found:
         command = ["configs/sweeps/main_table.yaml", "--dataset", "dtd", "--seed", "1"]
         argv = [*command, "--trainer", "MaPLe", *shlex.split(options.replace("\\\n", " "))]
-        (cell,) = read_cells(parse_args(argv))
+        (cell,) = read_jobs(parse_args(argv))
         cell.state()  # reads its config
