@@ -89,7 +89,7 @@ class TestTimeDefence(UntrainedTrainer):
         self.text = self.model.text_features()
         for part in self.tuned:
             contexts = self.contexts(part)
-            if not contexts or callable(contexts[0]) or any(c.dim() != 2 for c in contexts):
+            if not contexts or any(callable(c) or c.dim() != 2 for c in contexts):
                 raise UserError(
                     f"{type(self).__name__} tunes {part} prompts that all classes and images "
                     "share: give --model-dir of a run that has them"
