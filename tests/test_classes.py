@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apd.classes import RULE, Partition, chosen_names, folder_name, name_suffix, partition
@@ -25,6 +25,7 @@ def test_a_partition_is_the_same_everywhere():
     assert sorted(Partition(3, 3, 0).of(LETTERS)) == ["a", "g", "j"]
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(min_size=1), min_size=1, max_size=40), st.integers(1, 40), st.integers(0, 9))
 def test_each_class_is_in_one_part_and_parts_are_as_equal_as_can_be(names, parts, seed):
     if parts > len(names):

@@ -98,8 +98,8 @@ def _differences(found: Curves, design: Design, runs: dict[Path, dict]) -> Table
         values = [match.value for match in matches.values()]
         estimate, fit = mean_over(values, [found.sources[task] for task in matches])
         apart = [task for task, match in matches.items() if not match.overlap]
-        tests.append(test(name, "mean", estimate, len(values), fit))
-        tests[-1] |= {"overlap": len(values) - len(apart), "apart": apart}
+        tests.append(as_json(name, "mean", estimate, len(values), fit))
+        tests[-1] |= {"overlap": len(values) - len(apart), "apart": apart, "left_out": lacking}
         row = {"difference": name, "robust (points)": Effect.of(estimate)}
         wins, losses = sum(v > 0 for v in values), sum(v < 0 for v in values)
         row |= {"wins : losses": f"{wins} : {losses}"}
@@ -169,7 +169,7 @@ def _shapes(found: Curves) -> list[str]:
 # -- what the moderator's table shares -------------------------------------------------------------
 
 
-def test(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> dict:
+def as_json(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> dict:
     """A test as JSON has it."""
     return {
         "difference": name,

@@ -16,7 +16,7 @@ import numpy as np
 from apd.errors import UserError, counted, listed
 from apd.results.comparable import learns
 from apd.tables.arms import Curves, Design, curves
-from apd.tables.frontier import MEANING, Matched, backbone, differences, finish, test
+from apd.tables.frontier import MEANING, Matched, as_json, backbone, differences, finish
 from apd.tables.grid import Effect, Numbers
 from apd.tables.nested import Fit
 from apd.tables.write import Table
@@ -111,7 +111,8 @@ def moderator(
             for x in at:
                 row[f"at {x:g} (points)"] = Effect.of(line.fit.estimate([1, x / STEP]))
             rows.append(row | {"tasks": f"{len(line.values)}"})
-            tests.append(test(line.name, f"slope per {STEP}", slope, len(line.values), line.fit))
+            tests.append(as_json(line.name, f"slope per {STEP}", slope, len(line.values), line.fit))
+            tests[-1]["left_out"] = line.lacking
             tests[-1]["at"] = {f"{x:g}": line.fit.estimate([1, x / STEP])._asdict() for x in at}
             tasks += [
                 {"difference": line.name, "task": task, "source": source, by: x, **match._asdict()}

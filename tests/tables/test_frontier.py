@@ -178,6 +178,7 @@ def test_no_task_is_left_out_silently(arms, save, tmp_path, capsys):
     options = ("--difference", "APD", "AdvIVLP")
     (table, _), out = made(tmp_path, capsys, *FRONTIER, *options)
     assert "APD - AdvIVLP: 1 task left out, without both arms: New" in out
+    assert table["tests"][0]["left_out"] == ["New"]
     save("runs/new/AdvIVLP", method="AdvIVLP", dataset="New", clean=70, robust=9, config=config)
     (table, _), out = made(tmp_path, capsys, *FRONTIER, *options)
     assert table["rows"][0]["tasks"] == "8 (1 apart)" and table["tests"][0]["apart"] == ["New"]

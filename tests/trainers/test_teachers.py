@@ -307,3 +307,15 @@ def test_auto_needs_validation_images_and_one_teacher_s_features(run, tmp_path, 
     result = run("APD", tmp_path / "other", *AUTO, "TRAINER.APD.LAMBDA_TXT", 1)
     assert result.code == 2 and result.err.count("\n") == 1
     assert "set LAMBDA_IMG and LAMBDA_TXT to 0" in result.err
+
+
+def test_prompts_of_auto_are_evaluated_where_there_are_no_validation_images(run, tmp_path, tiny):
+    assert run("APD", tmp_path / "auto", *AUTO).code == 0
+    shutil.copytree(f"{tiny.root}/shapes", tmp_path / "data" / "shapes")
+    shutil.rmtree(tmp_path / "data" / "shapes" / "val")
+    flags = ("--root", str(tmp_path / "data"), "--eval-only", "--model-dir", str(tmp_path / "auto"))
+    result = run("APD", tmp_path / "again", *AUTO, flags=flags)
+    assert (result.code, result.err) == (0, "")
+    first, again = (read_results(tmp_path / name) for name in ("auto", "again"))
+    counts = [[e["correct"] for e in found["evaluations"]] for found in (first, again)]
+    assert counts[0] == counts[1] and "teacher" not in again
