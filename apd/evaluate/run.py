@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apd.attacks import DefendedModel
+from apd.clip import weights_sha256
 from apd.config import of_run
 from apd.errors import UserError, one_line
 from apd.evaluate.evaluated import Evaluated
@@ -57,12 +58,22 @@ class Run(Evaluated):
             if trainer.learns or results["prompts_from"]:
                 loaded = results["prompts_from"] or {"model_dir": str(folder), "epoch": None}
                 trainer.load_model(loaded["model_dir"], epoch=loaded["epoch"])
+                self._check_prompts(loaded["model_dir"])
         self.cfg, self.logits = cfg, trainer.image_logits()
         if saved.compiled:
             self.logits = self.compiled(self.logits)
         self.fingerprint = trainer.model_fingerprint()
         self._source_name, self._source = WHITE_BOX.name, WHITE_BOX
         self.classnames = list(trainer.dm.dataset.classnames)
+
+    def _check_prompts(self, where: str) -> None:
+        """Raise UserError if what was loaded is not what results.json is about."""
+        stated = self.results.get("prompts_sha256")  # earlier versions do not say
+        if stated and stated != weights_sha256(self.trainer.model.prompt_learner):
+            raise UserError(
+                f"the prompts in {where} are not those that {self.folder}/results.json is about: "
+                "evaluate them in a folder of their own (apd-train --eval-only --model-dir)"
+            )
 
     def loader(self, split: str) -> Iterable:
         return self.trainer.split_loader(split)

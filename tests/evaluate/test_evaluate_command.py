@@ -121,6 +121,19 @@ def test_runs_with_the_same_predictions_share_saved_images(runs, call, tmp_path,
         assert list(folder.glob("evaluations/shards/*-of-*")) == []
 
 
+def test_prompts_that_were_trained_anew_are_not_evaluated_as_the_old_ones(run, call, tmp_path):
+    trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
+    assert run("CoOp", trained, "OPTIM.MAX_EPOCH", 1).code == 0
+    assert run("CoOp", evaluated, flags=("--eval-only", "--model-dir", str(trained))).code == 0
+    assert call(evaluated, "--attack", "fgsm")[0] == 0
+    shutil.rmtree(trained)
+    assert run("CoOp", trained, "OPTIM.MAX_EPOCH", 2).code == 0
+    code, _, err = call(evaluated, "--attack", "pgd-2")
+    assert code == 2 and len(err.splitlines()) == 1
+    assert f"prompts in {trained} are not those that {evaluated}/results.json is about" in err
+    assert len(records(evaluated)) == 2  # its own, and fgsm
+
+
 def test_an_impossible_result_has_exit_code_1_and_its_flag_in_the_table(runs, call, tmp_path):
     """A stored accuracy is edited: these runs' attacks gain no image."""
     shutil.copytree(runs / "AdvIVLP", run := tmp_path / "run")
