@@ -64,6 +64,7 @@ setup(
             "ruff~=0.17.0",
             "mypy~=2.4",
         ],
+        "mutation": ["cosmic-ray>=8.3"],  # scripts/mutation.sh
         # CLIPs of others: MODEL.BACKBONE.NAME hf:..., openclip:..., folders with safetensors
         "hf": ["huggingface_hub>=0.20", "safetensors>=0.4"],
         "openclip": ["open_clip_torch>=2.24", "safetensors>=0.4"],
