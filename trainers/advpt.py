@@ -26,7 +26,7 @@ from apd.trainers.coop import CoOp
 
 @register(TRAINER_REGISTRY)
 class AdvPT(CoOp):
-    """CoOp's prompts, cross-entropy over image embeddings of attacked images.
+    """CoOp's prompts, trained by cross-entropy on the embeddings of attacked images.
 
     The images are attacked once, before training, on CLIP's image encoder alone: PGD of AT.TRAIN
     on KL(softmax(f(x)) || softmax(f(x'))) with f the embedding before its normalisation, as in the
@@ -45,7 +45,7 @@ class AdvPT(CoOp):
             )
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``embeddings`` (B, embed_dim) stand for the images."""
+        """``embeddings`` (B, embed_dim) take the place of the images."""
         logits = self.model.logits(F.normalize(embeddings, dim=-1), self.model.text_features())
         return {"loss": F.cross_entropy(logits, labels)}
 
@@ -63,7 +63,7 @@ class AdvPT(CoOp):
     def adversarial_embeddings(self) -> list[dict]:
         """Embedding and label of each attacked training image, without augmentation.
 
-        The attack has a random source of its own, so that a resumed run makes the same ones.
+        The attack has a random generator of its own, so that a resumed run makes the same ones.
         """
         cfg, embed = self.cfg, self.model.image_embeddings
         threat = replace(self.train_threat, loss="kl")

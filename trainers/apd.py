@@ -1,8 +1,8 @@
 """APD: Adversarial Prompt Distillation (Luo 2024, arXiv 2411.15244).
 
-A student learns text and visual prompts on attacked images, and distils from a clean, non-robust
-teacher CLIP that sees the clean images only. Online, the teacher carries bimodal prompts of its
-own, trained in the same loop.
+A student learns text and visual prompts on attacked images, and distils from a non-robust teacher
+CLIP that gets the clean images only. An online teacher has text and visual prompts of its own,
+which are trained in the same loop.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class APD(AdversarialTraining, IVLP):
     """Bimodal adversarial prompts, distilled from a clean teacher."""
 
     section = "APD"
-    batches = ("adv_full",)  # clean images weigh in by LAMBDA_NAT and LAMBDA_KD_NAT
-    second: PromptedCLIP | None = None  # its probabilities are averaged with the teacher's
-    judged: dict | None = None  # of TEACHER.MODE auto: what ``judge`` says
+    batches = ("adv_full",)  # LAMBDA_NAT and LAMBDA_KD_NAT add losses on clean images
+    second: PromptedCLIP | None = None  # a teacher to average probabilities with (MODE auto)
+    judged: dict | None = None  # the result of ``judge`` (MODE auto)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         o, student, teacher = self.options, self.model, self.teacher
@@ -79,7 +79,7 @@ class APD(AdversarialTraining, IVLP):
         if o.LAMBDA_TXT:
             loss = loss + o.LAMBDA_TXT * feature_alignment(text, teacher_text)
 
-        # 4. each loss reaches its own prompts only, so one backward pass serves both optimisers
+        # 4. each loss has gradients for its own prompts only: one backward pass for both optimisers
         return {"loss": loss + teacher_loss, "student": loss, "teacher": teacher_loss}
 
     def check_cfg(self, cfg) -> None:
@@ -112,10 +112,10 @@ class APD(AdversarialTraining, IVLP):
             )
 
     def build_teacher(self, options) -> PromptedCLIP:
-        """The clean teacher, of TEACHER.MODE.
+        """The clean teacher that TEACHER.MODE describes.
 
-        It has a CLIP of its own where TEACHER.BACKBONE or TEACHER.ROBUST say so, and where the
-        student's image encoder is robust (TEACHER.ROBUST makes the teacher robust too).
+        It has a CLIP of its own where TEACHER.BACKBONE or TEACHER.ROBUST names one, and where the
+        student's image encoder is robust (the teacher's is robust only with TEACHER.ROBUST).
         """
         own = self.cfg.MODEL.BACKBONE
         name = options.BACKBONE or own.NAME
@@ -140,8 +140,8 @@ class APD(AdversarialTraining, IVLP):
     def load_teacher(self, teacher: PromptedCLIP, folder: str) -> None:
         cfg = self.teacher_cfg(teacher)
         made_on = {**self.made_on(cfg), "method": "IVLP"}
-        asked = training(made_on, plain(cfg), backbone_sha256(teacher.clip))
-        self.load_prompts(teacher, prompts_folder(Path(folder)), asked=asked)
+        record = training(made_on, plain(cfg), backbone_sha256(teacher.clip))
+        self.load_prompts(teacher, prompts_folder(Path(folder)), asked=record)
 
     def before_train(self) -> None:
         mode = self.options.TEACHER.MODE
@@ -159,8 +159,11 @@ class APD(AdversarialTraining, IVLP):
     def tune_teacher(self) -> str:
         """TEACHER.MODE offline and auto: tune the teacher's prompts on clean images, as IVLP does.
 
-        Returns the folder with them. It is a run of its own, and resumes as one, random state
-        included, so that the student draws the same whether its teacher was ready or not.
+        This is a run of its own, with a random state of its own, that resumes like any other. So
+        the student's draws are the same whether or not the teacher was tuned before.
+
+        Returns:
+            The folder of that run.
         """
         cfg = self.teacher_cfg(self.teacher)
         IVLP(cfg).train()
@@ -185,12 +188,12 @@ class APD(AdversarialTraining, IVLP):
         return cfg
 
     def judge(self) -> dict:
-        """TEACHER.MODE auto: which teacher is right on most validation images, clean ones.
+        """TEACHER.MODE auto: choose the teacher that is right on most clean validation images [O].
 
-        "frozen" is zero-shot CLIP, "tuned" the teacher that ``tune_teacher`` made, "mean" the mean
-        of their probabilities. Of equals the first one is taken that stands here before the others:
-        frozen, mean, tuned, as it has learned less from the few images that the student learns from
-        too. Our choice. It is made once: a run that resumes reads it.
+        "frozen" is zero-shot CLIP, "tuned" the teacher of ``tune_teacher``, "mean" the mean of
+        their probabilities. Of equally good ones the first of frozen, mean, tuned is chosen: it has
+        learned less from the few images that the student learns from too. It is chosen once: a run
+        that resumes reads the choice.
 
         Returns:
             "taken", the name; "right", the count of each; "images", how many there are.
@@ -198,15 +201,15 @@ class APD(AdversarialTraining, IVLP):
         path = Path(self.output_dir) / "teacher" / JUDGED
         if not ranks.rank() and not self.judged_before(path):
             right = self.count_right()
-            taken = max(right, key=lambda name: right[name])
+            chosen = max(right, key=lambda name: right[name])
             images = len(self.dm.dataset.val)
-            found = {"taken": taken, "right": right, "images": images, "config": self.config}
-            write_json(path, found)
+            decision = {"taken": chosen, "right": right, "images": images, "config": self.config}
+            write_json(path, decision)
         ranks.barrier()
         return {k: v for k, v in read_json(path).items() if k != "config"}
 
     def judged_before(self, path: Path) -> bool:
-        """Whether the file is of this very configuration."""
+        """Whether the file exists, and was written with the same configuration."""
         try:
             return not differences(self.config, read_json(path)["config"])
         except (KeyError, OSError, TypeError, ValueError):  # there is none, or a damaged one
@@ -216,7 +219,7 @@ class APD(AdversarialTraining, IVLP):
     def count_right(self) -> dict[str, int]:
         frozen, tuned = (m.eval().classifier() for m in (self.zero_shot(), self.teacher))
         right = dict.fromkeys(("frozen", "mean", "tuned"), 0)
-        with torch.random.fork_rng(devices=[]):  # a loader draws a number when it starts
+        with torch.random.fork_rng(devices=[]):  # a loader draws a random number when it starts
             for batch in self.val_loader:
                 images, labels = self.parse_batch_test(batch)
                 images = self.for_teacher(images)
@@ -233,7 +236,7 @@ class APD(AdversarialTraining, IVLP):
 
     @torch.no_grad()
     def take(self, judged: dict) -> None:
-        """Teach by what ``judge`` chose: ``teacher`` is the tuned one before."""
+        """Use the teacher that ``judge`` chose; before, ``self.teacher`` is the tuned one."""
         self.judged = judged
         if judged["taken"] == "mean":
             self.second = self.zero_shot()
@@ -245,7 +248,7 @@ class APD(AdversarialTraining, IVLP):
 
     @torch.no_grad()
     def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
-        """The teacher, or both whose probabilities are averaged."""
+        """The function and the modules of the teacher, or of the two that are averaged."""
         mode = self.options.TEACHER.MODE
         if mode in ("offline", "auto"):
             self.load_teacher(self.teacher, str(folder / "teacher"))
@@ -254,11 +257,11 @@ class APD(AdversarialTraining, IVLP):
         logits = self.teacher.eval().classifier()
         if not self.second:
             return lambda images: logits(self.for_teacher(images)), self.teacher
-        others = self.second.eval().classifier()
+        second_logits = self.second.eval().classifier()
 
         def averaged(images: Tensor) -> Tensor:
             images = self.for_teacher(images)
-            return mean_probability(logits(images), others(images))
+            return mean_probability(logits(images), second_logits(images))
 
         return averaged, nn.ModuleList([self.teacher, self.second])
 

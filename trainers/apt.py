@@ -19,9 +19,9 @@ from apd.training.adversarial import AdversarialTraining
 class APT(AdversarialTraining, CoOp):
     """CoOp's prompts (and its keys, TRAINER.COOP), CE(z(x'), y).
 
-    AT.TRAIN.PROMPT says which prompts the attack goes through: the current ones (onfly), "a photo
-    of a <class>" (constant), or current ones that go up the loss together with the images
-    (perturbed, with learning rate AT.TRAIN.PALPHA).
+    AT.TRAIN.PROMPT says which prompts the attack uses: the current ones (onfly), "a photo of a
+    <class>" (constant), or a copy of the current ones that is moved up the loss together with the
+    images (perturbed, with learning rate AT.TRAIN.PALPHA).
     """
 
     def check_cfg(self, cfg) -> None:
@@ -44,7 +44,7 @@ class APT(AdversarialTraining, CoOp):
         return super().attack(images, labels, text)
 
     def attack_with_prompts(self, images: Tensor, labels: Tensor) -> Tensor:
-        """PGD that gives a copy of the prompts one step up the mean loss for each of its own."""
+        """PGD in which a copy of the prompts makes a step up the mean loss at each step."""
         model = self.model
         perturbed = copy.deepcopy(model.prompt_learner)
         contexts = list(perturbed.parameters())

@@ -15,14 +15,14 @@ from apd.training.base import PromptTrainer
 
 @register(TRAINER_REGISTRY)
 class CBAFAPT(AdversarialTraining, PromptTrainer):
-    """FAP's prompts; CE on clean and attacked images, and maps of what their score rests on.
+    """FAP's prompts; CE on clean and attacked images, and a loss on attribution maps.
 
-    The score of an image is its similarity to the prompt of its class. Under attack, the maps of
-    its patches and of that prompt's tokens are to stay what they are on the clean image.
+    The score of an image is its similarity to the prompt of its class. The loss keeps the maps of
+    the image's patches, and those of the prompt's tokens, under attack as on the clean image.
     """
 
     section = "CBAFAPT"
-    batches = ("adv_full",)  # every image is trained on clean and attacked
+    batches = ("adv_full",)  # trains on each image twice, clean and attacked
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         o, text = self.options, self.model.text_features()
@@ -41,22 +41,22 @@ class CBAFAPT(AdversarialTraining, PromptTrainer):
     def explained(
         self, images: Tensor, text: Tensor, words: LastAttention
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of images, maps of their patches, and log-probabilities of their words' maps.
+        """Logits of images, maps of their patches, and log-softmax of the maps of their words.
 
-        ``words`` is the last attention to the prompt of each image's class.
+        ``words`` is the text encoder's last attention for the prompt of each image's class.
         """
         model, sight = self.model, self.model.image_attention(images)
         features = model.unit(sight.embed(sight.output))
         score = (features * model.unit(words.embed(words.output))).sum()
         if self.options.SCORE == "logit":
             score = model.clip.logit_scale.exp() * score
-        # a score depends on its own image and prompt only, so their sum has the gradient of each
+        # each score depends on its own image and prompt only: the sum's gradient is that of each
         weights = torch.autograd.grad(score, (sight.output, words.output), create_graph=True)
-        of_words = words.map(weights[1]).masked_fill(~words.shown, -torch.inf).log_softmax(dim=1)
+        word_maps = words.map(weights[1]).masked_fill(~words.shown, -torch.inf).log_softmax(dim=1)
         return (
             model.logits(features, text),
             sight.map(weights[0]),
-            of_words.masked_fill(~words.shown, 0),
+            word_maps.masked_fill(~words.shown, 0),
         )
 
     def prompts(self) -> dict:

@@ -18,11 +18,11 @@ class FAP(AdversarialTraining, PromptTrainer):
     """Deep visual context projected to text; clean CE, and consistency under attack.
 
     CE(z(x), y) + lambda mean[KL(p(x) || p(x')) (cos(v(x), v(x')) + 1)], with x' from PGD on that
-    KL: images whose features stay alike while the predictions part count most.
+    KL. Images whose features stay similar while their predictions change count most.
     """
 
     section = "FAP"
-    batches = ("adv_full",)  # every image is trained on clean and attacked
+    batches = ("adv_full",)  # trains on each image twice, clean and attacked
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         model = self.model

@@ -13,8 +13,8 @@ from apd.training.adversarial import AdversarialTraining
 class MMoP(AdversarialTraining, IVLP):
     """IVLP's prompts, those of the deeper layers mixed from experts by routers; CE(z(x'), y).
 
-    A router reads the tokens that its layer is given, so every image and every class has prompts
-    of its own, and the attack goes through the routers.
+    A router reads the input tokens of its layer. So every image and every class has prompts of its
+    own, and the attack's gradient goes through the routers.
     """
 
     section = "MMoP"
@@ -23,8 +23,8 @@ class MMoP(AdversarialTraining, IVLP):
         return {**super().prompts(), "experts": self.options.NUM_EXPERTS}
 
     def parameter_groups(self, learner: nn.Module) -> list[dict]:
-        """The scales of the mixtures have no weight decay [P]."""
-        scales, others = [], []
+        """All parameters, without weight decay for the scales of the mixtures [P]."""
+        scales, weights = [], []
         for name, parameter in learner.named_parameters():
-            (scales if name.endswith((".tau", ".alpha")) else others).append(parameter)
-        return [{"params": others}, {"params": scales, "weight_decay": 0.0}]
+            (scales if name.endswith((".tau", ".alpha")) else weights).append(parameter)
+        return [{"params": weights}, {"params": scales, "weight_decay": 0.0}]

@@ -15,10 +15,10 @@ from apd.views import random_views
 
 @register(TRAINER_REGISTRY)
 class RTPT(TestTimeDefence):
-    """Text prompts tuned to each image's views, which vote by how near they are to each other.
+    """Text prompts are tuned to each image's views, whose logits are averaged by their similarity.
 
-    Tuning: AdamW down the mean entropy of the most confident views. Vote: logits averaged with
-    weights softmax(mean cosine to the NEIGHBOURS nearest views / TEMPERATURE).
+    Tuning: AdamW minimises the mean entropy of the most confident views. Average: the weights are
+    softmax(mean cosine to the NEIGHBOURS nearest views / TEMPERATURE).
     """
 
     section = "RTPT"
@@ -59,7 +59,7 @@ class RTPT(TestTimeDefence):
         return self.model.clip.logit_scale.exp() * features @ text.mT
 
     def agreement(self, features: Tensor) -> Tensor:
-        """(B, V): the mean cosine of each view to the nearest other ones."""
+        """(B, V): the mean cosine of each view to the views nearest to it."""
         itself = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
         cosines = (features @ features.mT).masked_fill(itself, -torch.inf)
         nearest = min(self.options.NEIGHBOURS, features.shape[1] - 1)

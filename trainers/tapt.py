@@ -30,9 +30,10 @@ Statistics = list[tuple[Tensor, Tensor]]  # of each layer: mean and variance (L,
 class TAPT(TestTimeDefence):
     """Text and visual prompts tuned to each image by its most confident views.
 
-    AdamW down the entropy of their mean prediction, and DISTR_W times the distance of their visual
-    tokens' mean and variance, layer by layer, to those of training images: GAMMA of it to attacked
-    ones, the rest to clean ones. The image itself is classified with these prompts.
+    AdamW minimises the entropy of their mean prediction, plus DISTR_W times the distance of their
+    visual tokens' mean and variance, in each layer, to those of training images: GAMMA times the
+    distance to attacked ones, 1 - GAMMA times that to clean ones. The image itself is classified
+    with these prompts.
     """
 
     section = "TAPT"
@@ -57,13 +58,13 @@ class TAPT(TestTimeDefence):
             logits = self.logits(features.unflatten(0, views.shape[:2]), text)
             return self.marginal_entropy(logits) + o.DISTR_W * self.distance(tokens, len(images))
 
-        contexts = [context for part in self.tuned for context in self.each(part, len(images))]
+        contexts = [context for side in self.tuned for context in self.each(side, len(images))]
         contexts = self.tune(contexts, loss, exact)
         features = model.image_features_each(images, contexts[layers:])
         return self.logits(features[:, None], model.text_features_each(contexts[:layers]))[:, 0]
 
     def chosen(self, views: Tensor) -> Tensor:
-        """The most confident views, (B, K, 3, R, R): the loss depends on no other ones."""
+        """The most confident views, (B, K, 3, R, R); the loss depends on these alone."""
         with torch.no_grad():
             features = self.model.image_features(views.flatten(0, 1))
             logits = self.logits(features.unflatten(0, views.shape[:2]), self.text)
@@ -75,25 +76,28 @@ class TAPT(TestTimeDefence):
         return self.model.clip.logit_scale.exp() * features @ text.mT
 
     def marginal_entropy(self, logits: Tensor) -> Tensor:
-        """Of the mean prediction of each image's views (B, K, C); summed over the images."""
+        """The entropy of the mean prediction of each image's views (B, K, C), summed."""
         return entropy(logits.log_softmax(dim=2).logsumexp(dim=1)).sum()
 
     def distance(self, tokens: list[Tensor], count: int) -> Tensor:
-        """Of the tokens of ``count`` images' views to the training images', summed over images."""
+        """The distance of the tokens of ``count`` images' views to those of training images.
+
+        It is summed over the images.
+        """
         o, total = self.options, torch.zeros((), device=tokens[0].device)
         for layer in range(o.LAYER_FROM, o.LAYER_TO - 1):
             of_views = self.of_image(tokens[layer]).unflatten(0, (count, -1))
             mean, variance = of_views.mean(dim=1), of_views.var(dim=1, correction=0)
             for weight, statistics in self.statistics:
-                wanted = statistics[layer]
-                apart = (mean - wanted[0]).abs() + (variance - wanted[1]).abs()
-                total = total + weight * 0.5 * apart.mean(dim=(1, 2)).sum()
+                reference = statistics[layer]
+                distance = (mean - reference[0]).abs() + (variance - reference[1]).abs()
+                total = total + weight * 0.5 * distance.mean(dim=(1, 2)).sum()
         return total / (o.LAYER_TO - o.LAYER_FROM)
 
     def of_image(self, tokens: Tensor) -> Tensor:
-        """Of a layer's tokens (N, L + M, D) those of the image, without the context.
+        """The tokens of the image, (N, L, D), of a layer's tokens (N, L + M, D) with context.
 
-        The context's are the same for all images: they are at no distance but rounding's, whose
+        Context tokens are the same for all images. Their distance would be a rounding error, whose
         sign AdamW would follow.
         """
         return tokens[:, : len(self.model.clip.visual.positional_embedding)]
@@ -118,7 +122,7 @@ class TAPT(TestTimeDefence):
 
     @torch.no_grad()
     def tokens_of(self, attacked: bool) -> Statistics:
-        """Of this run's training images, as they are or under AT.TRAIN's attack."""
+        """The statistics of this run's training images, clean or under AT.TRAIN's attack."""
         count, sums, squares = 0, 0, 0
         for images in self.training_images(attacked):
             tokens: list[Tensor] = []

@@ -16,22 +16,22 @@ from apd.views import seeded_uniform
 
 @register(TRAINER_REGISTRY)
 class TTC(TestTimeDefence):
-    """Moves each image's embedding away from where it is, if noise hardly moves it.
+    """Moves an image's embedding away from where it is, if random noise hardly moves it.
 
-    The counterattack goes up |f(x + d) - f(x)|^2 by signed steps from random noise d_0; its
-    iterates are averaged with weights exp(BETA t). An image whose embedding noise moves by more
-    than TAU of its length keeps the noise only.
+    The counterattack maximises |f(x + d) - f(x)|^2 by signed steps from random noise d_0; its
+    iterates are averaged with weights exp(BETA t). If the noise moves the embedding by more than
+    TAU of its length, the image gets the noise alone.
     """
 
     section = "TTC"
-    backward = "surrogate"  # the counterattack is made of signs: on the way back it is constant
+    backward = "surrogate"  # signs have no useful gradient: the counterattack counts as a constant
 
     def defended(self, images: Tensor, seeds: Tensor) -> Tensor:
         counterattack = self.counterattack(images.detach(), seeds)
         return self.model.logits(self.model.image_features(images + counterattack), self.text)
 
     def counterattack(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """What is added to the images (B, 3, R, R)."""
+        """The perturbation that is added to the images, (B, 3, R, R)."""
         o, embed = self.options, self.model.image_embeddings
         eps, alpha = o.EPS / UNITS, o.ALPHA / UNITS
         with torch.no_grad():
@@ -52,8 +52,11 @@ class TTC(TestTimeDefence):
         return torch.where(still, counter, deltas[0])
 
     def drift(self, images: Tensor, noise: Tensor, embeddings: Tensor) -> Tensor:
-        """|f(x + noise) - f(x)| / |f(x)|, with f CLIP's own embedding, as the published code has it
-        for encoders that were trained further."""
+        """|f(x + noise) - f(x)| / |f(x)|, (B,).
+
+        f is plain CLIP's embedding, also with visual prompts: the published code does so for
+        encoders that were trained further.
+        """
         embed = self.model.image_embeddings
         if self.contexts("visual"):
             embed = self.plain.image_embeddings

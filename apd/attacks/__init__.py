@@ -4,7 +4,7 @@ from apd.attacks.defended import DefendedModel
 from apd.attacks.draws import Draws
 from apd.attacks.pgd import PGD, pgd, seeded_start, surviving
 from apd.attacks.registry import Attack, find_attack
-from apd.attacks.threat import ThreatModel, doubts
+from apd.attacks.threat import ThreatModel, threat_warnings
 
 __all__ = [
     "PGD",
@@ -12,7 +12,7 @@ __all__ = [
     "DefendedModel",
     "Draws",
     "ThreatModel",
-    "doubts",
+    "threat_warnings",
     "find_attack",
     "pgd",
     "seeded_start",

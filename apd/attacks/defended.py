@@ -1,8 +1,8 @@
-"""Models whose logits are random, or whose steps must be differentiated with care.
+"""Models with a test-time defence: randomised, adapted to each image, or not differentiable.
 
-An attack that does not know of a defence measures the attack, not the model (Athalye et al. 2018,
-arXiv 1802.00420; Tramer et al. 2020, arXiv 2002.08347). A ``DefendedModel`` says what an attack
-must know. Models without a test-time defence stay plain callables, from images to logits.
+An attack that does not take a defence into account measures the attack, not the model (Athalye et
+al. 2018, arXiv 1802.00420; Tramer et al. 2020, arXiv 2002.08347). A ``DefendedModel`` tells the
+attack about its defence. Models without one are plain callables, from images to logits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apd.attacks.stream import LogitsFn, row_seed
 from apd.choices import BACKWARDS
 from apd.errors import UserError
 
-_ATTACK, _VERDICT = 1, 2  # what a draw is for: an attacker does not know the verdict's
+_ATTACK, _VERDICT = 1, 2  # two kinds of draws: an attacker does not know those of the verdict
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class DefendedModel:
         logits: images (B, 3, H, W) in [0, 1] and seeds (B,), int64 on the CPU, to logits (B, C).
             Row i depends on image i and seed i only, so that verdicts do not depend on batches.
         randomised: whether logits depend on the seeds.
-        adapted: whether the model is tuned to its image.
-        backward: what autograd gives: "exact", the gradient through all of the defence's steps;
-            "surrogate", a stand-in for a step that has no useful one (BPDA); "none".
-        views: images that the encoder is given for one image; batches are divided by it.
+        adapted: whether the model is tuned to each image.
+        backward: the gradient that autograd computes: "exact", through all steps of the defence;
+            "surrogate", with a replacement for steps without a useful gradient (BPDA); or "none".
+        views: how many images the encoder processes for one image; batches are divided by it.
     """
 
     logits: Callable[[Tensor, Tensor], Tensor]
@@ -51,7 +51,7 @@ class DefendedModel:
         return self.logits(images, torch.zeros(len(images), dtype=torch.long))
 
     def asdict(self) -> dict:
-        """What a record states of it."""
+        """The fields of a record that describe the model."""
         return {
             "randomised": self.randomised,
             "adapted": self.adapted,
@@ -64,7 +64,7 @@ def is_randomised(model: LogitsFn) -> bool:
 
 
 def batch_of(model: LogitsFn, batch_size: int) -> int:
-    """How many images make a pass of ``model`` as large as one of a plain model."""
+    """How many images of ``model`` are as much work as ``batch_size`` images of a plain model."""
     views = model.views if isinstance(model, DefendedModel) else 1
     return max(1, batch_size // views)
 
@@ -91,21 +91,21 @@ def attack_logits(
 
 
 def call_logits(model: DefendedModel, images: Tensor, seed: int, call: int) -> Tensor:
-    """Logits (B, C) at an attack's ``call``-th call; all images are given the same draw.
+    """Logits (B, C) at an attack's ``call``-th call, with the same draw for all images.
 
-    For attacks that do not say which images of a batch they ask about: what an image meets then
-    does not depend on the others.
+    It is for attacks that do not tell which images are in their batch. With one draw for all, an
+    image's logits do not depend on the others.
     """
-    same = row_seed(seed, _ATTACK, call)
-    return model.logits(images, torch.full((len(images),), same))
+    shared_seed = row_seed(seed, _ATTACK, call)
+    return model.logits(images, torch.full((len(images),), shared_seed))
 
 
 def predictions(
     model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, seed: int, draws: Draws
 ) -> Tensor:
-    """Classes (B,) that equal ``labels`` where ``model`` is right by the rule of ``draws``.
+    """The predicted classes (B,): ``labels`` where ``model`` is right by the rule of ``draws``.
 
-    Elsewhere it is the first wrong class that was drawn. In float32, without gradients.
+    Elsewhere it is the first wrong class among the draws. In float32, without gradients.
 
     Raises:
         NonFiniteLoss: logits that are NaN or infinite.
@@ -118,9 +118,9 @@ def predictions(
             ]
         )
     right = drawn == labels
-    wanted = {"all": len(drawn), "one": 1, "majority": len(drawn) // 2 + 1}[draws.rule]
+    needed = {"all": len(drawn), "one": 1, "majority": len(drawn) // 2 + 1}[draws.rule]
     first_wrong = drawn.gather(0, right.long().argmin(dim=0, keepdim=True))[0]
-    return torch.where(right.sum(dim=0) >= wanted, labels, first_wrong)
+    return torch.where(right.sum(dim=0) >= needed, labels, first_wrong)
 
 
 def _verdict_logits(

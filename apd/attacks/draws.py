@@ -1,4 +1,4 @@
-"""How often a model whose logits are random is asked."""
+"""How many draws of a randomised model an attack and a verdict use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from apd.errors import UserError
 
 @dataclass(frozen=True)
 class Draws:
-    """How often a randomised model is asked; other models are asked once.
+    """Draws of a randomised model: logits with other random numbers. Other models have one draw.
 
     Args:
-        eot: draws that an attack averages the gradient over at each step (expectation over
+        eot: draws over which an attack averages the gradient at each step (expectation over
             transformation, Athalye et al. 2018).
-        verdict: draws of a verdict, the same for every image that an attack comes by.
-        rule: when an image is right: "all": in all draws; "majority": in more than half of them;
-            "one": in the first.
+        verdict: draws of a verdict. All iterates of an image have the same ones.
+        rule: an image counts as right if it is classified correctly in "all" draws, in the
+            "majority" (more than half), or in the first "one".
 
     Raises:
         UserError: a value out of range.

@@ -1,4 +1,4 @@
-"""Gradients of logits for the images only, in any precision."""
+"""Gradients of logits with respect to the images alone, in any precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_FINITE = (
 
 def check_finite(logits: Tensor) -> Tensor:
     """``logits`` as they are; NonFiniteLoss if any is NaN or infinite."""
-    # 0 times what is not finite is NaN; a mask of all logits costs ten times as much
+    # 0 times NaN or infinity is NaN; isfinite() of all logits costs ten times as much
     if not (0 * logits).sum().isfinite():
         raise NonFiniteLoss(NOT_FINITE)
     return logits
@@ -26,21 +26,22 @@ def check_finite(logits: Tensor) -> Tensor:
 def image_gradient(logits: Tensor, images: Tensor, weights: Tensor) -> Tensor:
     """Gradient of ``(weights * logits).sum()`` for ``images``; no parameter's ``.grad`` changes.
 
-    ``weights`` (B, C), the loss's own gradient, is scaled image by image so that its largest entry
-    is between 1/2 and 1, and the result is scaled back. Scales are powers of two, so float32 gives
-    the same bits as without them. In half precision they keep the gradients of images with a
-    large margin, whose ``weights`` are tiny, from underflowing to zero inside the model.
+    ``weights`` (B, C) is the gradient of the loss with respect to the logits. For each image it is
+    scaled so that its largest entry is between 1/2 and 1, and the result is scaled back. The scales
+    are powers of two, so that float32 gives the same bits as without them. In half precision,
+    images with a large margin have tiny ``weights``, whose gradients would underflow to zero inside
+    the model.
     """
     _, exponent = torch.frexp(weights.detach().abs().amax(dim=1, keepdim=True))
     exponent = exponent.clamp(-100, 100)
-    one = torch.ones_like(weights[:, :1])
-    scaled = weights * torch.ldexp(one, -exponent)
+    ones = torch.ones_like(weights[:, :1])
+    scaled = weights * torch.ldexp(ones, -exponent)
     (gradient,) = torch.autograd.grad(logits, images, scaled.to(logits.dtype))
-    return gradient * torch.ldexp(one, exponent).view(-1, 1, 1, 1)
+    return gradient * torch.ldexp(ones, exponent).view(-1, 1, 1, 1)
 
 
 class ImageGradient(torch.autograd.Function):
-    """``logits_fn(images)`` with ``image_gradient`` as its backward pass, for others' attacks."""
+    """``logits_fn(images)`` with ``image_gradient`` as its backward pass, for library attacks."""
 
     @staticmethod
     def forward(ctx, images: Tensor, logits_fn: Callable[[Tensor], Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from apd.errors import UserError
 
 Build = Callable[[nn.Module, dict], Callable[[Tensor, Tensor], Tensor]]
 
-_TARGETS = 9  # of the targeted attacks: the standard's number (Croce and Hein 2020, section 4)
+_TARGETS = 9  # classes that targeted attacks try (AutoAttack; Croce and Hein 2020, section 4)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class TorchAttack:
 
     The radius is in pixel values, which lie in [0, 1].
 
-    What it returns is projected into the ball and the box, and then judged in float32. An image's
-    result depends on the seed only, not on the images beside it: all images are given the same
-    random numbers (``_Model.sharing_noise``). torchattacks seeds and draws from torch's global
-    generator; that is restored.
+    Its results are projected into the ball and the box, and the verdict on them is in float32. An
+    image's result depends on the seed, not on the other images of its batch: all images get the
+    same random numbers (``_Model.sharing_noise``). torchattacks seeds torch's global generator and
+    draws from it; the generator's state is restored.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TorchAttack:
     radius: float
     build: Build
     black_box: bool = False
-    one_by_one: bool = False  # it decides when to stop by the sum over its batch
+    one_by_one: bool = False  # for attacks that stop by the sum of the loss over their batch
 
     def run(
         self,
@@ -60,8 +60,8 @@ class TorchAttack:
     ) -> Iterator[tuple[Rows, None]]:
         """As ``PGD.run``, batch by batch; no row stays under attack between two batches.
 
-        A randomised model draws anew at each of the attack's calls, the same for all images. The
-        attacked image that comes of it is judged by the verdict's own draws.
+        A randomised model has a new draw at each call of the attack, the same for all images. The
+        verdict on the attacked image has draws of its own.
 
         Raises:
             UserError: several sources: torchattacks knows of one model; a model without gradient.
@@ -77,7 +77,7 @@ class TorchAttack:
         while parts := list(supply.take(batch_size)):
             rows = join(parts)
             images, labels = rows["image"], rows["label"]
-            # elsewhere, and in half precision, a wrong prediction does not decide
+            # a wrong prediction decides only if it is the target's own, in float32, without draws
             drops = source is target and precision is None and not is_randomised(target)
             model = _Model(source, images, precision, drops, seed)
             zero = broken = torch.zeros_like(labels, dtype=torch.bool)
@@ -86,8 +86,8 @@ class TorchAttack:
             attacked = self.perturb(model, images, labels, seed, eot)
             places = rows["index"]
             right = predictions(target, attacked, labels, places, seed, draws) == labels
-            found = {"attacked": attacked, "right": right, "zero": zero, "broken": broken}
-            yield {**rows, **found}, None
+            columns = {"attacked": attacked, "right": right, "zero": zero, "broken": broken}
+            yield {**rows, **columns}, None
 
     def perturb(
         self, model: _Model, images: Tensor, labels: Tensor, seed: int = 0, eot: int = 1
@@ -108,22 +108,25 @@ class TorchAttack:
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices), torch.enable_grad(), model.sharing_noise():
             torch.manual_seed(seed)
-            parts = [slice(i, i + 1) for i in range(len(images))] if self.one_by_one else [...]
-            attacked = torch.cat([attack(images[part], labels[part]) for part in parts]).detach()
-        # where an attack breaks down it has found nothing
+            row_slices = [slice(i, i + 1) for i in range(len(images))] if self.one_by_one else [...]
+            attacked = torch.cat(
+                [attack(images[rows], labels[rows]) for rows in row_slices]
+            ).detach()
+        # where the attack gives NaN or infinite pixels, the image is left as it was
         attacked = torch.where(attacked.isfinite(), attacked, images)
         return project(images, attacked - images, self.norm, self.radius)
 
 
 class _Model(nn.Module):
-    """Logits as torchattacks wants them: a module, at least 4 classes, gradients for images only.
+    """A model as torchattacks needs it: a module, with at least 4 classes and image gradients only.
 
     The targeted DLR loss divides by the distance between the best and the third and fourth best
-    logit. Where there are fewer classes, logits one below the least stand in for them (our
-    choice; Croce and Hein leave the attack out). They are nobody's target and never win.
+    logit. With fewer than 4 classes, further logits are added, one less than the smallest [O]
+    (Croce and Hein leave the attack out). They are never a target and never the largest.
 
-    ``drops``: APGD may leave out the images that it has fooled it with (see ``mended.Dropping``).
-    ``seed``: of a randomised model's draws.
+    Args:
+        drops: whether APGD leaves out images once they fool the model (``mended.Dropping``).
+        seed: of a randomised model's draws.
     """
 
     def __init__(
@@ -139,15 +142,15 @@ class _Model(nn.Module):
 
         def logits(x: Tensor) -> Tensor:
             if isinstance(logits_fn, DefendedModel):
-                found = call_logits(logits_fn, x, seed, next(calls))
+                values = call_logits(logits_fn, x, seed, next(calls))
             else:
-                found = logits_fn(x)
-            return found.float() if precision else found
+                values = logits_fn(x)
+            return values.float() if precision else values
 
-        self.logits_fn = logits  # in a function: a module of ours would follow this one's mode
+        self.logits_fn = logits  # a function, because self.eval() changes submodules' modes
         self.precision, self.drops = precision, drops
-        self.running = False  # whether random numbers are the model's own
-        # how torchattacks finds the device
+        self.running = False  # while the model runs, its own random numbers are not shared
+        # torchattacks reads the device from a parameter
         self.device_of = nn.Parameter(torch.zeros((), device=images.device), requires_grad=False)
         self.eval()
 
@@ -164,20 +167,20 @@ class _Model(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
-        missing = 4 - logits.shape[1]
-        if missing > 0:
+        lacking = 4 - logits.shape[1]
+        if lacking > 0:
             least = logits.detach().amin(dim=1, keepdim=True) - 1
-            logits = torch.cat([logits, least.expand(-1, missing)], dim=1)
-        return logits.clone()  # Square writes into it
+            logits = torch.cat([logits, least.expand(-1, lacking)], dim=1)
+        return logits.clone()  # Square changes the logits in place
 
     @contextmanager
     def sharing_noise(self) -> Iterator[None]:
-        """In it, batches of random numbers become one image's, repeated.
+        """In the body, random numbers for a batch of images are those of one image, repeated.
 
-        So an image meets the same noise in any batch. torchattacks draws other shapes (a position,
-        a colour, a size) once for the batch anyway. Its draws are torch.rand and torch.randn in
-        the midst of functions; a TorchFunctionMode would reach them too, but cost every operation
-        of the attack, in all as much as a tenth of a small model's passes.
+        So an image gets the same noise in any batch. torchattacks draws other shapes (a position,
+        a colour, a size) once for the whole batch. It calls torch.rand and torch.randn inside its
+        functions, so that these are replaced. A TorchFunctionMode would do it too, but would slow
+        down every operation, together by a tenth of a small model's passes.
         """
         own = torch.rand, torch.randn
 
@@ -199,7 +202,7 @@ class _Model(nn.Module):
 
 
 def _clean_gradient(model: _Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images' cross-entropy has a gradient of zeros, or one that is not finite."""
+    """For each image: whether its gradient of cross-entropy is zero, and whether not finite."""
     with torch.enable_grad():
         images = images.clone().requires_grad_()
         loss = attack_loss(model.logits(images), labels, None, "ce")

@@ -1,4 +1,4 @@
-"""torchattacks' attacks by their names there, mended where they need it."""
+"""torchattacks' attacks, under the names that they have there; two are corrected here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["APGD", "APGDT", "CW", "DIFGSM", "FAB", "Square"]
 
 
 class Dropping:
-    """Mixin for APGD: an image costs no pass any more once an iterate has fooled the model.
+    """Mixin for APGD: an image is left out of further passes once an iterate fools the model.
 
-    torchattacks, as the authors' package, attacks all images of a run to its end, though what an
-    image has come to is settled by then. Nothing changes for the others.
+    torchattacks, like the authors' package, attacks all images of a restart to its end, although
+    an image's result cannot change any more. The results are the same.
     """
 
     model: _Model
@@ -44,14 +44,15 @@ class _AllFooled(Exception):
 
 
 class _Run:
-    """Which images of a batch stand, and what fooled the model of the others.
+    """Which images of a batch still stand, and of the others the iterate that fooled the model.
 
-    An image that does not has the logits that fooled the model, whatever becomes of it.
+    Images that do not stand are not passed to the model any more: they get the logits of the
+    iterate that fooled it.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.labels, self.standing = labels, torch.ones_like(labels, dtype=torch.bool)
-        self.logits = images.new_empty(0)  # of the last iterate, there from the first call on
+        self.logits = images.new_empty(0)  # of the last iterate; empty before the first call
         self.fooling = images.clone()
 
     def logits_of(self, images: Tensor, model: _Model) -> Tensor:
@@ -79,10 +80,10 @@ class APGDT(Dropping, torchattacks.APGDT):
 
 
 class CW(torchattacks.CW):
-    """Carlini and Wagner's L2 attack, mended in two places.
+    """Carlini and Wagner's L2 attack, corrected in two places.
 
-    torchattacks' cannot move a pixel that is 0 or 1 (its tanh^-1 is infinite there), and takes the
-    best wrong logit to be positive.
+    torchattacks' cannot change pixels that are 0 or 1 (where its tanh^-1 is infinite), and assumes
+    that the best wrong logit is positive.
     """
 
     def inverse_tanh_space(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Projected gradient descent (Madry 2018, arXiv 1706.06083): to train on, and to evaluate with.
+"""Projected gradient descent (Madry 2018, arXiv 1706.06083), for training and for evaluation.
 
 Start points and updates are those of torchattacks' PGD and PGDL2, except that the loss is summed
-over the batch, so that an image's attack does not depend on the batch it is in. The model is any
-callable; put it in evaluation mode before, and let it normalise inside.
+over the batch, so that an image's attack does not depend on its batch. The model is any callable;
+it must be in evaluation mode, and normalise images itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
 
 ONE_DRAW = Draws()
-_TINY = 1e-10  # keeps a zero norm from dividing
+_TINY = 1e-10  # avoids a division by a norm of zero
 
 
 @torch.enable_grad()
@@ -54,13 +54,13 @@ def pgd(
         labels: (B,).
         reference: logits (B, C) that a "kl" attack moves away from:
             it maximises KL(softmax(reference) || softmax(logits)).
-        start: where to start, in the ball and the box, in place of the random start.
-        generator: source of the random start; may live on another device than the images.
-        rows: (N, slice): these images are so many of a batch of N, and start where they would
-            among the others.
+        start: start points in the ball and the box, used instead of random ones.
+        generator: for the random start; may be on another device than the images.
+        rows: (N, slice): these images are this slice of a batch of N images, and get the start
+            points that they have in the whole batch.
 
     Raises:
-        UserError: restarts without a start; they have a meaning in ``surviving`` only.
+        UserError: more than one restart, which only ``surviving`` has, without ``start``.
         ValueError: a "kl" attack without ``reference``.
     """
     if threat.loss == "kl" and reference is None:
@@ -94,8 +94,8 @@ def surviving(
 
     Args:
         logits_fn, images, labels, generator: as for ``pgd``.
-        last_iterate: attack everything to the end and look at the last iterate only, as most
-            papers do. Not a worst case: an image that was wrong before may count as right.
+        last_iterate: attack all images to the end and look at the last iterate only, as most
+            papers do. This is no worst case: an image that was wrong before may count as right.
         clean_logits: (B, C) logits of ``images``, if known; a "kl" attack moves away from them.
 
     Raises:
@@ -108,7 +108,7 @@ def surviving(
         with torch.no_grad():
             clean_logits = logits_fn(images)
     alive = correct(clean_logits, labels) | last_iterate
-    # drawn for the whole batch, so that no verdict depends on which images have left it
+    # drawn for the whole batch, so that start points do not depend on which images have left it
     starts = [_start(images, threat, generator) for _ in range(threat.restarts)]
     index = torch.arange(len(images), device=images.device)
     rows = {"index": index, "image": images, "label": labels, "reference": clean_logits}
@@ -127,10 +127,10 @@ def surviving(
 
 @dataclass(frozen=True)
 class PGD:
-    """PGD as a stage of an evaluation: images leave as they fall, others take their place.
+    """PGD as a stage of an evaluation: images that fall leave the batch, others take their place.
 
-    An image falls as soon as the model errs on a start point or a later iterate of any restart;
-    with ``last_iterate``, or where the attack is made on another model, only the last iterate of
+    An image falls as soon as the model errs on a start point or a later iterate of any restart.
+    With ``last_iterate``, or where the attack is made on another model, only the last iterate of
     each restart is looked at.
     """
 
@@ -154,23 +154,25 @@ class PGD:
         seed: int = 0,
         draws: Draws = ONE_DRAW,
     ) -> Iterator[tuple[Rows, Rows]]:
-        """Yield the rows that are decided, and those still under attack, whenever some are.
+        """Yield decided rows and the rows still under attack, each time that some are decided.
 
         Args:
-            supply: rows with "index", "image", "label"; those that a killed run had under attack
-                with the columns that this yielded, and rows with "reference" logits keep them.
+            supply: rows with "index", "image", "label". Rows that were under attack when a run was
+                killed have all columns that this function yielded; "reference" logits are used if
+                rows have them.
             target: the model that the verdicts are about, in float32.
-            batch_size: rows in a pass. Twice as many are under attack, those that are furthest
-                behind first: so passes are full until the last rows are almost done.
-            sources: models that the loss is summed over; the default is the target.
-            start: images, their indices and the number of the restart to start points; default:
-                drawn from ``seed`` (see ``seeded_start``).
-            precision: of the attack's passes, if not float32. What it finds is checked in float32.
+            batch_size: rows in a pass. Twice as many are under attack, and those with the fewest
+                steps go first, so that passes are full until the last rows are almost done.
+            sources: models over which the loss is summed; default: the target.
+            start: function of images, their indices and the number of the restart, which returns
+                start points; default: drawn from ``seed`` (see ``seeded_start``).
+            precision: of the attack's passes, if not float32. Verdicts are in float32.
             draws: of randomised models. The gradient is that of the mean loss over ``draws.eot``
-                draws; where one of these errs, the image is judged by the verdict's own draws.
+                draws. Where one of these is wrong, the verdict's own draws decide.
 
-        Decided rows have "right" (still classified correctly), "attacked" (the image that decided),
-        "zero" and "broken" (a gradient on the way was all zeros, was not finite and was skipped).
+        Decided rows have "right" (still classified correctly), "attacked" (the iterate that
+        decided), "zero" (some gradient was all zeros) and "broken" (some gradient was not finite,
+        and its step was skipped).
 
         Raises:
             NonFiniteLoss: logits that are NaN or infinite.
@@ -187,7 +189,7 @@ class PGD:
             if not under_way:
                 return
             pool, *waiting = attack.turn(join(under_way), batch_size)
-            # what follows is decided on the CPU, from one look at the device for each step
+            # the masks below are on the CPU: the GPU is waited for once a step
             x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
             gradient, right = attack.look(pool, x, last)
             fallen = ~right & last if attack.last_only else ~right
@@ -196,7 +198,7 @@ class PGD:
             done = fallen | (ended & ~again)
 
             decided = None
-            if done.any():  # with the iterate that decided, before it moves on
+            if done.any():  # selected with the iterate that decided, before the next step
                 decided = select({**pool, "attacked": x.detach(), "right": right}, done)
             attack.step(pool, x, gradient, ~(last | done))
             attack.restart(pool, again)
@@ -252,17 +254,19 @@ class _Attack:
         if len(rows["index"]) <= count:
             return [rows]
         progress = self.moment(rows)
-        which = torch.zeros(len(progress), dtype=torch.bool)
-        which[progress.argsort(stable=True)[:count]] = True
-        return [select(rows, which), select(rows, ~which)]
+        behind = torch.zeros(len(progress), dtype=torch.bool)
+        behind[progress.argsort(stable=True)[:count]] = True
+        return [select(rows, behind), select(rows, ~behind)]
 
     def look(self, pool: Rows, x: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor]:
         """The gradient at the iterates ``x`` of ``pool``, and which iterates are right.
 
-        The gradient is that of the sum of the models' losses, of a randomised model the mean over
-        its draws; None: no iterate needs one. ``last`` (B,) says which are at their last step; it
-        is on the CPU, and so is what is right. Where only the last step is looked at, all others
-        count as right.
+        ``last`` (B,), on the CPU, says which iterates are at their last step.
+
+        Returns:
+            The gradient of the sum of the models' losses (of a randomised model the mean over its
+            draws), or None if all iterates are at their last step; and (B,) bool on the CPU.
+            Where only the last step is looked at, all other iterates count as right.
         """
         precision, labels, places = self.precision, pool["label"], pool["index"]
         right, gradient = torch.ones_like(last), None
@@ -282,7 +286,7 @@ class _Attack:
         return gradient, right
 
     def drawn(self, pool: Rows, x: Tensor, right: Tensor) -> tuple[Tensor | None, Tensor]:
-        """As ``look``, right in all draws of the attack; one graph is in memory at a time."""
+        """As ``look``, where "right" means in all draws; one graph is in memory at a time."""
         labels, reference = pool["label"], pool.get("reference")
         gradient: Tensor | None = None
         for model in self.sources if x.requires_grad else self.sources[:1]:
@@ -290,17 +294,17 @@ class _Attack:
             for k in range(count):
                 logits = attack_logits(model, x, pool["index"], self.seed, self.moment(pool), k)
                 if model is self.target:
-                    right = right & _correct_here(logits, labels)
+                    right = right & _correct_on_cpu(logits, labels)
                 if x.requires_grad:
-                    part = _gradient(logits, x, labels, reference, self.pgd.threat.loss)
-                    part = part if count == 1 else part / count
-                    gradient = part if gradient is None else gradient + part
+                    term = _gradient(logits, x, labels, reference, self.pgd.threat.loss)
+                    term = term if count == 1 else term / count
+                    gradient = term if gradient is None else gradient + term
         return gradient, right
 
     def judged(self, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
         """Which images are right, (B,) bool on the CPU, by the verdict's own draws."""
-        found = predictions(self.target, images, labels, places, self.seed, self.draws)
-        return (found == labels).cpu()
+        predicted = predictions(self.target, images, labels, places, self.seed, self.draws)
+        return (predicted == labels).cpu()
 
     def step(self, pool: Rows, x: Tensor, gradient: Tensor | None, which: Tensor) -> None:
         """Move the rows ``which`` (B,), on the CPU, of ``pool`` on from ``x``, in place."""
@@ -308,12 +312,12 @@ class _Attack:
             return
         threat = self.pgd.threat
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
-        here = to_device(which, x.device)
+        moving = to_device(which, x.device)
         sound = largest.isfinite()
-        pool["broken"] |= ~sound & here
-        pool["zero"] |= (largest == 0) & here
+        pool["broken"] |= ~sound & moving
+        pool["zero"] |= (largest == 0) & moving
         moved = _move(x, gradient, pool["image"], threat)
-        pool["attacked"] = torch.where((sound & here).view(-1, 1, 1, 1), moved, x.detach())
+        pool["attacked"] = torch.where((sound & moving).view(-1, 1, 1, 1), moved, x.detach())
         pool["step"] = pool["step"] + which
 
     def restart(self, pool: Rows, which: Tensor) -> None:
@@ -326,7 +330,7 @@ class _Attack:
 
 
 def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Start points of ``PGD.run`` that depend on seed, image index and restart only."""
+    """Start points for ``PGD.run`` that depend on the seed, the image's index and the restart."""
 
     def start(images: Tensor, index: Tensor, restart: int) -> Tensor:
         return torch.cat(
@@ -340,18 +344,18 @@ def seeded_start(threat: ThreatModel, seed: int) -> Callable[[Tensor, Tensor, in
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which predictions are right, (B,) bool; NonFiniteLoss where logits (B, C) have none."""
-    return _correct_here(logits, labels).to(logits.device)
+    """Which predictions are right, (B,) bool; NonFiniteLoss if a logit (B, C) is not finite."""
+    return _correct_on_cpu(logits, labels).to(logits.device)
 
 
-def _correct_here(logits: Tensor, labels: Tensor) -> Tensor:
-    """As ``correct``, on the CPU: one look at the device."""
-    # 0 times what is not finite is NaN; a mask of all logits costs ten times as much
+def _correct_on_cpu(logits: Tensor, labels: Tensor) -> Tensor:
+    """As ``correct``, but on the CPU; the GPU is waited for once."""
+    # 0 times NaN or infinity is NaN; isfinite() of all logits costs ten times as much
     right, sound = logits.argmax(dim=1) == labels, (0 * logits).sum().isfinite()
-    found = torch.cat([right, sound[None]]).cpu()
-    if not found[-1]:
+    flags = torch.cat([right, sound[None]]).cpu()
+    if not flags[-1]:
         raise NonFiniteLoss(NOT_FINITE)
-    return found[:-1]
+    return flags[:-1]
 
 
 def _start(
@@ -376,7 +380,7 @@ def _start(
 
 
 def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
-    """What the attacker maximises, summed over the images."""
+    """The loss that the attacker maximises, summed over the images."""
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="sum")
     if loss == "kl":
@@ -390,7 +394,7 @@ def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: 
 def _gradient(
     logits: Tensor, attacked: Tensor, labels: Tensor, reference: Tensor | None, loss: str
 ) -> Tensor:
-    """Of the loss of ``logits`` = f(attacked), for the images."""
+    """The gradient of the loss of ``logits`` = f(attacked) with respect to ``attacked``."""
     z = logits.detach().float() if logits.dtype.itemsize < 4 else logits.detach()
     with torch.autocast(logits.device.type, enabled=False):
         weights = _loss_gradient(z, labels, reference, loss)
@@ -398,8 +402,8 @@ def _gradient(
 
 
 def _loss_gradient(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
-    """Of the loss for ``logits`` (B, C), which have no graph."""
-    if loss == "ce":  # what autograd calls, and its bits, without the time that a graph takes
+    """The gradient of the loss with respect to ``logits`` (B, C), which have no graph."""
+    if loss == "ce":  # the function that autograd calls: same bits, but no graph has to be made
         minus_one = torch.zeros_like(logits).scatter_(1, labels[:, None], -1)
         return torch.ops.aten._log_softmax_backward_data(
             minus_one, logits.log_softmax(dim=1), 1, logits.dtype
@@ -415,7 +419,7 @@ def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatMode
     """One step up the gradient, then back into the ball and the box."""
     eps, alpha = threat.radius, threat.step_size
     if threat.norm == "linf":
-        # torch's sign(NaN) is 0: a broken gradient must not pass for an image that stands
+        # torch's sign(NaN) is 0: 0 * gradient is added so that NaN stays NaN
         sign = gradient.sign().add_(gradient, alpha=0)
         delta = sign.mul_(alpha).add_(attacked.detach()).sub_(images)  # in place: half the time
     else:

@@ -23,13 +23,13 @@ RAND = ("apgd-ce", "apgd-dlr")
 
 @dataclass(frozen=True)
 class Attack:
-    """What one record of an evaluation is about.
+    """An attack of an evaluation; it makes one record.
 
     Args:
-        name: as it is asked for.
-        stages: run one after another, each on the images that the ones before left standing.
+        name: as the user writes it.
+        stages: run one after another, each on the images that still stand after the ones before.
         conditions: norm, eps, alpha, steps, restarts, random_start, loss and last_iterate; None
-            where the attack has no such thing.
+            where the attack has no such parameter.
     """
 
     name: str
@@ -50,26 +50,28 @@ class _Kind:
     flags: tuple[str, ...] = ()
 
 
-def _part(
+def _autoattack_part(
     attack: str, steps_name: str = "steps", targeted: bool = False, **options
 ) -> Callable[[ThreatModel, int], Build]:
-    """A part of AutoAttack; targeted ones take the number of classes, APGD the draws."""
+    """How to make a part of AutoAttack: targeted ones take n_classes, APGD takes eot_iter."""
     takes = ("norm", "eps", "seed") + ("n_classes",) * targeted
     takes += ("eot_iter",) * attack.startswith("APGD")
     return lambda threat, steps: partial(
-        _made, attack, takes, {steps_name: steps, "n_restarts": threat.restarts, **options}
+        _make_attack, attack, takes, {steps_name: steps, "n_restarts": threat.restarts, **options}
     )
 
 
 def _difgsm(threat: ThreatModel, steps: int) -> Build:
-    return partial(_made, "DIFGSM", ("eps",), {"alpha": threat.step_size, "steps": steps})
+    return partial(_make_attack, "DIFGSM", ("eps",), {"alpha": threat.step_size, "steps": steps})
 
 
 def _cw_l2(threat: ThreatModel, steps: int) -> Build:
-    return partial(_made, "CW", (), {"steps": steps})
+    return partial(_make_attack, "CW", (), {"steps": steps})
 
 
-def _made(attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, settings: dict):
+def _make_attack(
+    attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, settings: dict
+):
     from apd.attacks import mended  # its import takes a second
 
     return getattr(mended, attack)(model, **options, **{key: settings[key] for key in takes})
@@ -77,30 +79,32 @@ def _made(attack: str, takes: tuple[str, ...], options: dict, model: nn.Module, 
 
 _KINDS = {
     "difgsm": _Kind(10, ("linf",), "ce", False, _difgsm),
-    "apgd-ce": _Kind(100, NORMS, "ce", True, _part("APGD")),
-    "apgd-dlr": _Kind(100, NORMS, "dlr", True, _part("APGD", loss="dlr")),
-    "apgd-t": _Kind(100, NORMS, "dlr, targeted", True, _part("APGDT", targeted=True)),
+    "apgd-ce": _Kind(100, NORMS, "ce", True, _autoattack_part("APGD")),
+    "apgd-dlr": _Kind(100, NORMS, "dlr", True, _autoattack_part("APGD", loss="dlr")),
+    "apgd-t": _Kind(100, NORMS, "dlr, targeted", True, _autoattack_part("APGDT", targeted=True)),
     "fab-t": _Kind(
         100,
         NORMS,
         "distance, targeted",
         False,
-        _part("FAB", targeted=True, multi_targeted=True),
+        _autoattack_part("FAB", targeted=True, multi_targeted=True),
     ),
-    "square": _Kind(5000, NORMS, "margin", True, _part("Square", "n_queries"), ("black_box",)),
+    "square": _Kind(
+        5000, NORMS, "margin", True, _autoattack_part("Square", "n_queries"), ("black_box",)
+    ),
     "cw-l2": _Kind(50, ("l2",), "distance + margin", False, _cw_l2, ("one_by_one",)),
 }
 
 
 def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> Attack:
-    """The attack ``name`` within ``threat``'s norm and eps.
+    """The attack ``name`` with ``threat``'s norm and eps.
 
-    ``-<steps>`` after a name sets its steps (Square's queries); autoattack-<k> has k/100 of the
-    standard's budget in every part, autoattack-rand-<k> of its version for randomised models,
-    whose gradients are means over draws (``Draws.eot``; its authors: 20). pgd, fgsm and cw are
-    ours (``PGD``); pgd has the threat model's alpha, restarts and loss, cw its alpha, steps and
-    restarts with the margin loss. The others are torchattacks' and bring step sizes of their own,
-    but for difgsm.
+    ``-<steps>`` after a name sets its steps (Square's queries). autoattack-<k> has k/100 of the
+    standard's budget in every part; autoattack-rand-<k> is the same of AutoAttack's version for
+    randomised models, whose gradients are means over draws (``Draws.eot``; its authors use 20).
+    pgd, fgsm and cw are ours (``PGD``): pgd has the threat model's alpha, restarts and loss; cw has
+    its alpha, steps and restarts, and the margin loss. The others are torchattacks', which choose
+    their step sizes themselves; only difgsm has the threat model's alpha.
 
     Raises:
         UserError: no such attack, or not in this norm.
@@ -119,9 +123,9 @@ def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> A
         return _pgd(name, replace(threat, steps=steps, loss="margin"), last_iterate)
     if base in ("autoattack", "autoattack-rand"):
         parts = STANDARD if base == "autoattack" else RAND
-        part = 100 if steps is None else steps
-        stages = [_library(p, part * (50 if p == "square" else 1), threat) for p in parts]
-        conditions = {"steps": part, "random_start": True, "loss": ", ".join(parts)}
+        budget = 100 if steps is None else steps
+        stages = [_library(p, budget * (50 if p == "square" else 1), threat) for p in parts]
+        conditions = {"steps": budget, "random_start": True, "loss": ", ".join(parts)}
         return Attack(name, tuple(stages), _conditions(threat, **conditions))
     if base not in _KINDS:
         raise UserError(f'unknown attack "{name}": there are {", ".join(ATTACKS)}')

@@ -1,4 +1,4 @@
-"""Images under attack, as rows that join and leave a batch one by one."""
+"""Images under attack are rows, which join and leave a batch one by one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stage(Protocol):
         ...
 
 
-CPU_COLUMNS = ("index", "step", "restart")  # always on the CPU: a loop looks at them
+CPU_COLUMNS = ("index", "step", "restart")  # always on the CPU, because loops read their values
 
 
 def select(rows: Rows, which: Tensor) -> Rows:
@@ -46,41 +46,41 @@ def select(rows: Rows, which: Tensor) -> Rows:
     for column in rows.values():
         if column.device not in on:
             on[column.device] = to_device(index, column.device)
-    # index_select copies images several times as fast as brackets do
+    # index_select copies images several times as fast as indexing by [] does
     return {name: column.index_select(0, on[column.device]) for name, column in rows.items()}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU, which a GPU need not be waited for."""
+    """Copy a small tensor from the CPU to ``device`` without waiting for the GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def join(parts: list[Rows]) -> Rows:
-    """One part as it is: most steps of an attack join nothing, and need no copy."""
+    """Concatenate rows; a single part is returned without a copy, as in most steps of an attack."""
     if len(parts) == 1:
         return parts[0]
     return {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
 
 
 class Supply:
-    """Rows of a stream, as many at a time as are asked for."""
+    """The rows of a stream, of which any number can be taken at a time."""
 
     def __init__(self, stream: Iterable[Rows]) -> None:
         self._stream: Iterator[Rows] = iter(stream)
         self._next: Rows | None = None
 
     def take(self, count: int) -> Iterator[Rows]:
-        """The next ``count`` rows in parts with the same columns each; fewer at the end."""
+        """The next ``count`` rows (fewer at the end), in parts whose rows have the same columns."""
         while count:
             rows = self._next if self._next is not None else next(self._stream, None)
             if rows is None:
                 return
             if size := len(rows["index"]):
                 yield {name: column[:count] for name, column in rows.items()}
-            rest = {name: column[count:] for name, column in rows.items()}
-            self._next = rest if size > count else None
+            remaining = {name: column[count:] for name, column in rows.items()}
+            self._next = remaining if size > count else None
             count -= min(size, count)
 
 

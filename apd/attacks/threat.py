@@ -1,4 +1,4 @@
-"""What the attacker may do."""
+"""The threat model: what an attacker may change, and how PGD searches for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNITS = 255  # of eps and alpha to a pixel value of 1
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """Images x' in [0, 1] with ||x' - x|| <= eps, sought by PGD (Madry 2018, arXiv 1706.06083).
+    """Images x' in [0, 1] with ||x' - x|| <= eps, and how PGD searches (arXiv 1706.06083).
 
     Args:
         norm: "linf" or "l2" (of all the values of an image).
@@ -67,14 +67,14 @@ class ThreatModel:
         return self.alpha / UNITS
 
     def scaled(self, factor: float) -> ThreatModel:
-        """The same attack in a ball ``factor`` times as large, its steps too."""
+        """The same attack with ``factor`` times the radius and ``factor`` times the step size."""
         return dataclasses.replace(self, eps=factor * self.eps, alpha=factor * self.alpha)
 
     def asdict(self) -> dict:
         return dataclasses.asdict(self)
 
 
-def doubts(eps: float, steps: int | None) -> Iterator[tuple[str, str]]:
+def threat_warnings(eps: float, steps: int | None) -> Iterator[tuple[str, str]]:
     """What an attacker's eps and steps can hardly be meant to be: names, each with a sentence."""
     if 0 < eps < 1:
         yield "tiny-eps", f"eps {eps:g} is {eps:g}/255: its unit is 1/255, so that 4/255 is 4"

@@ -2,7 +2,7 @@
 
 import warnings
 
-with warnings.catch_warnings():  # its pkg_resources, which setup.py provides for
+with warnings.catch_warnings():  # clip imports pkg_resources, whose deprecation is known (setup.py)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import clip  # noqa: F401
 

@@ -1,6 +1,7 @@
-"""Maps of what a score of CLIP rests on, from the last attention layer of an encoder.
+"""Attribution maps: how much each token contributes to a score of CLIP (Grad-ECLIP).
 
-Attention says where the layer looks, the score's gradient which channels of what it finds there
+They are made from the last attention layer of an encoder: the similarity of query and key says how
+much the layer attends to a token, the score's gradient says how much the channels of its value
 count (Zhao 2024, Grad-ECLIP, ICML; Feng 2026, CBA-FAPT, AAAI, equations 4 to 8).
 """
 
@@ -20,16 +21,17 @@ from apd.clip.text import ClassPrompts
 
 @dataclass(frozen=True)
 class LastAttention:
-    """The last attention layer of an encoder of width D, on N inputs, at the token that is read.
+    """The last attention layer of an encoder of width D, on N inputs, for the token that is read.
 
-    All in the precision of the weights, the heads side by side.
+    That is the class token or the end-of-text token. All tensors are in the precision of the
+    weights; the heads are concatenated.
 
     Attributes:
         output: (N, D), before the output projection.
         query: (N, D).
         keys, values: (N, L, D), of the tokens in the map.
-        shown: (N or 1, L), False where an input has no such token.
-        embed: ``output`` to embeddings (N, embed_dim), not normalised.
+        shown: (N or 1, L) bool, whether the input has this token in its map.
+        embed: makes embeddings (N, embed_dim), not normalised, from ``output``.
     """
 
     output: Tensor
@@ -40,9 +42,9 @@ class LastAttention:
     embed: Callable[[Tensor], Tensor]
 
     def map(self, weight: Tensor) -> Tensor:
-        """sum_c w_c cos(q, k_i) v_ic of each token i: (N, L), 0 where none is shown.
+        """The map (N, L): sum_c w_c cos(q, k_i) v_ic for token i, 0 for tokens not in the map.
 
-        ``weight`` (N, D): the gradient of a score for ``output``.
+        ``weight`` (N, D) is the gradient of a score with respect to ``output``.
         """
         focus = F.cosine_similarity(self.query[:, None], self.keys, dim=-1)
         decisive = (self.values * weight[:, None]).sum(dim=-1)
@@ -52,7 +54,7 @@ class LastAttention:
 def image_attention(
     encoder: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()
 ) -> LastAttention:
-    """Of a ViT's class token; the map is over the image patches, row by row.
+    """The last attention of a ViT's class token; the map is over the image patches, row by row.
 
     Arguments as ``encode_image``.
     """
@@ -68,7 +70,7 @@ def text_attention(
     classes: Tensor,
     contexts: Sequence[Tensor] = (),
 ) -> LastAttention:
-    """Of the end-of-text token of ``classes`` (N,), which may repeat.
+    """The last attention of the end-of-text token of ``classes`` (N,), which may repeat.
 
     The map is over the tokens between start and end, context vectors included. Other arguments as
     ``encode_text``.

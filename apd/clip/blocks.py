@@ -1,7 +1,8 @@
-"""One pre-norm residual attention block of CLIP, run from the weights of ``clip.model``.
+"""One pre-norm residual attention block of CLIP, computed with the weights of ``clip.model``.
 
-``clip.model.ResidualAttentionBlock`` cannot attend to keys from elsewhere, cannot skip tokens
-nobody reads, and casts its layer norms to float32. This function can, on the same weights.
+``clip.model.ResidualAttentionBlock`` cannot attend to stored keys of earlier tokens, cannot leave
+out tokens that are not read, and casts its layer norms to float32. These functions compute the same
+on the same weights, without these limits.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def context_vectors(context: Context, block: nn.Module, tokens: Tensor) -> Tensor:
-    """The context of ``block``: as it is, or what a router makes of the tokens that it joins.
+    """The context vectors of ``block``; a router computes them from the tokens (N, L, D).
 
-    A router is given the tokens (N, L, D) after the block's first layer norm.
+    A router is given the tokens, without context, after the block's first layer norm.
     """
     return context(layer_norm(block.ln_1, tokens)) if callable(context) else context
 
@@ -35,11 +36,11 @@ class Attended(NamedTuple):
     """The attention of one block of width D with H heads, on N sequences.
 
     Attributes:
-        tokens: (N, Q, D), those that are updated, as they came in.
-        output: (N, Q, D), what attention gives them, before the output projection.
+        tokens: (N, Q, D), the tokens that are updated, before the block.
+        output: (N, Q, D), their attention, before the output projection.
         queries: (N, H, Q, D / H).
-        keys, values: (N, H, P + L, D / H), with those of the P past tokens.
-        own: keys and values of the L tokens alone.
+        keys, values: (N, H, P + L, D / H), of the P past and the L present tokens.
+        own: keys and values of the L present tokens alone.
     """
 
     tokens: Tensor
@@ -77,8 +78,8 @@ def attend(
         past: keys and values of P earlier tokens, each (1 or N, H, P, D / H).
         mask: boolean, True where a query may look at a key; broadcastable to (N, H, L, P + L).
         causal: token i sees tokens up to i; instead of ``mask``, for x without ``past``.
-        select: picks the tokens to update, (N, L, D) -> (N, Q, D), when the others will not be
-            read again (the last block of an encoder); their keys and values still count.
+        select: selects the tokens to update, (N, L, D) -> (N, Q, D), where the others are not read
+            any more (in the last block of an encoder). All tokens are attended to.
     """
     attention = block.attn
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads

@@ -1,4 +1,4 @@
-"""The learned context vectors: all that these methods train."""
+"""The learned context vectors (prompts), which are all that these methods train."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class CoupledPrompts(nn.Module):
     def __init__(self, text: Sequence[Tensor], vision_width: int):
         super().__init__()
         self.text = nn.ParameterList(text)
-        width, like = text[0].shape[-1], text[0]
+        width, first_text = text[0].shape[-1], text[0]
         first, deeper = (
-            nn.Linear(width, vision_width).to(like.device, like.dtype) for _ in range(2)
+            nn.Linear(width, vision_width).to(first_text.device, first_text.dtype) for _ in range(2)
         )
         # MaPLe draws one projection for the deeper layers and starts every one of them from it
         self.projections = nn.ModuleList(
@@ -95,11 +95,11 @@ class ReverseCoupledPrompts(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Context of one layer that a router mixes from E experts, by the tokens that it joins (MMoP).
+    """The context of one layer, which a router mixes from E experts by the layer's tokens (MMoP).
 
     base + alpha (sum_e w_e expert_e - base), w = softmax(gate(mean of the tokens) / tau), with a
-    learned base, tau in [0.7, 1.3] and alpha in [0, 2]; both start from 1. From the published code:
-    xinwong/MMoP, ``ResidualAttentionBlock_IVLP_MoE`` with GATE_MODE token_mean.
+    learned base, tau in [0.7, 1.3] and alpha in [0, 2]; both start from 1. As in the published
+    code: xinwong/MMoP, ``ResidualAttentionBlock_IVLP_MoE`` with GATE_MODE token_mean.
 
     Args:
         experts: (E, M, D); the base starts from their mean.
@@ -111,7 +111,7 @@ class Mixture(nn.Module):
         self.experts = nn.Parameter(experts)
         count, _, width = experts.shape
         self.gate = nn.Linear(width, count).to(experts.device, experts.dtype)
-        for name in ("tau", "alpha"):  # softplus of it is the value
+        for name in ("tau", "alpha"):  # the value is the softplus of the parameter
             start = experts.new_full((1,), math.log(math.expm1(1)))
             self.register_parameter(name, nn.Parameter(start))
 
@@ -142,7 +142,7 @@ class RoutedPrompts(nn.Module):
 
 
 class _Layers(nn.Module):
-    """Named "0", "1", ..., as the vectors of a ``ParameterList`` are."""
+    """The contexts of all layers, named "0", "1", ... as in a ``ParameterList``."""
 
     def __init__(self, first: Tensor, *deeper: Tensor):
         super().__init__()
@@ -155,9 +155,9 @@ class _Layers(nn.Module):
 
 
 def words_of(n_ctx: int, ctx_init: str) -> str:
-    """The words that stand for the context: ``ctx_init``, or n_ctx placeholders.
+    """The words whose positions the context vectors take: ``ctx_init``, or n_ctx placeholders.
 
-    As in MaPLe, initial words that are fewer than the vectors asked for are not used.
+    As in MaPLe, initial words with fewer than n_ctx tokens are not used.
     """
     words = ctx_init.replace("_", " ")
     return words if len(tokenizer().encode(words)) >= n_ctx else " ".join(["X"] * n_ctx)
@@ -168,8 +168,8 @@ def init_text(
 ) -> list[Tensor]:
     """Fresh text context for ``depth`` layers: (n_ctx, D) each.
 
-    The first layer starts from the embedding of ``ctx_init`` where that has enough tokens, all
-    else from N(0, 0.02). With ``classes`` (CSC) the first layer is (classes, n_ctx, D).
+    The first layer starts from the embedding of ``ctx_init`` if that has enough tokens, otherwise
+    from N(0, 0.02), as the deeper layers do. With ``classes`` (CSC) it is (classes, n_ctx, D).
     """
     check_depth("text", depth, len(clip_model.transformer.resblocks))
     embedding = clip_model.token_embedding
@@ -196,13 +196,13 @@ def init_visual(clip_model: nn.Module, n_ctx: int, depth: int) -> list[Tensor]:
     return [_random_like(clip_model.visual.class_embedding, n_ctx) for _ in range(depth)]
 
 
-def init_experts(like: Tensor, experts: int, n_ctx: int, layers: int) -> list[Tensor]:
-    """(experts, n_ctx, D) for each of ``layers``, from N(0, 0.02), width and type as ``like``."""
-    return [_random_like(like, experts, n_ctx) for _ in range(layers)]
+def init_experts(reference: Tensor, experts: int, n_ctx: int, layers: int) -> list[Tensor]:
+    """(experts, n_ctx, D) for each of ``layers``, from N(0, 0.02); D and type as ``reference``."""
+    return [_random_like(reference, experts, n_ctx) for _ in range(layers)]
 
 
 def visual_width(clip_model: nn.Module, depth: int) -> int:
-    """Token width D of a ViT that has room for visual context in ``depth`` layers.
+    """Token width D of a ViT with at least ``depth`` layers.
 
     Raises:
         UserError: the image encoder is a ResNet, or has fewer layers.
@@ -214,11 +214,13 @@ def visual_width(clip_model: nn.Module, depth: int) -> int:
     return visual.class_embedding.shape[-1]
 
 
-def _random_like(like: Tensor, *shape: int) -> Tensor:
-    """N(0, 0.02), width, device and type as ``like``; drawn on the CPU, so that a seed gives
-    the same prompts on every device."""
-    draw = torch.empty(*shape, like.shape[-1]).normal_(std=_STD)
-    return draw.to(like.device, like.dtype)
+def _random_like(reference: Tensor, *shape: int) -> Tensor:
+    """Drawn from N(0, 0.02); width, device and type as ``reference``.
+
+    It is drawn on the CPU, so that a seed gives the same prompts on every device.
+    """
+    draw = torch.empty(*shape, reference.shape[-1]).normal_(std=_STD)
+    return draw.to(reference.device, reference.dtype)
 
 
 def check_depth(modality: str, depth: int, layers: int) -> None:

@@ -1,10 +1,10 @@
 """CLIPs of OpenCLIP and of Hugging Face's transformers, for ``clip.model.CLIP``.
 
-Both publish the architecture of OpenAI's CLIP, with weights of their own. OpenCLIP
+Both publish models of OpenAI's architecture with other weights. OpenCLIP
 (github.com/mlfoundations/open_clip) has OpenAI's names for the weights, transformers
-(``CLIPModel``) its own; what weights do not say (activation, heads, preprocessing) stands in
-their configs. Models that ``clip.model.CLIP`` cannot hold are refused by what they have too many:
-SigLIP, CoCa, EVA, ConvNeXt, other tokenizers, ...
+(``CLIPModel``) has names of its own. Their configs say what weights cannot (activation, heads,
+preprocessing). Models that ``clip.model.CLIP`` cannot represent (SigLIP, CoCa, EVA, ConvNeXt, other
+tokenizers, ...) are refused, because their configs have further keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apd.files import read_json
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-OPENCLIP, HUB = "openclip:", "hf:"  # what such names of a backbone begin with
+OPENCLIP, HUB = "openclip:", "hf:"  # prefixes of MODEL.BACKBONE.NAME
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "quick_gelu": QuickGELU,
     "gelu": nn.GELU,
@@ -37,15 +37,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Tower(NamedTuple):
-    """What the weights of one encoder do not say; the defaults are OpenAI's."""
+    """Properties of one encoder that its weights do not show; the defaults are OpenAI's."""
 
-    heads: int | None = None  # None: one for every 64 channels
+    heads: int | None = None  # None: one head for each 64 channels
     activation: str = "quick_gelu"
     eps: float = 1e-5  # of the layer norms
 
 
 class Design(NamedTuple):
-    """What the weights of a CLIP do not say; the defaults are OpenAI's."""
+    """Properties of a CLIP that its weights do not show; the defaults are OpenAI's."""
 
     image: Tower = Tower()
     text: Tower = Tower()
@@ -54,7 +54,7 @@ class Design(NamedTuple):
 
 
 class Foreign(NamedTuple):
-    """A CLIP of another library: its weights are ``convert`` of what all its ``files`` hold."""
+    """A CLIP of another library; ``convert`` makes OpenAI's weights of those in its ``files``."""
 
     files: list[Path]
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -83,7 +83,7 @@ def find_foreign(name: str) -> Foreign | None:
     return None
 
 
-# -- where they are ---------------------------------------------------------------------------
+# -- finding their files ----------------------------------------------------------------------
 
 
 def _open_clip(name: str) -> Foreign:
@@ -94,10 +94,10 @@ def _open_clip(name: str) -> Foreign:
             f"{name} needs OpenCLIP ({one_line(error)}): pip install 'apd-clip[openclip]'"
         ) from error
     model, _, tag = name.removeprefix(OPENCLIP).partition("/")
-    for prefix, ours in (("hf-hub:", HUB), ("local-dir:", "")):
+    for prefix, prefix_here in (("hf-hub:", HUB), ("local-dir:", "")):
         if model.startswith(prefix):
-            same = f"{ours}{name.partition(prefix)[2]}"
-            raise UserError(f"{name}: what OpenCLIP calls so is {same} here: give that")
+            name_here = f"{prefix_here}{name.partition(prefix)[2]}"
+            raise UserError(f"{name}: what OpenCLIP calls so is {name_here} here: give that")
     config = None if ":" in model else open_clip.get_model_config(model)
     if config is None:
         raise UserError(f"OpenCLIP has no model {model}{_near(model, open_clip.list_models())}")
@@ -110,10 +110,10 @@ def _open_clip(name: str) -> Foreign:
             f"OpenCLIP has no weights {tag or '(none named)'} of {model}, and there is no such "
             f"file{_near(tag, tags)}: use openclip:{model}/ and a tag or a path"
         )
-    # the tag knows what it was trained with; ViT-B-32/openai is a QuickGELU model all the same
+    # a tag says its activation: ViT-B-32/openai has QuickGELU, which the model's config does not
     config = {**config, "quick_gelu": pretrained.get("quick_gelu", False)}
-    found = {"model_cfg": config, "preprocess_cfg": pretrained}
-    foreign = openclip_model([], found, name)  # refused before anything is downloaded
+    settings = {"model_cfg": config, "preprocess_cfg": pretrained}
+    foreign = openclip_model([], settings, name)  # refused before anything is downloaded
     try:
         file = open_clip.download_pretrained(pretrained)
     except Exception as error:  # whatever the network and its libraries raise
@@ -139,7 +139,7 @@ def _download(repository: str) -> Path:
         try:
             for file in _needed(list_repo_files(repository)):
                 folder = Path(hf_hub_download(repository, file)).parent
-        except OSError:  # no network: what an earlier run has downloaded
+        except OSError:  # no network: use the files that an earlier run downloaded
             folder = Path(snapshot_download(repository, local_files_only=True))
     except UserError as error:
         raise UserError(f"{HUB}{repository}: {error}") from error
@@ -148,7 +148,7 @@ def _download(repository: str) -> Path:
     return folder
 
 
-# config, then the names of weights, the first that is there
+# config file -> files of weights, of which the first that exists is read
 LAYOUTS = {
     "open_clip_config.json": (
         "open_clip_model.safetensors",
@@ -164,13 +164,13 @@ LAYOUTS = {
 }
 
 
-# where transformers has the mean and std: version 5's file, then those of older versions
+# files in which transformers has the mean and std: that of version 5, that of older versions
 _PIXELS = ("processor_config.json", "preprocessor_config.json")
 
 
 def _needed(names: Iterable[str]) -> list[str]:
-    """The files to read of those in a folder: config, weights (or the index of their shards),
-    then the shards and the preprocessing where there is any."""
+    """The files in a folder that must be read, in this order: the config, the weights (or the index
+    of their shards), the shards, and the configs of preprocessing."""
     names = set(names)
     for config, weights in LAYOUTS.items():
         first = next((file for file in weights if file in names), None)
@@ -196,8 +196,8 @@ def _folder(folder: Path, name: str) -> Foreign:
         files = [file for file in files if file not in _PIXELS]
         if files[0].endswith(".index.json"):
             files = sorted(set(_json(folder / files[0])["weight_map"].values()))
-        found = [*(each.get("image_processor") for each in pixels), *pixels[-1:]]
-        pixels = next(filter(None, found), {})
+        candidates = [*(each.get("image_processor") for each in pixels), *pixels[-1:]]
+        pixels = next(filter(None, candidates), {})
         return transformers_model([folder / file for file in files], settings, pixels, name)
     except UserError as error:
         message = str(error)
@@ -217,8 +217,9 @@ def _json(path: Path) -> dict:
 
 # -- OpenCLIP ---------------------------------------------------------------------------------
 
-# What an OpenCLIP config may say of a model that is OpenAI's architecture. Other keys are fine
-# where they are off, and so are these with other values where they change nothing in evaluation.
+# Keys of an OpenCLIP config that a model of OpenAI's architecture may have, with the values that
+# they must have. Other keys are accepted only if they are off (None, False, 0); those of _READ may
+# have any value, because they are read below or change nothing in evaluation.
 _PLAIN = {
     "mlp_ratio": 4.0,
     "vocab_size": 49408,
@@ -245,16 +246,16 @@ def openclip_model(files: list[Path], settings: dict, name: str) -> Foreign:
     config = settings["model_cfg"]
     vision, text = config["vision_cfg"], config["text_cfg"]
     odd = []
-    for part, pool, options in (
+    for section, pool, options in (
         ("", "", config),
         ("vision_cfg.", "tok", vision),
         ("text_cfg.", "argmax", text),
     ):
         for key, value in options.items():
-            ours = key == "hf_tokenizer_name" and str(value).startswith(_TOKENIZER)
+            openais = key == "hf_tokenizer_name" and str(value).startswith(_TOKENIZER)
             plain = pool if key == "pool_type" else _PLAIN.get(key)
-            if value and value != plain and key not in _READ and not ours:
-                odd.append(f"{part}{key}")
+            if value and value != plain and key not in _READ and not openais:
+                odd.append(f"{section}{key}")
     if odd:
         raise _refusal(name, odd)
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
@@ -281,7 +282,7 @@ def openclip_model(files: list[Path], settings: dict, name: str) -> Foreign:
 
 
 def _side(size) -> int:
-    """Of square images; a config may say both their sides."""
+    """The side of square images, in pixels; ``size`` is it, or height and width."""
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ValueError(f"images of {height}x{width}, where OpenAI's CLIP has square ones")
@@ -289,7 +290,7 @@ def _side(size) -> int:
 
 
 def _text_sizes(text: dict, context: str, width: str, heads: str, layers: str) -> dict:
-    """Of a text encoder in a config with these keys; what is absent is as in OpenAI's ViT-B."""
+    """The sizes of a text encoder, from a config with these keys; defaults are OpenAI's ViT-B's."""
     return {
         "context_length": text.get(context, 77),
         "vocab_size": text.get("vocab_size", 49408),
@@ -330,13 +331,13 @@ def transformers_model(files: list[Path], config: dict, pixels: dict, name: str)
     """
     if (kind := config.get("model_type")) != "clip":
         raise _refusal(name, [f"model_type {kind}"])
-    # older configs have the truth in ..._dict; absent keys are transformers' defaults
+    # in older configs ..._config_dict is right; absent keys have transformers' defaults
     vision, text = (
-        {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
-        for part in ("vision", "text")
+        {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
+        for tower in ("vision", "text")
     )
     towers, odd = [], []
-    for part, own, defaults in (
+    for tower, own, defaults in (
         ("vision", vision, (768, 3072, 12)),
         ("text", text, (512, 2048, 8)),
     ):
@@ -348,9 +349,9 @@ def transformers_model(files: list[Path], config: dict, pixels: dict, name: str)
         )
         activation = own.get("hidden_act", "quick_gelu")
         if activation not in ACTIVATIONS:
-            odd.append(f"{part} hidden_act {activation}")
+            odd.append(f"{tower} hidden_act {activation}")
         if hidden != 4 * width:
-            odd.append(f"{part} intermediate_size {hidden} of width {width}")
+            odd.append(f"{tower} intermediate_size {hidden} of width {width}")
         towers.append(Tower(heads, activation, own.get("layer_norm_eps", 1e-5)))
     if text.get("vocab_size", 49408) != 49408:
         odd.append(f"vocab_size {text['vocab_size']}")
@@ -394,7 +395,7 @@ _NAMES = (
     (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
     (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
     (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
-    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # so spelt there
+    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # transformers spells it so
     (r"vision_model\.post_layernorm\.", "visual.ln_post."),
     (r"vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
     (r"\.layer_norm([12])\.", r".ln_\1."),
@@ -411,21 +412,21 @@ _TRANSPOSED = {
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A ``CLIPModel``'s state dict under OpenAI's names and in its shapes.
 
-    Queries, keys and values are one matrix there; projections are transposed.
+    OpenAI has queries, keys and values in one matrix, and the projections transposed.
     """
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        if name.endswith("position_ids"):  # 0, 1, 2, ...: older versions kept them
+        if name.endswith("position_ids"):  # 0, 1, 2, ...: older versions saved them
             continue
         if name in _TRANSPOSED:
-            found[_TRANSPOSED[name]] = weight.t().contiguous()
+            converted[_TRANSPOSED[name]] = weight.t().contiguous()
             continue
-        ours = name
+        openais = name
         for pattern, replacement in _NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        found[ours] = weight
-    for name in [name for name in found if ".self_attn.q_proj." in name]:
-        parts = [found.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+            openais = re.sub(pattern, replacement, openais)
+        converted[openais] = weight
+    for name in [name for name in converted if ".self_attn.q_proj." in name]:
+        parts = [converted.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
         stem, _, kind = name.partition("self_attn.q_proj.")
-        found[f"{stem}attn.in_proj_{kind}"] = torch.cat(parts)
-    return found
+        converted[f"{stem}attn.in_proj_{kind}"] = torch.cat(parts)
+    return converted

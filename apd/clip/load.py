@@ -22,8 +22,8 @@ from apd.clip.visual import is_vit
 from apd.clip.weights import read_weights
 from apd.errors import UserError, listed, one_line, similar
 
-CACHE = os.path.expanduser("~/.cache/clip")  # as the clip package has it
-_BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # their hashes
+CACHE = os.path.expanduser("~/.cache/clip")  # the clip package's default
+_BACKBONES: MutableMapping[nn.Module, str] = WeakKeyDictionary()  # CLIP -> its hash
 # small CLIPs that come with this package: of rendered characters, of photographs
 SHIPPED = {"mini": ASSETS / "mini_clip.pt", "mini-photo": ASSETS / "mini_photo.pt"}
 
@@ -33,7 +33,7 @@ def load_clip(
 ) -> nn.Module:
     """A frozen CLIP in float32 and eval mode.
 
-    Its ``mean`` and ``std`` are those of the pixels that it was trained on.
+    Its attributes ``mean`` and ``std`` are those with which its training images were normalised.
 
     Args:
         name: ``mini`` or ``mini-photo`` (small CLIPs that come with this package: of rendered
@@ -43,7 +43,7 @@ def load_clip(
         robust: a file with an adversarially fine-tuned image encoder for it (see
             ``load_robust_encoder``).
         resolution: of the images, in pixels; 0: what the CLIP was trained on (see ``resize``).
-        device: where it is put, in the memory format that is fast there.
+        device: to which it is moved, in the memory format that is fast there.
 
     Raises:
         UserError: unknown name, unreadable file, a file that does not fit, or a download that
@@ -76,35 +76,35 @@ def load_clip(
         resize(model.visual, resolution)
     model = model.eval().requires_grad_(False).to(device)
     if torch.device(device).type == "cuda" and not is_vit(model.visual):
-        model.visual.to(memory_format=torch.channels_last)  # what its convolutions run in
+        model.visual.to(memory_format=torch.channels_last)  # faster for convolutions on a GPU
     return model
 
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 of a module's tensors and their names, in float32."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().float().cpu().contiguous().numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def backbone_sha256(clip_model: nn.Module) -> str:
-    """SHA-256 of all that a frozen CLIP computes with, whatever kind of file it is from.
+    """SHA-256 of a frozen CLIP's function; it does not depend on the kind of file.
 
-    That is its weights (``weights_sha256``) and what these do not tell: activations, heads, eps,
-    and mean and std of the pixels. It is computed once for each CLIP.
+    It is made of the weights (``weights_sha256``), activations, heads, eps of the layer norms, and
+    mean and std of the pixels. It is computed once for each CLIP.
     """
     if clip_model not in _BACKBONES:
-        found = [weights_sha256(clip_model), *map(str, (clip_model.mean, clip_model.std))]
+        parts = [weights_sha256(clip_model), *map(str, (clip_model.mean, clip_model.std))]
         for block in (*_blocks(clip_model), *_blocks(clip_model.visual)):
-            found.append(f"{block.mlp.gelu} {block.attn.num_heads} {block.ln_1.eps}")
-        _BACKBONES[clip_model] = hashlib.sha256("\n".join(found).encode()).hexdigest()
+            parts.append(f"{block.mlp.gelu} {block.attn.num_heads} {block.ln_1.eps}")
+        _BACKBONES[clip_model] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return _BACKBONES[clip_model]
 
 
 def _blocks(encoder: nn.Module) -> Sequence[nn.Module]:
-    """Of a transformer; a ResNet has none."""
+    """The blocks of a transformer; none for a ResNet."""
     return getattr(getattr(encoder, "transformer", None), "resblocks", ())
 
 
@@ -130,7 +130,7 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
             for name, w in weights.items()
             if name.startswith("visual.")
         }
-    # counts of batches are lacking in older files; evaluation does not use them
+    # older files lack num_batches_tracked, which evaluation does not use
     if faults := _faults(visual, weights, optional="num_batches_tracked"):
         raise UserError(
             f"{path} does not fit the image encoder of MODEL.BACKBONE.NAME ({faults}): choose the "
@@ -141,15 +141,15 @@ def load_robust_encoder(visual: nn.Module, path: str) -> None:
 
 
 def _faults(model: nn.Module, weights: dict[str, torch.Tensor], optional: str = "") -> str:
-    """In which names and shapes ``weights`` are not those of ``model``; "" if in none.
+    """How the names and shapes of ``weights`` differ from those of ``model``; "": they do not.
 
     Args:
-        optional: how names end that may be missing.
+        optional: weights whose names end so may be missing.
     """
     own = model.state_dict()
-    missing = own.keys() - weights.keys()
+    lacking = own.keys() - weights.keys()
     faults = {
-        "missing": [name for name in missing if not (optional and name.endswith(optional))],
+        "missing": [name for name in lacking if not (optional and name.endswith(optional))],
         "unexpected": weights.keys() - own.keys(),
         "of another shape": [
             f"{k} ({_shape(weights[k])}, not {_shape(own[k])})"
@@ -158,7 +158,7 @@ def _faults(model: nn.Module, weights: dict[str, torch.Tensor], optional: str = 
         ],
     }
     return "; ".join(
-        f"{what}: {listed(sorted(keys), most=8)}" for what, keys in faults.items() if keys
+        f"{kind}: {listed(sorted(keys), most=8)}" for kind, keys in faults.items() if keys
     )
 
 
@@ -167,9 +167,9 @@ def _shape(value) -> tuple:
 
 
 def resize(visual: nn.Module, resolution: int) -> None:
-    """Let a ViT read images of another resolution: its grid of positions is interpolated.
+    """Let a ViT read images of another resolution, by interpolating its positional embedding.
 
-    Bicubic with antialiasing, as OpenCLIP's ``resize_pos_embed``.
+    The interpolation is bicubic with antialiasing, as in OpenCLIP's ``resize_pos_embed``.
 
     Raises:
         UserError: a ResNet, or a resolution that is no multiple of the patch size.
@@ -198,7 +198,7 @@ def resize(visual: nn.Module, resolution: int) -> None:
 
 # -- from weights to a model ------------------------------------------------------------------
 
-_MISFITS = (  # what clip.model raises for sizes that are those of no CLIP
+_MISFITS = (  # errors that clip.model raises for sizes that no CLIP has
     AttributeError,
     AssertionError,
     IndexError,
@@ -208,7 +208,7 @@ _MISFITS = (  # what clip.model raises for sizes that are those of no CLIP
     ValueError,
     ZeroDivisionError,
 )
-_ACTIVATIONS_OF = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # by the names of classes
+_ACTIVATIONS_OF = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # class name -> ACTIVATIONS' name
 _OF_ANY_CLIP = {
     "logit_scale",
     "token_embedding.weight",
@@ -219,21 +219,21 @@ _OF_ANY_CLIP = {
 
 
 def _of_openai(path: str | os.PathLike, design: Design | None = None) -> nn.Module:
-    """A CLIP in a file of its own, under OpenAI's names; what it does not say is as in theirs."""
+    """A CLIP from a file with OpenAI's names. Properties that it does not tell are OpenAI's."""
     weights, modules = read_weights(path)
     _check_names(path, weights)
     if design is None:
-        said = [_said(modules, encoder) for encoder in ("visual.", "")]
-        design = Design(*(Tower(**each) for each in said))
-        _note_assumed(path, said[1])
+        described = [_described(modules, encoder) for encoder in ("visual.", "")]
+        design = Design(*(Tower(**each) for each in described))
+        _note_assumed(path, described[1])
     return _model(path, weights, design)
 
 
-def _note_assumed(path: str | os.PathLike, said: dict) -> None:
-    if said.get("activation") == "quick_gelu":  # an archive of OpenAI's
+def _note_assumed(path: str | os.PathLike, described: dict) -> None:
+    if described.get("activation") == "quick_gelu":  # one of OpenAI's archives
         return
-    assumed = [] if "activation" in said else ["QuickGELU"]
-    assumed += [] if "heads" in said else ["a head for every 64 channels"]
+    assumed = [] if "activation" in described else ["QuickGELU"]
+    assumed += [] if "heads" in described else ["a head for every 64 channels"]
     assumed += ["their mean and std"]
     print(
         f"note: {path} does not say all of its design and is read as OpenAI's are: "
@@ -241,19 +241,19 @@ def _note_assumed(path: str | os.PathLike, said: dict) -> None:
     )
 
 
-def _said(modules: dict[str, Module], encoder: str) -> dict:
-    """What a TorchScript archive says of an encoder, by the names of ``Tower``."""
+def _described(modules: dict[str, Module], encoder: str) -> dict:
+    """The properties of an encoder that a TorchScript archive tells, by the names of ``Tower``."""
     block = f"{encoder}transformer.resblocks.0."
-    found = {}
+    described = {}
     if (activation := modules.get(f"{block}mlp.gelu")) and activation.kind in _ACTIVATIONS_OF:
-        found["activation"] = _ACTIVATIONS_OF[activation.kind]
+        described["activation"] = _ACTIVATIONS_OF[activation.kind]
     if (attention := modules.get(f"{block}attn")) and "num_heads" in attention.attributes:
-        found["heads"] = attention.attributes["num_heads"]
-    return found
+        described["heads"] = attention.attributes["num_heads"]
+    return described
 
 
 def _check_names(path: str | os.PathLike, weights: dict[str, torch.Tensor]) -> None:
-    """Raise UserError where what is lacking says what the file is instead."""
+    """Raise UserError if names that every CLIP has are missing; it says what the file is then."""
     image = (
         "visual.proj" if "visual.class_embedding" in weights else "visual.attnpool.c_proj.weight"
     )
@@ -265,18 +265,18 @@ def _check_names(path: str | os.PathLike, weights: dict[str, torch.Tensor]) -> N
             "CLIP of OpenAI's architecture",
         )
     if {"logit_scale", "token_embedding.weight"} <= {*lacking}:
-        there = f"it has {listed(sorted(weights), 4)}" if weights else "it has no tensors"
+        content = f"it has {listed(sorted(weights), 4)}" if weights else "it has no tensors"
         raise _no_clip(
             path,
-            f"{there}, where OpenAI's CLIP has visual.*, transformer.*, token_embedding.weight and "
-            "logit_scale",
+            f"{content}, where OpenAI's CLIP has visual.*, transformer.*, token_embedding.weight "
+            "and logit_scale",
         )
     if lacking:
         raise _no_clip(path, f"it lacks {listed(lacking)}")
 
 
 def _of_others(name: str, foreign: Foreign) -> nn.Module:
-    """A CLIP of another library, held against what its config says."""
+    """A CLIP of another library; UserError if its weights do not fit its config."""
     weights, modules = {}, {}
     for file in foreign.files:
         read = read_weights(file)
@@ -296,9 +296,9 @@ def _check_described(name: str, weights: dict, modules: dict[str, Module], forei
         raise UserError(f"{name}: its config is of no CLIP ({one_line(error)})") from error
     faults = _faults(described, weights)
     for encoder, tower in (("visual.", foreign.design.image), ("", foreign.design.text)):
-        for what, value in _said(modules, encoder).items():
-            if value != (own := getattr(tower, what)) and own is not None:
-                faults = f"{encoder}transformer has {what} {value}, not {own}"
+        for key, value in _described(modules, encoder).items():
+            if value != (own := getattr(tower, key)) and own is not None:
+                faults = f"{encoder}transformer has {key} {value}, not {own}"
     if faults:
         raise UserError(
             f"{name}: its weights are not of the model that its name or config describes "
@@ -323,13 +323,16 @@ def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
 
 def _build(weights: dict) -> nn.Module:
     model = build_model(dict(weights), **_plain(build_model)).float()
-    # build_model rounds to float16 on the way
+    # build_model rounds the weights to float16: load the exact ones again
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
 
 
 def _plain(make: Callable) -> dict:
-    """What a MaPLe checkout's clip/model.py, which shadows the package, takes for a plain CLIP."""
+    """Arguments for a CLIP without prompts, if clip/model.py is that of a MaPLe checkout.
+
+    In such a checkout it takes the place of the package's.
+    """
     if "design_details" not in signature(make).parameters:
         return {}
     depths = {"vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
@@ -337,7 +340,7 @@ def _plain(make: Callable) -> dict:
 
 
 def _finish(encoder: nn.Module, tower: Tower) -> None:
-    """What ``build_model``, which takes every CLIP for one of OpenAI's, cannot read off weights."""
+    """Set what ``build_model`` assumes to be as in OpenAI's: activation, heads and eps."""
     for block in _blocks(encoder):
         block.mlp.gelu = ACTIVATIONS[tower.activation]()
         if tower.heads:

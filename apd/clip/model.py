@@ -1,4 +1,4 @@
-"""A frozen CLIP with learned prompts: the model that every method here trains and attacks."""
+"""A frozen CLIP with learned prompts: the model that all methods train and attack."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ class PromptedCLIP(nn.Module):
     def text_features(self, prompt_learner: nn.Module | None = None) -> Tensor:
         """(C, embed_dim), unit length. Run it once per step, never inside an attack.
 
-        ``prompt_learner`` in place of the model's own, for prompts that are not to be kept.
+        ``prompt_learner``: other prompts, used instead of the model's own.
         """
         contexts = (prompt_learner or self.prompt_learner).text_contexts()
         if contexts:
             return self.encode_classes(contexts)
-        fixed = self._fixed_text  # hand-written prompts never change
+        fixed = self._fixed_text  # a template's features never change
         if fixed is None or (fixed.device, fixed.dtype) != (self.mean.device, self.mean.dtype):
-            # kept in full precision and fit for training, whoever asks first
+            # cached in full precision, and not as an inference tensor, because training may use it
             plain = torch.autocast(self.mean.device.type, enabled=False)
             with torch.inference_mode(False), torch.no_grad(), plain:
                 self._fixed_text = self.encode_classes(())
         return self._fixed_text
 
     def encode_classes(self, contexts: Sequence[Tensor]) -> Tensor:
-        """(C, embed_dim), unit length, with these context vectors; () for hand-written prompts."""
+        """(C, embed_dim), unit length, with these context vectors; () for templates."""
         features = [
             self.unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
             for prompts in self.class_prompts
@@ -101,7 +101,7 @@ class PromptedCLIP(nn.Module):
         return self.unit(encode_image(self.clip.visual, images, contexts, tokens))
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """(B, embed_dim), as the encoder gives them, of images (B, 3, R, R) in [0, 1]."""
+        """(B, embed_dim), not normalised, of images (B, 3, R, R) in [0, 1]."""
         images = (images - self.mean) / self.std
         encode = encode_image
         if self._compiled and self.prompt_learner.training:
@@ -113,30 +113,30 @@ class PromptedCLIP(nn.Module):
         return self.unit(self.image_embeddings(images))
 
     def image_attention(self, images: Tensor) -> LastAttention:
-        """Where the image encoder looks last, for maps of images (B, 3, R, R) in [0, 1]."""
+        """The image encoder's last attention, for maps of images (B, 3, R, R) in [0, 1]."""
         images = (images - self.mean) / self.std
         return image_attention(self.clip.visual, images, self.prompt_learner.visual_contexts())
 
     def text_attention(self, classes: Tensor) -> LastAttention:
-        """Where the text encoder looks last, for maps of the prompts of ``classes`` (B,)."""
+        """The text encoder's last attention, for maps of the prompts of ``classes`` (B,)."""
         (prompts,) = self.class_prompts
         return text_attention(self.clip, prompts, classes, self.prompt_learner.text_contexts())
 
     def unit(self, features: Tensor) -> Tensor:
-        """To unit length; in the precision of the weights, whatever computed the features."""
+        """Features scaled to unit length, computed in the precision of the weights."""
         return F.normalize(features.to(self.mean.dtype), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(B, C): cosine similarity times CLIP's temperature.
 
-        Under autocast too in the precision of the weights: bfloat16 would round a logit of 20 to
-        steps of 1/8.
+        They are computed in the precision of the weights, also under autocast: bfloat16 rounds a
+        logit of 20 to steps of 1/8.
         """
         with torch.autocast(image_features.device.type, enabled=False):
             return self.clip.logit_scale.exp() * image_features @ text_features.t()
 
     def classifier(self, text_features: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Images to logits, as ``forward``, with the text features given or computed once."""
+        """A function from images to logits, as ``forward``, with text features computed once."""
         text = self.text_features() if text_features is None else text_features
         return lambda images: self.logits(self.image_features(images), text)
 
@@ -145,10 +145,10 @@ class PromptedCLIP(nn.Module):
         return self.logits(self.image_features(images), self.text_features())
 
     def compile_training(self) -> None:
-        """``torch.compile`` the image encoder for as long as the prompts are in training mode.
+        """Use a compiled image encoder (``torch.compile``) while the prompts are in training mode.
 
-        It runs in every step of an attack; the text encoder, once a step, stays as it is. So does
-        evaluation, whose verdicts cannot change then.
+        The image encoder runs in every step of an attack. The text encoder runs once a training
+        step, and is not compiled. Evaluation does not use it, so that verdicts do not change.
         """
         self._compiled = compiled(encode_image, "TRAINER.PROMPT.COMPILE")
 
@@ -160,17 +160,20 @@ class PromptedCLIP(nn.Module):
 
     @property
     def modality(self) -> str:
-        """What the prompts prompt: "none", "text", "visual" or "text + visual"."""
+        """Which encoders have learned prompts: "none", "text", "visual" or "text + visual"."""
         learner = self.prompt_learner
         contexts = {"text": learner.text_contexts(), "visual": learner.visual_contexts()}
         return " + ".join(name for name, context in contexts.items() if context) or "none"
 
 
-def compiled(function: Callable, asked: str, **options) -> Callable:
-    """``torch.compile`` of a function, which compiles when it is called.
+def compiled(function: Callable, setting: str, **options) -> Callable:
+    """``torch.compile`` of a function, which compiles at its first call.
+
+    Args:
+        setting: the key or flag that switches it on, for the error.
 
     Raises:
-        UserError: (the result does) the compiler fails; ``asked`` is what asked for it.
+        UserError: (raised by the returned function) the compiler fails.
     """
     from torch._dynamo.exc import TorchDynamoException  # its import takes seconds
 
@@ -180,7 +183,7 @@ def compiled(function: Callable, asked: str, **options) -> Callable:
         try:
             return run(*args)
         except TorchDynamoException as error:
-            raise UserError(f"{asked}: {one_line(error)}") from error
+            raise UserError(f"{setting}: {one_line(error)}") from error
 
     return call
 
@@ -204,7 +207,7 @@ def build_prompted_clip(
     """A frozen CLIP with fresh prompts.
 
     Args:
-        n_ctx_text: context vectors before the class name; 0: the hand-written ``templates``.
+        n_ctx_text: context vectors before the class name; 0: none, ``templates`` are used.
         depth_text, depth_visual: how many layers have context vectors of their own.
         ctx_init: words the first layer's text context starts from.
         class_specific: one text context per class (CSC).
@@ -218,7 +221,7 @@ def build_prompted_clip(
         templates: with "{}" for the class name; several are an ensemble.
 
     Raises:
-        UserError: a template without "{}", or what the prompts do not fit.
+        UserError: a template without "{}", or prompts that do not fit the encoders.
     """
     if n_ctx_text:
         words = words_of(n_ctx_text, ctx_init)

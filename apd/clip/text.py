@@ -1,17 +1,17 @@
-"""CLIP's text encoder with learned context, without the work nobody reads.
+"""CLIP's text encoder with learned context, without computing what is never read.
 
-CLIP's text transformer is causal and only the end-of-text position is read. So, exactly (same
-features and gradients as the full 77 positions; tests/clip/test_text.py):
+CLIP's text transformer is causal, and only the end-of-text position is read. So features and
+gradients stay the same as with all 77 positions (tests/clip/test_text.py) if
 
 * nothing after a class's end-of-text token is computed;
-* the tokens that all classes have in common at the front (start token, unified context, fixed
-  words) are run once, and the classes attend to their keys and values;
-* classes are grouped by length, so that short names do not pay for long ones;
+* the tokens with which all classes begin (start token, unified context, fixed words) are computed
+  once, and the classes attend to their keys and values;
+* classes are grouped by length, so that short prompts are not padded to the longest one;
 * in the last block only the end-of-text token is updated.
 
-Prompts whose context a router makes from all 77 positions (MMoP) have only the last of these.
+With routers, which read all 77 positions (MMoP), only the last of these is possible.
 
-Where several processes train together, each encodes its part of the classes (``apd.ranks``).
+Where several processes train together, each encodes a part of the classes (``apd.ranks``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from apd.clip.blocks import (
 )
 from apd.errors import UserError, listed
 
-# Groups smaller than this cost more in overhead than their padding would.
+# Smaller groups cost more (calls) than they save (padding).
 _MIN_GROUP = 64
 
 
@@ -59,7 +59,7 @@ def read_alike(classnames: Sequence[str]) -> list[list[str]]:
 def warn_of_same_prompts(source: str, classnames: Sequence[str]) -> None:
     """Print in one line which classes share a prompt: no image can tell them apart.
 
-    No error: ImageNet as published names two pairs of classes alike.
+    It is a warning only, because ImageNet's published names have two such pairs.
     """
     if groups := read_alike(classnames):
         alike = listed(" = ".join(map(repr, group)) for group in groups)
@@ -78,11 +78,12 @@ class ClassPrompts(nn.Module):
         classnames: underscores read as spaces.
         n_ctx: M, the number of slots; 0 for hand-written prompts.
         words: the words before the class name, at least n_ctx tokens.
-        ending: what follows the class name.
+        ending: the text after the class name.
         position: of the class name: "end", "middle" (after half of the context) or "front"
-            (CoOp, section 3.2); the latter two with no fixed words.
-        class_specific: the context differs by class (CSC), so classes share the start token only.
-        routed: a router reads all positions, the padding too, so all are run for each class.
+            (CoOp, section 3.2); the latter two without fixed words.
+        class_specific: the context differs by class (CSC), so that only the start token is common.
+        routed: a router reads all positions with their padding, so that all are computed for each
+            class.
 
     Raises:
         UserError: a prompt longer than the model's context (77 tokens), by class name.
@@ -111,7 +112,7 @@ class ClassPrompts(nn.Module):
             tokens = encode(f"{words} {name}{ending}")
             context, rest = tokens[:n_ctx], tokens[n_ctx:]
             before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-            # the full stop may join the name's own punctuation
+            # the tokenizer may merge the full stop with punctuation at the end of the name
             cut = 0 if position == "end" else min(len(encode(name)), len(rest))
             sequences.append(
                 [start, *context[:before], *rest[:cut], *context[before:], *rest[cut:], end]
@@ -128,20 +129,20 @@ class ClassPrompts(nn.Module):
         eot = torch.tensor([len(tokens) - 1 for tokens in sequences])
 
         # the common front ends before the first position that differs, and before any end token
-        same = (ids == ids[0]).all(0)
-        same[int(eot.min()) :] = False
+        common = (ids == ids[0]).all(0)
+        common[int(eot.min()) :] = False
         if class_specific:
-            same[slots] = False
+            common[slots] = False
         else:  # a slot is common only where every class has the same slot
             differing = (slots != slots[0]).any(0)
-            same[slots[:, differing]] = False
-        self.prefix = 0 if routed else int(same.long().cumprod(0).sum())
+            common[slots[:, differing]] = False
+        self.prefix = 0 if routed else int(common.long().cumprod(0).sum())
         self.prefix_slots = int((slots[0] < self.prefix).sum())
 
         device = clip_model.token_embedding.weight.device
         with torch.no_grad():
             embedding = clip_model.token_embedding(ids.to(device))
-        # not in any checkpoint: they belong to the class names at hand, not to the prompts
+        # not in checkpoints: they depend on the class names, not on the learned prompts
         buffer = partial(self.register_buffer, persistent=False)
         buffer("embedding", embedding)
         buffer("slots", slots.to(device))
@@ -152,14 +153,13 @@ class ClassPrompts(nn.Module):
         """Classes grouped by similar length, no more than ``chunk`` together (0: no bound).
 
         Args:
-            share: (i, n): only the i-th of all classes in the order of their lengths (from 0), and
-                each n-th on.
+            share: (i, n): only the classes i, i + n, i + 2n, ... in the order of their lengths.
 
         Returns:
             Pairs of class indices and the number of positions that these classes need.
         """
         key = (chunk, share, self.eot.device)
-        if key in self._groups:  # asked for at every step, and each look waits for the GPU
+        if key in self._groups:  # cached, because eot.tolist() below waits for the GPU
             return self._groups[key]
         eot = self.eot.tolist()
         groups: list[list[int]] = [[]]
@@ -170,7 +170,7 @@ class ClassPrompts(nn.Module):
                 groups.append(group := [])
             group.append(c)
         all_positions = self.embedding.shape[1]
-        with torch.inference_mode(False):  # kept for training, whoever asks first
+        with torch.inference_mode(False):  # cached: training cannot use inference tensors
             self._groups[key] = [
                 (
                     torch.tensor(group, device=self.eot.device),
@@ -211,7 +211,7 @@ def encode_text(
     if chunk and torch.is_grad_enabled():
         run = partial(checkpoint, _encode_rest, use_reentrant=False)
     features = torch.cat([run(clip_model, prompts, contexts, past, *group) for group in own])
-    order = [torch.cat([group for group, _ in part]) for part in groups]
+    order = [torch.cat([group for group, _ in rank_groups]) for rank_groups in groups]
     if len(shares) > 1:
         features = ranks.gather(features, list(map(len, order)))
     return features[torch.cat(order).argsort()]
@@ -222,8 +222,8 @@ def encode_text_each(
 ) -> Tensor:
     """Text features for each of B images with contexts of its own, (B, C, embed_dim).
 
-    As ``encode_text``, with contexts (B, M, D) that all classes share. The classes' common front
-    is run once for each image.
+    As ``encode_text``, but with contexts (B, M, D) that all classes share. The tokens with which
+    all classes begin are computed once for each image.
     """
     count = len(contexts[0])
     past = front(clip_model, prompts, contexts)
@@ -237,8 +237,8 @@ def encode_text_each(
         attended = to_last(
             clip_model, prompts, rows, expanded, group.repeat(count), end, of_rows=True
         )
-        found = embed(clip_model, attended.tokens, attended.output)
-        features.append(found.unflatten(0, (count, len(group))))
+        encoded = embed(clip_model, attended.tokens, attended.output)
+        features.append(encoded.unflatten(0, (count, len(group))))
         order.append(group)
     return torch.cat(features, dim=1)[:, torch.cat(order).argsort()]
 
@@ -246,9 +246,9 @@ def encode_text_each(
 def front(
     clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Context] = ()
 ) -> list[KeysValues | None]:
-    """Keys and values of the classes' common front in each block; arguments as ``encode_text``.
+    """Keys and values, in each block, of the tokens with which all classes begin.
 
-    For contexts of B images, as of ``encode_text_each``, B of them.
+    Arguments as ``encode_text``; with contexts (B, M, D) of B images, keys and values of each.
     """
     if not prompts.prefix:
         return [None] * len(clip_model.transformer.resblocks)
@@ -267,9 +267,9 @@ def front(
     return past
 
 
-def _encode_rest(clip_model: nn.Module, *which) -> Tensor:
+def _encode_rest(clip_model: nn.Module, *arguments) -> Tensor:
     """(len(group), embed_dim) of the classes of a group; arguments as ``to_last``."""
-    attended = to_last(clip_model, *which)
+    attended = to_last(clip_model, *arguments)
     return embed(clip_model, attended.tokens, attended.output)
 
 
@@ -284,9 +284,12 @@ def to_last(
 ) -> Attended:
     """The end-of-text tokens' attention in the last block, for the classes of ``group``.
 
-    ``past`` is what ``front`` gives; positions from ``end`` on are not run. The keys and values
-    are those of positions 0 to ``end``; a class must not read what follows its end-of-text token.
-    ``of_rows``: contexts (N, M, D) are those of the rows of ``group``, not of the classes.
+    Args:
+        past: as ``front`` returns it.
+        group: (N,), indices of classes.
+        end: positions from here on are not computed. Keys and values are returned for positions 0
+            to ``end``; those after a class's own end-of-text token mean nothing.
+        of_rows: whether contexts (N, M, D) belong to the rows of ``group``, not to the classes.
     """
     blocks = clip_model.transformer.resblocks
     start, shared = prompts.prefix, prompts.prefix_slots
@@ -303,7 +306,7 @@ def to_last(
     for i, (block, keys_values) in enumerate(zip(blocks, past)):
         if i < len(contexts) and slots.shape[1]:
             if callable(contexts[i]):
-                context = context_vectors(contexts[i], block, _without(x, slots))
+                context = context_vectors(contexts[i], block, _outside_slots(x, slots))
             else:
                 context = contexts[i]
                 context = context[group] if context.dim() == 3 and not of_rows else context
@@ -317,7 +320,7 @@ def to_last(
 
 
 def embed(clip_model: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
-    """(N, embed_dim), from end-of-text tokens (N, 1, D) and what the last attention gives them."""
+    """(N, embed_dim), from the end-of-text tokens and their last attention, each (N, 1, D)."""
     x = update(clip_model.transformer.resblocks[-1], tokens, output)
     return layer_norm(clip_model.ln_final, x[:, 0]) @ clip_model.text_projection
 
@@ -328,7 +331,7 @@ def fill(x: Tensor, context: Tensor, slots: Tensor) -> Tensor:
     return x.scatter(1, index, context.to(x.dtype).expand_as(index))
 
 
-def _without(x: Tensor, slots: Tensor) -> Tensor:
+def _outside_slots(x: Tensor, slots: Tensor) -> Tensor:
     """(N, L - M, D): the tokens (N, L, D) that are not at the positions ``slots`` (N, M)."""
-    others = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return x[others.scatter(1, slots, False)].view(len(x), -1, x.shape[-1])
+    outside = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return x[outside.scatter(1, slots, False)].view(len(x), -1, x.shape[-1])

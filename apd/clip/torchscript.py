@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, read without running anything in it.
+"""The tensors of a TorchScript archive, read without running code from it.
 
-OpenAI publishes CLIP in such archives. ``torch.jit.load`` runs code that stands in the archive
-(``__setstate__``), which can write any file. Here the archive's pickle is interpreted: of all that
-it may ask for, tensors over the archive's own records are made, and nothing else.
+OpenAI publishes CLIP in such archives. ``torch.jit.load`` runs the archive's own code
+(``__setstate__``), which can write any file. Here the archive's pickle is interpreted instead, and
+all that it can make is modules, plain values, and tensors of the archive's own records.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _DTYPES = {
 }
 _EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_MAX_PICKLE = 2**23  # bytes; that of a CLIP has some 10,000
+_MAX_PICKLE = 2**23  # bytes; a CLIP's has some 10,000
 
 
 class Refused(ValueError):
-    """The archive is damaged, or asks for more than tensors of its own."""
+    """The archive is damaged, or is not made of modules, tensors and plain values alone."""
 
 
 @dataclass(eq=False)
 class Module:
-    """A module of the archive, with its tensors, submodules and plain attributes by their names."""
+    """A module of the archive; ``attributes`` are its tensors, submodules and plain values."""
 
     kind: str  # the last part of its class's name
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -69,16 +69,16 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, Module]:
     """The modules of an archive by their dotted names; the outermost one's is "".
 
     Raises:
-        Refused: it is damaged, or holds something else than modules, tensors and plain values.
+        Refused: see there.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            found = _Interpreter(archive, os.path.getsize(path)).run()
+            outermost = _Interpreter(archive, os.path.getsize(path)).run()
     except Refused:
         raise
     except Exception as error:  # damaged bytes can raise anything
         raise Refused(f"it is damaged ({type(error).__name__}: {error})") from error
-    return _by_name(found)
+    return _by_name(outermost)
 
 
 def tensors(modules: dict[str, Module]) -> dict[str, Tensor]:
@@ -94,18 +94,18 @@ def tensors(modules: dict[str, Module]) -> dict[str, Tensor]:
 def _by_name(outermost) -> dict[str, Module]:
     if not isinstance(outermost, Module):
         raise Refused("it holds no module")
-    found: dict[str, Module] = {}
-    todo, seen = [("", outermost)], {id(outermost.attributes)}
+    modules: dict[str, Module] = {}
+    todo, visited = [("", outermost)], {id(outermost.attributes)}
     while todo:
         prefix, module = todo.pop()
-        found[prefix] = module
+        modules[prefix] = module
         for name, value in reversed(module.attributes.items()):
             if isinstance(value, Module):
-                if id(value.attributes) in seen:  # it might be endless
+                if id(value.attributes) in visited:  # a cycle would never end
                     raise Refused(f"its module {_dotted(prefix, name)} stands in several places")
-                seen.add(id(value.attributes))
+                visited.add(id(value.attributes))
                 todo.append((_dotted(prefix, name), value))
-    return found
+    return modules
 
 
 def _dotted(prefix: str, name: str) -> str:
@@ -121,7 +121,7 @@ class _Interpreter:
             raise Refused("it has no single data.pkl")
         self.archive = archive
         self.root = roots[0].removesuffix("data.pkl")
-        self.room = {"storages": size, "tensors": size}  # bytes: no more of either than the file
+        self.room = {"storages": size, "tensors": size}  # bytes left: at most the file's size
         self.storages: dict[str, Tensor] = {}  # (N,)
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -212,7 +212,7 @@ class _Interpreter:
             raise Refused("its data.pkl has a key that is no text")
         self.top(dict).update(zip(items[::2], items[1::2]))
 
-    # -- what is made
+    # -- the objects that it makes
 
     def build(self, state) -> None:
         module = self.top(Module)
@@ -231,11 +231,11 @@ class _Interpreter:
         raise Refused(f"it asks for {name}, which is never called")
 
     def storage(self, identity: tuple) -> Tensor:
-        """The values of a record, (N,), by what stands for it: storage, type, key, device, N."""
-        what, kind, key, _, count = identity
+        """The values of a record, (N,); ``identity`` is ("storage", type, key, device, N)."""
+        tag, kind, key, _, count = identity
         dtype = _DTYPES.get(_named(kind).removeprefix("torch.").removesuffix("Storage"))
-        if what != "storage" or dtype is None:
-            raise Refused(f"it asks for a {what} of {kind}, which no CLIP has")
+        if tag != "storage" or dtype is None:
+            raise Refused(f"it asks for a {tag} of {kind}, which no CLIP has")
         if key not in self.storages:
             raw = bytearray(self.record(f"data/{key}") if count else b"")
             if len(raw) != count * dtype.itemsize:
@@ -249,10 +249,10 @@ class _Interpreter:
         self.spend("tensors", math.prod(size) * values.itemsize)
         return torch.as_strided(values, size, stride, offset)  # which checks the bounds
 
-    def spend(self, what: str, nbytes: int) -> None:
-        self.room[what] -= nbytes
-        if nbytes < 0 or self.room[what] < 0:
-            raise Refused(f"its {what} are larger than the file")
+    def spend(self, budget: str, nbytes: int) -> None:
+        self.room[budget] -= nbytes
+        if nbytes < 0 or self.room[budget] < 0:
+            raise Refused(f"its {budget} are larger than the file")
 
 
 def _named(value) -> str:

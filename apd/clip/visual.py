@@ -41,10 +41,10 @@ def encode_image(
         visual: ``clip_model.visual``.
         images: (B, 3, R, R), already normalised by CLIP's mean and std.
         contexts: J tensors (M, D) or (B, M, D): ``contexts[0]`` is appended to the patch tokens
-            (after the positional embedding, before ``ln_pre``), ``contexts[i]`` takes its place
-            before block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement). A deeper one
-            may be a router (``context_vectors``).
-        tokens: a list that gets the tokens (B, L + M, D) which each block is given (ViTs only).
+            (after the positional embedding, before ``ln_pre``), ``contexts[i]`` replaces it before
+            block i (VPT-deep; Jia 2022, section 3.2, and MaPLe's placement). A deeper one may be a
+            router (``context_vectors``).
+        tokens: a list, to which the input tokens (B, L + M, D) of each block are added (ViTs only).
 
     Returns:
         (B, embed_dim).
@@ -91,7 +91,7 @@ def to_last(
 
 
 def embed(visual: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
-    """(B, embed_dim), from the class tokens (B, 1, D) and what the last attention gives them."""
+    """(B, embed_dim), from the class tokens and their last attention, each (B, 1, D)."""
     x = update(visual.transformer.resblocks[-1], tokens, output)
     return layer_norm(visual.ln_post, x[:, 0]) @ visual.proj
 

@@ -1,6 +1,6 @@
-"""The weights in a file: safetensors, what ``torch.save`` writes, TorchScript archives.
+"""Weights are read from files of safetensors, ``torch.save`` and TorchScript.
 
-Nothing in a file is ever run.
+No code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from apd.errors import UserError, listed, one_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
-# what TorchScript archives hold beside weights: OpenAI's and OpenCLIP's
+# tensors in TorchScript archives of OpenAI and OpenCLIP that are no weights
 _NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 
 
 class Weights(NamedTuple):
-    """What a file holds.
+    """The weights in a file.
 
     Attributes:
-        tensors: the weights by their names.
-        modules: what a TorchScript archive says of its modules, by their dotted names.
+        tensors: by their names.
+        modules: of a TorchScript archive, by their dotted names; else empty.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -33,7 +33,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike, *wrappers: str) -> Weights:
-    """The weights in a file, out of what is around them (``unwrapped``).
+    """The weights in a file, without the containers around them (``unwrapped``).
 
     Raises:
         UserError: the file cannot be read, holds objects in place of weights, or has NaN or
@@ -41,18 +41,18 @@ def read_weights(path: str | os.PathLike, *wrappers: str) -> Weights:
     """
     modules: dict[str, Module] = {}
     if os.fspath(path).endswith(".safetensors"):
-        found = _load_safetensors(path)
+        content = _load_safetensors(path)
     elif is_torchscript(path):
         modules = _load_torchscript(path)
-        found = tensors(modules)
+        content = tensors(modules)
     else:
-        found = _load_saved(path)
-    if (kind := _object_in(found, *wrappers)) is not None:
+        content = _load_saved(path)
+    if (kind := _object_in(content, *wrappers)) is not None:
         raise UserError(
             f"{path} holds a pickled {kind}, and no object's code is run to read a file: write its "
             "weights alone, torch.save(model.state_dict(), ...)"
         )
-    weights = unwrapped(found, *wrappers)
+    weights = unwrapped(content, *wrappers)
     _check_finite(weights, path)
     return Weights(weights, modules)
 
@@ -81,7 +81,7 @@ def _load_torchscript(path: str | os.PathLike) -> dict[str, Module]:
 
 
 def _load_saved(path: str | os.PathLike):
-    try:  # what training programs keep beside the weights may be of any class
+    try:  # inert: other objects that training programs save become placeholders
         return load_checkpoint(path, inert=True)
     except UserError as error:
         raise UserError(
@@ -90,30 +90,31 @@ def _load_saved(path: str | os.PathLike):
         ) from error
 
 
-def _object_in(found, *more: str) -> str | None:
-    """The class of a pickled object that stands where a state dict should."""
-    while isinstance(found, dict):
-        inner = [found[k] for k in (*more, *_WRAPPERS) if k in found]
-        found = next((v for v in inner if isinstance(v, dict) or is_placeholder(v)), None)
-    return type(found).__name__ if is_placeholder(found) else None
+def _object_in(content, *more: str) -> str | None:
+    """The class of a pickled object where there should be a state dict; None: there is none."""
+    while isinstance(content, dict):
+        inner = [content[k] for k in (*more, *_WRAPPERS) if k in content]
+        content = next((v for v in inner if isinstance(v, dict) or is_placeholder(v)), None)
+    return type(content).__name__ if is_placeholder(content) else None
 
 
-def unwrapped(found, *more: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by their names, out of what training programs put around them.
+def unwrapped(content, *more: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by their names, without containers and prefixes.
 
-    That is a mapping with ``state_dict``, ``model``, ... in it (``more``: further names), and the
-    prefixes of DataParallel (module.), torch.compile (_orig_mod.) and of a model in a model.
+    Containers are mappings with ``state_dict``, ``model``, ... in them (``more``: further names).
+    Prefixes are those of DataParallel (module.), torch.compile (_orig_mod.) and of a model that is
+    a part of another one.
     """
-    while isinstance(found, dict):
-        inner = (found[k] for k in (*more, *_WRAPPERS) if isinstance(found.get(k), dict))
+    while isinstance(content, dict):
+        inner = (content[k] for k in (*more, *_WRAPPERS) if isinstance(content.get(k), dict))
         if (inside := next(inner, None)) is None:
             break
-        found = inside
+        content = inside
     else:
         return {}
     weights = {
         str(name): value
-        for name, value in found.items()
+        for name, value in content.items()
         if isinstance(value, torch.Tensor) and name not in _NO_WEIGHTS
     }
     while weights and (prefix := next(iter(weights)).partition(".")[0] + ".") in _PREFIXES:
@@ -124,7 +125,7 @@ def unwrapped(found, *more: str) -> dict[str, torch.Tensor]:
 
 
 def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Raise UserError for NaN and infinite weights: later they would look like a wrong setting."""
+    """Raise UserError for NaN and infinite weights, which would cause puzzling errors later."""
     broken = [name for name, value in weights.items() if not _is_finite(value)]
     if broken:
         raise UserError(
@@ -133,7 +134,7 @@ def _check_finite(weights: dict[str, torch.Tensor], path: str | os.PathLike) -> 
 
 
 def _is_finite(value: torch.Tensor) -> bool:
-    if value.is_floating_point() and value.numel():  # its extremes tell, and are found faster
-        of_a_byte = value.dtype.itemsize == 1  # float8 can only be converted
+    if value.is_floating_point() and value.numel():  # to look at minimum and maximum is faster
+        of_a_byte = value.dtype.itemsize == 1  # float8 has no such operations
         value = torch.stack(torch.aminmax(value.float() if of_a_byte else value))
     return bool(value.isfinite().all())

@@ -1,4 +1,4 @@
-"""The distillation head: what the student takes over from a clean teacher, as plain losses."""
+"""The losses of distillation, by which a student learns from a clean teacher."""
 
 from apd.distill.losses import feature_alignment, kl_distillation, mean_probability
 

@@ -35,5 +35,5 @@ def feature_alignment(features: Tensor, target_features: Tensor) -> Tensor:
 
 def mean_probability(*logits: Tensor) -> Tensor:
     """Logits (B, C) whose softmax is the mean of the softmax of each of ``logits``, all (B, C)."""
-    logs = torch.stack([F.log_softmax(one, dim=-1) for one in logits])
+    logs = torch.stack([F.log_softmax(z, dim=-1) for z in logits])
     return logs.logsumexp(dim=0) - math.log(len(logits))

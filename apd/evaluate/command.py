@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import apd
-from apd.attacks import Draws, ThreatModel, doubts, find_attack
+from apd.attacks import Draws, ThreatModel, find_attack, threat_warnings
 from apd.errors import UserError
 from apd.evaluate.examples import attacked_examples
 from apd.evaluate.flags import ERROR
@@ -85,7 +85,7 @@ def threats(run: Run, args: argparse.Namespace) -> list[ThreatModel]:
         raise UserError(f"--norm {norm}: give its --eps too")
     radii = [float(eps) for eps in args.eps] or [own.eps]
     for eps in radii:
-        for _, text in doubts(eps, test.STEPS):
+        for _, text in threat_warnings(eps, test.STEPS):
             print(f"warning: {text}")
     ratio = own.alpha / own.eps if own and own.eps else 0.25
     base = own or ThreatModel(test.NORM, 1, 1, test.STEPS, test.RESTARTS, loss=test.LOSS)

@@ -15,7 +15,7 @@ from itertools import permutations
 import numpy as np
 from scipy.special import bdtrc
 
-from apd.attacks.threat import doubts
+from apd.attacks.threat import threat_warnings
 from apd.results.words import cited
 
 ERROR = "robust-above-clean"
@@ -53,7 +53,7 @@ def add_flags(records: list[dict], stands: Mapping[str, np.ndarray] | None = Non
 def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     checks = record.get("checks", {})
     if threat := record["threat_model"]:
-        yield from doubts(threat["eps"], threat["steps"])
+        yield from threat_warnings(threat["eps"], threat["steps"])
     # the others return the images that they do not fool as they were
     if checks.get("moved") == 0 and _kind(record) in _MOVE_ALL:
         yield "unmoved", "the attack changed none of the images"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apd import ranks
-from apd.attacks import doubts
+from apd.attacks import threat_warnings
 from apd.catalog import dataset_name, template
 from apd.choices import ATTACKED
 from apd.clip import (
@@ -90,7 +90,7 @@ class PromptTrainer(ResumableTrainer):
         self.class_specific = self.options.get("CSC", False)
         for part in ("TRAIN", "TEST") if self.adversarial else ("TEST",):
             if isinstance(cfg.AT[part].EPS, (int, float)):
-                for _, text in doubts(cfg.AT[part].EPS, cfg.AT[part].STEPS):
+                for _, text in threat_warnings(cfg.AT[part].EPS, cfg.AT[part].STEPS):
                     print(f"warning: AT.{part}: {text}")
         if cfg.AT.TEST.SHARDS > 1:
             check_system()

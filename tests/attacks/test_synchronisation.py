@@ -53,9 +53,9 @@ def test_an_evaluation_waits_once_a_step(model, monkeypatch, eps):
 
     module = importlib.import_module("apd.attacks.pgd")
     images, labels = batch(model)
-    brought, correct = [], module._correct_here
+    brought, correct = [], module._correct_on_cpu
     monkeypatch.setattr(
-        module, "_correct_here", lambda *a: brought.append(len(a[1])) or correct(*a)
+        module, "_correct_on_cpu", lambda *a: brought.append(len(a[1])) or correct(*a)
     )
     forward = []
     threat = ThreatModel("linf", eps, eps / 4, steps=5)

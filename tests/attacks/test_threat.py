@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from apd.attacks import ThreatModel, doubts
+from apd.attacks import ThreatModel, threat_warnings
 from apd.errors import UserError
 
 GOOD = {"norm": "linf", "eps": 2, "alpha": 1, "steps": 10}
@@ -58,10 +58,10 @@ def test_a_ball_twice_as_large_is_walked_in_steps_twice_as_large():
     ],
 )
 def test_doubts_begin_where_a_radius_or_steps_can_hardly_be_meant(eps, steps, names):
-    assert [name for name, _ in doubts(eps, steps)] == names
+    assert [name for name, _ in threat_warnings(eps, steps)] == names
 
 
 def test_a_doubt_says_what_is_odd():
-    assert dict(doubts(0, 0)) == {"unmoved": "with eps 0 the attack may change nothing"}
-    assert "eps 0.5 is 0.5/255" in dict(doubts(0.5, 1))["tiny-eps"]
-    assert "0 steps" in dict(doubts(4, 0))["unmoved"]
+    assert dict(threat_warnings(0, 0)) == {"unmoved": "with eps 0 the attack may change nothing"}
+    assert "eps 0.5 is 0.5/255" in dict(threat_warnings(0.5, 1))["tiny-eps"]
+    assert "0 steps" in dict(threat_warnings(4, 0))["unmoved"]
