@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; PyTorch is imported at first use
+    from apd.evaluate.robustness import RobustnessReport, robustness
     from apd.models.classifier import Prediction, PromptedClassifier
     from apd.models.sources import load, zero_shot
 
@@ -24,7 +25,9 @@ from apd.errors import UserError, report_uncaught  # noqa: E402
 _NEEDS_PYTORCH = {  # name: its module
     "Prediction": "apd.models.classifier",
     "PromptedClassifier": "apd.models.classifier",
+    "RobustnessReport": "apd.evaluate.robustness",
     "load": "apd.models.sources",
+    "robustness": "apd.evaluate.robustness",
     "zero_shot": "apd.models.sources",
 }
 
@@ -62,10 +65,12 @@ def register(mend_host: bool = False) -> None:
 __all__ = [
     "Prediction",
     "PromptedClassifier",
+    "RobustnessReport",
     "UserError",
     "__version__",
     "extend_cfg",
     "load",
     "register",
+    "robustness",
     "zero_shot",
 ]

@@ -473,8 +473,13 @@ def of_run(results: dict, folder: Path) -> CfgNode:
     out.
 
     Raises:
-        UserError: a key that this version does not know, or a value that it does not take.
+        UserError: a key that this version does not know, or a value that it does not take; there
+            is no config, for the results are those of a model that was given to apd.robustness.
     """
+    if not results["config"]:
+        raise UserError(
+            f"{folder} has results of a model that is no run: only tables and reports read them"
+        )
     cfg = default()
     known = (
         (key, value)

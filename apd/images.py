@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from apd.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # in any case
 
@@ -66,3 +70,26 @@ def check_bits(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode} has more than 8 bits: save it with 8")
     return image
+
+
+def as_tensor(image: Image.Image, size: int = 0, interpolation: str = "bicubic") -> Tensor:
+    """An image as RGB (3, H, W) in [0, 1], as in evaluation; it is not normalised.
+
+    Args:
+        size: the shorter edge is resized to so many pixels, and the centre of as many is cut out;
+            0: all of the image as it is.
+        interpolation: of the resize: bicubic, bilinear or nearest.
+
+    Raises:
+        UserError: it has more than 8 bits.
+    """
+    from torchvision import transforms as T  # slow to import
+
+    try:
+        image = to_rgb(image)
+    except ValueError as error:
+        raise UserError(f"an image of {error}") from error
+    if size:
+        mode = T.InterpolationMode[interpolation.upper()]
+        image = T.Compose([T.Resize(size, mode), T.CenterCrop(size)])(image)
+    return T.ToTensor()(image)

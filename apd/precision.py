@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from apd.choices import PRECISIONS
@@ -17,3 +20,16 @@ def forbid_tf32() -> None:
     By default, PyTorch lets cuDNN round the factors of convolutions to TF32 (10 bits).
     """
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """In here neither convolutions nor products of matrices round to TF32, whatever was set."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        forbid_tf32()
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])

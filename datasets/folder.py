@@ -34,10 +34,10 @@ class Folder(FewShotDataset):
     def __init__(self, cfg) -> None:
         folder = self.folder(cfg)
         if (folder / "train").is_dir() or (folder / "test").is_dir():
-            train, test = _images(folder / "train"), _images(folder / "test")
-            val = _images(folder / "val") if (folder / "val").is_dir() else {}
+            train, test = class_folders(folder / "train"), class_folders(folder / "test")
+            val = class_folders(folder / "val") if (folder / "val").is_dir() else {}
         else:
-            train, val, test = _split(_images(folder))
+            train, val, test = _split(class_folders(folder))
         unknown = sorted((val.keys() | test.keys()) - train.keys())
         if unknown:
             raise UserError(
@@ -103,7 +103,7 @@ def image_names(folder: str | os.PathLike) -> list[str]:
     )
 
 
-def _images(folder: Path) -> dict[str, list[str]]:
+def class_folders(folder: Path) -> dict[str, list[str]]:
     """The image paths of each class; classes and paths are sorted by name."""
     if not folder.is_dir():
         raise UserError(f"Folder: there is no folder {folder}: {LAYOUTS}")

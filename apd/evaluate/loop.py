@@ -280,7 +280,7 @@ def _clean_pass(
         desc=desc, total=_length(data.loader), unit="batch", disable=ranks.progress_disabled()
     )
     for images, labels in data.batches():
-        _check_range(images)
+        check_range(images)
         digest.update(images, labels)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             began = time.perf_counter()
@@ -444,7 +444,7 @@ def _length(loader: Iterable) -> int | None:
     return len(loader) if hasattr(loader, "__len__") else None
 
 
-def _check_range(images: Tensor) -> None:
+def check_range(images: Tensor) -> None:
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError(
             f"images are {tuple(images.shape)} of {images.dtype}, but must be (B, C, H, W) of "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,48 @@ def fingerprint(model: nn.Module, names: Iterable[str] = ()) -> str:
         found.update(tensor_bytes(tensor))
     found.update("\n".join(names).encode())
     return found.hexdigest()
+
+
+def structure(model: nn.Module) -> Iterator[str]:
+    """What a model computes with beside its weights, as texts for ``fingerprint``.
+
+    Of each module: its class, the code of its ``forward`` if it is not PyTorch's own, and its plain
+    attributes (numbers, texts, tensors that are no buffers, and tuples and lists of these).
+    """
+    for name, module in model.named_modules():
+        kind = type(module)
+        code = getattr(kind.forward, "__code__", None)
+        own = code and not kind.__module__.startswith("torch.")
+        yield f"{name} {kind.__qualname__} {_code(code) if own else ''}"
+        for key, value in sorted(vars(module).items()):
+            if key not in _OF_EVERY_MODULE and (text := _plain(value)) is not None:
+                yield f"{name}.{key} {text}"
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
+
+
+def _plain(value) -> str | None:
+    """A text that tells plain values apart; None: it is another kind of object."""
+    if isinstance(value, Tensor):
+        contents = hashlib.blake2b(tensor_bytes(value), digest_size=16).hexdigest()
+        return f"{value.dtype} {tuple(value.shape)} {contents}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(str(_plain(item)) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return getattr(value, "__qualname__", None)  # a function: of activation, for example
+
+
+def _code(code: CodeType) -> str:
+    """A function's instructions with their names and constants, whatever its file and lines."""
+    constants = [_code(c) if isinstance(c, CodeType) else _constant(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _constant(value) -> str:
+    # the order of a set's texts is another one in each process
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -13,12 +13,10 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms as T
-from torchvision.transforms import InterpolationMode
 
 from apd.clip import PromptedCLIP, build_prompted_clip
 from apd.errors import UserError, listed
-from apd.images import read_image, to_rgb
+from apd.images import as_tensor, read_image
 from apd.models.description import Description
 from apd.models.saved import write_folder
 
@@ -93,14 +91,7 @@ class PromptedClassifier(nn.Module):
         Raises:
             UserError: it has more than 8 bits.
         """
-        try:
-            image = to_rgb(image)
-        except ValueError as error:
-            raise UserError(f"an image of {error}") from error
-        size = self.resolution
-        mode = InterpolationMode[self.description.interpolation.upper()]
-        steps = [T.Resize(size, mode), T.CenterCrop(size), T.ToTensor()]
-        return T.Compose(steps)(image)
+        return as_tensor(image, self.resolution, self.description.interpolation)
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, batch_size: int = 64

@@ -203,7 +203,9 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
 
 def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     """A row for each key with another value than the default: those in which the methods differ,
-    one column per method and empty where it has the default; and those in which they do not."""
+    one column per method and empty where it has the default; and those in which they do not.
+    Models that are no runs have no config, and no column."""
+    configs = {method: found for method, found in configs.items() if found}
     default = dict(flat(config.default()))
     differing, shared = [], []
     for key in sorted({key for found in configs.values() for key in found} - _TOLD):
