@@ -62,9 +62,9 @@ def labelled_images(
         return LabelledImages(_in_order(data), *_about(data.dataset, class_names))
     about = "images", tuple(class_names)
     if isinstance(data, (str, os.PathLike)):
-        images = _FolderImages(Path(data), class_names)
-        dataset: Dataset = Prepared(images, preprocess)
-        about = Path(data).absolute().name, images.class_names
+        files = _FolderImages(Path(data), class_names)
+        dataset: Dataset = Prepared(files, preprocess)
+        about = Path(data).absolute().name, files.class_names
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         images, labels = map(torch.as_tensor, data)
         if images.dim() == 0 or labels.dim() == 0 or len(images) != len(labels):
