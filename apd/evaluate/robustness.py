@@ -185,7 +185,8 @@ def robustness(
         raise UserError("to keep evaluations of a function, give its name")
     threats = _threats(eps, alpha, norm, restarts)
     names = attacks.split(",") if isinstance(attacks, str) else attacks
-    with nullcontext(store) if store is not None else tempfile.TemporaryDirectory() as folder:
+    place = nullcontext(store) if store is not None else tempfile.TemporaryDirectory()
+    with place as folder, torch.random.fork_rng(devices=[]):  # loaders draw numbers
         check_writable(folder, "store")
         request = EvaluationRequest(
             tuple(find_attack(one, threat, last_iterate) for threat in threats for one in names),

@@ -368,15 +368,15 @@ def test_other_images_need_another_folder(tmp_path):
     ]
 
 
-def test_the_callers_settings_and_draws_stay(tmp_path):
+def test_the_callers_settings_draws_and_weights_stay(tmp_path):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    model, state = Double().eval(), torch.get_rng_state()
     torch.set_float32_matmul_precision("high")
     try:
-        state = torch.get_rng_state()
-        found(random_forward, store=tmp_path, name="x")
+        found(model, attacks=["pgd-10", "apgd-ce-5"], store=tmp_path)
         assert torch.get_float32_matmul_precision() == "high"
-        assert not NET64.training and all(p.grad is None for p in NET.parameters())
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.set_rng_state(state)
     assert torch.backends.cudnn.allow_tf32 == before[1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training and all(p.grad is None for p in model.parameters())
