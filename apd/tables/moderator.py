@@ -2,13 +2,13 @@
 
 The difference is that of ``frontier``, of robust accuracy at matched clean accuracy. What may
 moderate it ("by") is zero-shot CLIP's accuracy above chance, measured on validation images, so that
-neither reads the images that the other is of: by runs of ZeroshotCLIP with TEST.SPLIT val, or of
-APD with TEACHER.MODE auto, which counts them before it trains.
+neither reads the images that the other is of: by runs of ZeroshotCLIP with TEST.SPLIT val, or, on
+tasks without one, of APD with TEACHER.MODE auto, which counts them before it trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,27 +30,38 @@ def zero_shot(runs: dict[Path, dict]) -> dict[str, float]:
     Raises:
         UserError: there is none, or two that differ.
     """
-    found: dict[str, float] = {}
-    for folder, run in runs.items():
-        for accuracy in _zero_shot_of(run):
-            above = accuracy - 100 / run["classes"]
-            if abs(found.setdefault(run["dataset"], above) - above) > 1e-6:
-                raise UserError(
-                    f"two zero-shot accuracies of {run['dataset']}, the second of {folder}: give "
-                    "runs with the same validation images (DATASET.VAL_SHOTS)"
-                )
+    found = {**_above_chance(runs, _judged), **_above_chance(runs, _evaluated)}
     if not found:
         raise UserError("no zero-shot accuracy: run ZeroshotCLIP on the tasks with TEST.SPLIT val")
     return found
 
 
-def _zero_shot_of(run: dict) -> Iterator[float]:
-    """Accuracies in percent on all validation images."""
+def _above_chance(
+    runs: dict[Path, dict], accuracies: Callable[[dict], Iterator[float]]
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for folder, run in runs.items():
+        for accuracy in accuracies(run):
+            above = accuracy - 100 / run["classes"]
+            if abs(found.setdefault(run["dataset"], above) - above) > 1e-6:
+                raise UserError(
+                    f"two zero-shot accuracies of {run['dataset']}, the second of {folder}: give "
+                    "runs with the same validation images"
+                )
+    return found
+
+
+def _evaluated(run: dict) -> Iterator[float]:
+    """By a run of ZeroshotCLIP."""
     if run["method"] == "ZeroshotCLIP":
         for one in run["evaluations"]:
             if one["split"] == "val" and not one["threat_model"]:
                 yield one["accuracy"]
-    elif judged := run.get("teacher"):  # APD's TEACHER.MODE auto has counted them
+
+
+def _judged(run: dict) -> Iterator[float]:
+    """By a run that chose its teacher: of all its validation images."""
+    if judged := run.get("teacher"):
         yield 100 * judged["right"]["frozen"] / judged["images"]
 
 

@@ -315,11 +315,21 @@ def test_runs_that_judged_zero_shot_clip_give_its_accuracy_too(arms, save, tmp_p
     assert table["tests"][0]["value"] == pytest.approx(1.0)
 
 
-def test_zero_shot_accuracies_that_differ_are_told(arms, zero_shot, save, tmp_path, capsys):
+def test_zero_shot_accuracies_of_one_kind_that_differ_are_told(
+    arms, zero_shot, save, tmp_path, capsys
+):
     arms(GAINS)
     zero_shot(ABOVE)
     teacher = {"taken": "frozen", "right": {"frozen": 1}, "images": 200}
-    save("runs/auto", method="APD", dataset="Signs", teacher=teacher)
+    config = {"AT": {"TRAIN": {"EPS": 4.5}}, "TRAINER": {"APD": {"TEACHER": {"MODE": "auto"}}}}
+    save("runs/auto", method="APD", dataset="Signs", teacher=teacher, config=config)
+    (table,), _ = made(tmp_path, capsys, *MODERATOR)  # a run of ZeroshotCLIP comes first
+    found = {one["task"]: one["zero-shot"] for one in table["differences"]}
+    assert found == pytest.approx(ABOVE)
+    results = json.loads((tmp_path / "runs/zero/Signs/results.json").read_text())
+    results["evaluations"][0]["accuracy"] = 60.0
+    (tmp_path / "runs/zero/again").mkdir()
+    (tmp_path / "runs/zero/again/results.json").write_text(json.dumps(results))
     assert main([str(tmp_path / "runs"), *MODERATOR]) == 2
     assert "two zero-shot accuracies of Signs" in capsys.readouterr().err
 
