@@ -12,17 +12,21 @@ from pathlib import Path
 import apd
 from apd.attacks import Draws, ThreatModel, find_attack, threat_warnings
 from apd.errors import UserError
+from apd.evaluate.evaluated import Evaluated
 from apd.evaluate.examples import attacked_examples
 from apd.evaluate.flags import ERROR
+from apd.evaluate.imported import ImportedModel
+from apd.evaluate.model import About
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threat_model
-from apd.evaluate.run import Run, SavedRun
+from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Merger
 from apd.evaluate.table import table
-from apd.evaluate.workers import run_shards
+from apd.evaluate.workers import Saved, run_shards
 from apd.files import check_writable
 from apd.jobs import options
 from apd.jobs.local import warm_up
 from apd.jobs.lock import Lock
+from apd.models.arguments import class_names
 from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
@@ -31,7 +35,7 @@ from apd.results.words import radius
 EXAMPLES = 6  # images of a figure
 
 
-def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
+def changed_verdicts(run: Evaluated, records: list[dict]) -> list[str]:
     """How many images' verdicts differ between float32 and half precision, attack by attack."""
     stored = {one.record["key"]: one for one in run.stored()}
     full, lines = {}, []
@@ -50,7 +54,7 @@ def changed_verdicts(run: Run, records: list[dict]) -> list[str]:
     return lines
 
 
-def requests_for(run: Run, args: argparse.Namespace) -> list[EvaluationRequest]:
+def requests_for(run: Evaluated, args: argparse.Namespace) -> list[EvaluationRequest]:
     """All attacks at all radii, once for each source and precision."""
     test = run.cfg.AT.TEST
     names = args.attack.split(",") if args.attack else test.ATTACKS or [f"pgd-{test.STEPS}"]
@@ -74,7 +78,7 @@ def requests_for(run: Run, args: argparse.Namespace) -> list[EvaluationRequest]:
     ]
 
 
-def threats(run: Run, args: argparse.Namespace) -> list[ThreatModel]:
+def threats(run: Evaluated, args: argparse.Namespace) -> list[ThreatModel]:
     """One for each eps."""
     test = run.cfg.AT.TEST
     own = None if test.EPS is None else threat_model(run.cfg, "TEST")
@@ -92,12 +96,14 @@ def threats(run: Run, args: argparse.Namespace) -> list[ThreatModel]:
     return [replace(base, norm=norm, eps=eps, alpha=ratio * eps) for eps in radii]
 
 
-def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, list[dict]]]:
+def evaluations(
+    runs: list[Evaluated], args: argparse.Namespace
+) -> Iterator[tuple[Evaluated, list[dict]]]:
     """The clean record of each run, and those of all attacks, radii, sources and precisions."""
     requests = {run: requests_for(run, args) for run in runs}
     # runs with the same predictions share the folder of their attacked images: one after another
     for group in [[run] for run in runs] if args.save_adv else [runs]:
-        mergers: dict[Run, list[Merger]] = {}
+        mergers: dict[Evaluated, list[Merger]] = {}
         if args.shards or args.merge:
             mergers = {
                 run: run.mergers(requests[run], args.shards)
@@ -112,7 +118,7 @@ def evaluations(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run
             yield run, run.records(requests[run], mergers.get(run, ()))
 
 
-def one_shard(saved: list[SavedRun], args: argparse.Namespace) -> int:
+def one_shard(saved: list[Saved], args: argparse.Namespace) -> int:
     """--shard: a part of each run's evaluation, in this process."""
     shard = Shard.parse(args.shard)
     for one in saved:
@@ -138,6 +144,24 @@ def one_shard(saved: list[SavedRun], args: argparse.Namespace) -> int:
     return 0
 
 
+def saved_models(args: argparse.Namespace) -> list[Saved]:
+    """The runs, or the other model, that the flags name."""
+    if not args.model:
+        return [SavedRun(*run, args.root, args.compile) for run in load_runs(args.runs).items()]
+    name = args.name or args.model.rpartition(":")[2]
+    dataset = args.dataset or Path(args.data).absolute().name
+    folder = Path(args.store or Path("output", dataset, name))
+    check_writable(folder, "--store")
+    about = About(name, dataset, args.backbone, args.seed)
+    classes = tuple(class_names(args.classes) or ())
+    return [
+        ImportedModel(
+            *(folder, args.model, args.data, about, classes),
+            *(args.size, args.batch_size, args.device),
+        )
+    ]
+
+
 def evaluate_runs(args: argparse.Namespace) -> int:
     """Do what the flags of apd/arguments/evaluate.py ask for; the exit code."""
     if args.shards and args.executor == "local":
@@ -147,7 +171,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
         if folder:
             check_writable(folder, flag)
-    saved = [SavedRun(*run, args.root, args.compile) for run in load_runs(args.runs).items()]
+    saved = saved_models(args)
     try:
         if args.shard:
             return one_shard(saved, args)

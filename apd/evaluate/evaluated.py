@@ -35,7 +35,10 @@ class Evaluated(ABC):
         logits: the model, from images (B, 3, H, W) in [0, 1] to logits (B, C).
         fingerprint: of the model.
         classnames: in the order of the logits.
+        saved: what another process needs to load it; None: it cannot.
     """
+
+    saved = None
 
     folder: Path
     results: dict

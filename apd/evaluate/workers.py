@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apd.errors import WorkerFailed
+from apd.evaluate.imported import ImportedModel
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard
 from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Merger
@@ -16,6 +17,8 @@ from apd.jobs.job import Job, State
 from apd.jobs.local import start_local, visible_gpus
 from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
+
+Saved = SavedRun | ImportedModel  # what a process loads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +32,13 @@ class ShardJob(Job):
         files: what it leaves.
     """
 
-    saved: SavedRun = field(compare=False)
+    saved: Saved = field(compare=False)
     shard: Shard
     requests: tuple[EvaluationRequest, ...] = field(compare=False)
     files: tuple[Path, ...]
 
     @classmethod
-    def of(cls, saved: SavedRun, shard: Shard, mergers: Sequence[Merger]) -> ShardJob:
+    def of(cls, saved: Saved, shard: Shard, mergers: Sequence[Merger]) -> ShardJob:
         store = saved.folder / EVALUATIONS
         requests = (merger.shard_request(shard) for merger in mergers)
         return cls(
@@ -59,7 +62,7 @@ class ShardJob(Job):
         return 0
 
 
-def evaluate_requests(saved: SavedRun, requests: Iterable[EvaluationRequest]) -> list[dict]:
+def evaluate_requests(saved: Saved, requests: Iterable[EvaluationRequest]) -> list[dict]:
     """The records of all requests, in a process that has done nothing before."""
     forbid_tf32()
     run = saved.load()
@@ -67,7 +70,7 @@ def evaluate_requests(saved: SavedRun, requests: Iterable[EvaluationRequest]) ->
 
 
 def run_shards(
-    todo: Sequence[tuple[SavedRun, Sequence[Merger]]],
+    todo: Sequence[tuple[Saved, Sequence[Merger]]],
     count: int,
     start_executor: StartExecutor | None = None,
     slots: int | None = None,
