@@ -247,7 +247,7 @@ class APD(AdversarialTraining, IVLP):
         return {"teacher": self.judged} if self.judged else {}
 
     @torch.no_grad()
-    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    def adaptive_model(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
         """The function and the modules of the teacher, or of the two that are averaged."""
         mode = self.options.TEACHER.MODE
         if mode in ("offline", "auto"):

@@ -119,9 +119,9 @@ class Run(Evaluated):
         if name == "adaptive" and defended:
             return WHITE_BOX  # which goes through the defence
         if name == "adaptive":
-            if (beside := trainer.beside(self.folder)) is None:
+            if (teacher := trainer.adaptive_model(self.folder)) is None:
                 raise UserError(f"{self.folder} has no teacher that adaptive attacks go through")
-            logits, model = beside
+            logits, model = teacher
             return Source(name, (self.logits, logits), fingerprint(model))
         kind, _, folder = name.partition(":")
         if kind != "transfer" or not folder:

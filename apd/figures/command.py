@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--format", nargs="+", default=["png"], metavar="FORMAT", help=", ".join(FORMATS))
     args = parser.parse_args(argv)
     kinds = [*KINDS, *OVER_TASKS]
-    for what, given, known in (("kind", args.kind, kinds), ("format", args.format, FORMATS)):
-        if unknown := [name for name in given if name not in known]:
-            raise UserError(f"there is no {what} {listed(unknown)}: use {', '.join(known)}")
+    for noun, names, known in (("kind", args.kind, kinds), ("format", args.format, FORMATS)):
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"there is no {noun} {listed(unknown)}: use {', '.join(known)}")
     runs = load_runs(args.runs, args.split)
     figures = {}
     for kind in args.kind:

@@ -1,4 +1,4 @@
-"""Methods as lines and points, with their deviation over seeds."""
+"""Drawing methods as lines and points, with their standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw_lines(axes: Axes, lines: Lines, looks: dict[str, dict]) -> None:
 
 
 def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None:
-    """A dashed line from side to side, and its band."""
+    """A horizontal dashed line at the mean, and a band of one standard deviation."""
     middle, spread, colour = mean(values), _spread(values), look["color"]
     axes.axhline(middle, color=colour, linestyle="--", label=method)
     axes.axhspan(middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)
@@ -34,7 +34,7 @@ def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None
 def draw_points(
     axes: Axes, clouds: dict[str, list[tuple[float, float]]], looks: dict[str, dict]
 ) -> None:
-    """A point at the mean of each method's (x, y), one per seed, and bars of one deviation."""
+    """A point at the mean of each method's (x, y) over seeds; bars are one standard deviation."""
     for method in sorted(clouds, key=rank):
         x, y = zip(*clouds[method])
         bars = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}
@@ -46,17 +46,17 @@ def _spread(values) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-# where a label may stand, in points from its point: the first free place is taken
+# offsets of a label from its point, in typographic points; the first free one is used
 _PLACES = [(7, 4), (7, -11), (-7, 4), (-7, -11), (0, 10), (0, -18), (7, 18), (7, -26)]
 
 
 def label_points(axes: Axes) -> None:
-    """Name each point of ``draw_points`` beside it, off other names and points if there is room."""
+    """Write its name beside each point of ``draw_points``, without overlaps if there is room."""
     names = [container.get_label() for container in axes.containers]
     points = [tuple(container.lines[0].get_xydata()[0]) for container in axes.containers]
     axes.figure.draw_without_rendering()
     pad = 4 * axes.figure.dpi / 72  # half a marker
-    taken = [
+    boxes = [
         Bbox.from_extents(x - pad, y - pad, x + pad, y + pad)
         for x, y in axes.transData.transform(points)
     ]
@@ -67,6 +67,6 @@ def label_points(axes: Axes) -> None:
             label.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
             box = label.get_window_extent()
             inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-            if inside and not box.count_overlaps(taken):
+            if inside and not box.count_overlaps(boxes):
                 break
-        taken.append(box)
+        boxes.append(box)

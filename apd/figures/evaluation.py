@@ -1,4 +1,4 @@
-"""Figures of evaluated runs: what an attack does to an image, to a radius, to a class."""
+"""Figures of evaluated runs: attacked images, accuracy by radius, and accuracy of each class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apd.figures.draw import Lines, draw_lines
 from apd.figures.style import legend, look, panels, save, styles
 from apd.results.comparable import shots_of
 from apd.results.verdicts import Verdicts
-from apd.results.words import described, shots_said
+from apd.results.words import described, shots_text
 
 
 @look
@@ -31,7 +31,7 @@ def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
         if not attacks:
             continue
         written.append(save(_examples(run, examples[run]), folder / f"{stem}_examples.png"))
-        stored = {one.record["key"]: one for one in run.stored()}
+        stored = {verdicts.record["key"]: verdicts for verdicts in run.stored()}
         shown = [stored[record["key"]] for record in attacks]
         written.append(save(_classes(run, shown), folder / f"{stem}_classes.png"))
     curves = _by_attack(evaluated)
@@ -43,7 +43,7 @@ def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
 
 
 def _examples(run, examples) -> Figure:
-    """Clean image, attacked image, and the difference, whose largest values fill the range."""
+    """Clean images, attacked images, and their differences, scaled to the full range of colours."""
     delta = examples.attacked - examples.clean
     scale = delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
     rows = [examples.clean, examples.attacked, 0.5 + 0.5 * delta / scale]
@@ -94,7 +94,7 @@ def _by_attack(evaluated: list[tuple]) -> dict[str, Lines]:
         results, shots = run.results, shots_of(run.results)
         name = results["method"]
         if several and shots is not None:
-            name += f", {shots_said(shots)}"
+            name += f", {shots_text(shots)}"
         for record in records:
             points = curves[described(record, eps=False)][name]
             points[0.0][results["seed"]] = clean["accuracy"]

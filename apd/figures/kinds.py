@@ -1,4 +1,4 @@
-"""Finished runs as figures, by kind: each takes runs, and gives those figures that they suit."""
+"""The kinds of figures; each function makes the figures of its kind that suit the runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from apd.figures.points import (
     shots_of,
 )
 from apd.figures.style import legend, look, panels, styles
+from apd.results.comparable import shots_rank
 from apd.results.history import read_history
-from apd.results.words import ALL_IMAGES, described, shots_said
+from apd.results.words import ALL_IMAGES, described, shots_text
 
 Figures = dict[str, Figure]  # by the stem of its file's name
 
@@ -34,10 +35,10 @@ Figures = dict[str, Figure]  # by the stem of its file's name
 @look
 def few_shot(runs: dict[Path, dict]) -> Figures:
     """A panel for clean images and each attack; zero-shot methods are horizontal lines."""
-    figures, found = {}, points(runs)
-    looks = styles(point.method for point in found)
-    for setting, part in _grouped([*averages(found), *found], "setting"):
-        learned = [point for point in part if point.shots is not None]
+    figures, all_points = {}, points(runs)
+    looks = styles(point.method for point in all_points)
+    for setting, group in _grouped([*averages(all_points), *all_points], "setting"):
+        learned = [point for point in group if point.shots is not None]
         ticks = {shots: shots for shots in sorted({p.shots for p in learned} - {ALL_IMAGES})}
         ticks[ALL_IMAGES] = 2 * max(ticks, default=1)
         shown = {}
@@ -49,7 +50,7 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
             continue
         figure, all_axes = panels(len(shown), _title(setting, "accuracy by shots", learned))
         for axes, (attack, lines) in zip(all_axes, shown.items()):
-            zero = [p for p in part if p.shots is None and p.attack == attack]
+            zero = [p for p in group if p.shots is None and p.attack == attack]
             for method, some in _grouped(zero, "method"):
                 draw_level(axes, method, [point.accuracy for point in some], looks[method])
             draw_lines(axes, lines, looks)
@@ -67,11 +68,11 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
 @look
 def scatter(runs: dict[Path, dict]) -> Figures:
     """A panel for each attack that at least half of the methods were evaluated under."""
-    figures, found = {}, points(runs)
-    looks = styles(point.method for point in found)
-    known = [point for point in averages(found) or found if point.clean is not None]
-    for setting, shots, part in _at_shots(known):
-        attacked = [point for point in part if point.evaluation["threat_model"]]
+    figures, all_points = {}, points(runs)
+    looks = styles(point.method for point in all_points)
+    with_clean = [point for point in averages(all_points) or all_points if point.clean is not None]
+    for setting, shots, group in _at_shots(with_clean):
+        attacked = [point for point in group if point.evaluation["threat_model"]]
         methods = defaultdict(set)
         for point in attacked:
             methods[point.attack].add(point.method)
@@ -79,7 +80,7 @@ def scatter(runs: dict[Path, dict]) -> Figures:
         shown = [attack for attack, some in methods.items() if 2 * len(some) >= most > 1]
         if not shown:
             continue
-        title = _title(setting, "clean and robust accuracy", part, shots)
+        title = _title(setting, "clean and robust accuracy", group, shots)
         figure, all_axes = panels(len(shown), title, 5.0, 3.8)  # labels need room
         for axes, attack in zip(all_axes, shown):
             axes.margins(0.12)
@@ -90,7 +91,7 @@ def scatter(runs: dict[Path, dict]) -> Figures:
                     clouds[point.method].append((point.clean, point.accuracy))
             draw_points(axes, clouds, looks)
         legend(figure)
-        for axes in all_axes:  # all else has its place now
+        for axes in all_axes:  # after the legend, which moves the axes
             label_points(axes)
         figures[_stem("scatter", setting, shots)] = figure
     return figures
@@ -98,12 +99,12 @@ def scatter(runs: dict[Path, dict]) -> Figures:
 
 @look
 def eps_curves(runs: dict[Path, dict]) -> Figures:
-    """A panel for each attack with two radii or more; the clean accuracy is at 0."""
-    figures, found = {}, points(runs)
-    looks = styles(point.method for point in found)
-    for setting, shots, part in _at_shots([*averages(found), *found]):
+    """A panel for each attack with two radii or more; clean accuracy is drawn at eps 0."""
+    figures, all_points = {}, points(runs)
+    looks = styles(point.method for point in all_points)
+    for setting, shots, group in _at_shots([*averages(all_points), *all_points]):
         families = defaultdict(list)
-        for point in part:
+        for point in group:
             if point.evaluation["threat_model"]:
                 families[_family(point.evaluation)].append(point)
         shown = []
@@ -116,7 +117,7 @@ def eps_curves(runs: dict[Path, dict]) -> Figures:
                 shown.append((name, lines))
         if not shown:
             continue
-        title = _title(setting, "robust accuracy by eps", part, shots)
+        title = _title(setting, "robust accuracy by eps", group, shots)
         figure, all_axes = panels(len(shown), title)
         for axes, (name, lines) in zip(all_axes, shown):
             draw_lines(axes, lines, looks)
@@ -142,7 +143,7 @@ def training(runs: dict[Path, dict]) -> Figures:
             terms.pop(term, None)
         terms["lr"] = None  # last
         seeds = _seeds(names[folder] for folder in histories)
-        figure, all_axes = panels(len(terms), f"{setting}{_said(shots)}\ntraining, {seeds}")
+        figure, all_axes = panels(len(terms), f"{setting}{_shots_suffix(shots)}\ntraining, {seeds}")
         for axes, term in zip(all_axes, terms):
             lines: Lines = defaultdict(lambda: defaultdict(dict))
             for folder, history in histories.items():
@@ -171,51 +172,50 @@ KINDS: dict[str, Callable[[dict[Path, dict]], Figures]] = {
 # -- their parts -----------------------------------------------------------------------------------
 
 
-def _grouped(found: Iterable[Point], field: str) -> list[tuple]:
+def _grouped(points: Iterable[Point], field: str) -> list[tuple]:
     groups = defaultdict(list)
-    for point in found:
+    for point in points:
         groups[getattr(point, field)].append(point)
     return list(groups.items())
 
 
-def _at_shots(found: list[Point]) -> Iterator[tuple[Setting, int | None, list[Point]]]:
-    """Setting, shots, most first, and points; zero-shot methods are beside all numbers of shots."""
-    for setting, part in _grouped(found, "setting"):
-        numbers = {point.shots for point in part} - {None}
-        for shots in sorted(numbers, key=_most_first) or [None]:
-            yield setting, shots, [point for point in part if point.shots in (shots, None)]
+def _at_shots(points: list[Point]) -> Iterator[tuple[Setting, int | None, list[Point]]]:
+    """For each setting and number of shots (most first) its points, with all zero-shot ones."""
+    for setting, group in _grouped(points, "setting"):
+        numbers = {point.shots for point in group} - {None}
+        for shots in sorted(numbers, key=shots_rank, reverse=True) or [None]:
+            yield setting, shots, [point for point in group if point.shots in (shots, None)]
 
 
-def _most_first(shots: int) -> float:
-    return -math.inf if shots == ALL_IMAGES else -shots
-
-
-def _lines(found: list[Point], x: Callable[[Point], float]) -> Lines:
+def _lines(points: list[Point], x: Callable[[Point], float]) -> Lines:
     lines: Lines = defaultdict(lambda: defaultdict(dict))
-    for point in found:
+    for point in points:
         lines[point.method][x(point)][point.seed] = point.accuracy
     return lines
 
 
 def _family(evaluation: dict) -> tuple:
-    """What an attack has in common with itself in a ball of another size; its name first."""
+    """A key that attacks share if they differ only in the radius (and the step, in proportion).
+
+    Its first part is the attack's name.
+    """
     threat = evaluation["threat_model"]
     step = threat["alpha"] and threat["eps"] and round(threat["alpha"] / threat["eps"], 6)
-    rest = {k: v for k, v in threat.items() if k not in ("eps", "alpha", "seed")}
-    return described(evaluation, eps=False), step, *sorted(rest.items())
+    conditions = {k: v for k, v in threat.items() if k not in ("eps", "alpha", "seed")}
+    return described(evaluation, eps=False), step, *sorted(conditions.items())
 
 
-def _title(setting: Setting, what: str, found: list[Point], shots: int | None = None) -> str:
-    runs = {(p.method, p.shots, p.seed) for p in found}
-    return f"{setting}{_said(shots)}\n{what}, {_seeds(run[:2] for run in runs)}"
+def _title(setting: Setting, subject: str, points: list[Point], shots: int | None = None) -> str:
+    runs = {(p.method, p.shots, p.seed) for p in points}
+    return f"{setting}{_shots_suffix(shots)}\n{subject}, {_seeds(run[:2] for run in runs)}"
 
 
-def _said(shots: int | None) -> str:
-    return "" if shots is None else f", {shots_said(shots)}"
+def _shots_suffix(shots: int | None) -> str:
+    return "" if shots is None else f", {shots_text(shots)}"
 
 
 def _seeds(runs: Iterable[Hashable]) -> str:
-    """How many times each occurs, once a seed."""
+    """The number of seeds, in words; ``runs`` has an equal item for each seed of the same."""
     counts = sorted(set(Counter(runs).values()))
     few, many = counts[0], counts[-1]
     if many == 1:

@@ -14,7 +14,7 @@ from apd.results.words import described
 
 
 class Setting(NamedTuple):
-    """What two runs must share to be in one figure."""
+    """What runs must have in common to be drawn in one figure."""
 
     dataset: str  # "" for an average
     subsample: str
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """For names of files."""
+        """The setting as part of a file's name."""
         half = [] if self.subsample == "all" else [self.subsample]
         data = self.dataset if self.averaged == 1 else "average"
         return "_".join([data, *half, self.backbone, self.host])
@@ -57,47 +57,47 @@ def points(runs: dict[Path, dict]) -> list[Point]:
     """All evaluations of all runs.
 
     Raises:
-        UserError: two threat models that ``described`` calls the same, or one run twice.
+        UserError: two threat models with the same name in ``described``, or a run twice.
     """
-    names, found, first = name_runs(runs), {}, {}
+    names, by_key, first = name_runs(runs), {}, {}
     for folder, run in runs.items():
         setting, shots = setting_of(run), shots_of(run)
         for evaluation in run["evaluations"]:
             attack = described(evaluation)
             threat = {k: v for k, v in (evaluation["threat_model"] or {}).items() if k != "seed"}
-            where, other = first.setdefault((setting[1:], attack), (folder, threat))
-            if threat != other:
-                keys = [key for key in threat if threat[key] != other.get(key)]
-                ours, theirs = ({key: t.get(key) for key in keys} for t in (threat, other))
+            where, expected = first.setdefault((setting[1:], attack), (folder, threat))
+            if threat != expected:
+                keys = [key for key in threat if threat[key] != expected.get(key)]
+                values, earlier = ({key: t.get(key) for key in keys} for t in (threat, expected))
                 raise UserError(
-                    f"one figure cannot hold two threat models of {attack}: {theirs} in {where}, "
-                    f"{ours} in {folder}"
+                    f"one figure cannot hold two threat models of {attack}: {earlier} in {where}, "
+                    f"{values} in {folder}"
                 )
             key = (setting, names[folder], shots, run["seed"], attack)
-            where, _ = found.setdefault(key, (folder, None))
+            where, _ = by_key.setdefault(key, (folder, None))
             if where != folder and shots is not None:
                 raise UserError(f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}")
             clean = clean_accuracy(folder, run, evaluation)
-            found[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
-    return [point for _, point in found.values()]
+            by_key[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
+    return [point for _, point in by_key.values()]
 
 
-def averages(found: list[Point]) -> list[Point]:
-    """Points of the averages over data sets, where every data set has the same point."""
-    sets, same = defaultdict(set), defaultdict(list)
-    for point in found:
+def averages(points: list[Point]) -> list[Point]:
+    """The averages over data sets of points that every data set has."""
+    sets, members_of = defaultdict(set), defaultdict(list)
+    for point in points:
         everywhere = point.setting[1:]
         sets[everywhere].add(point.setting.dataset)
-        same[(everywhere, *point[1:5])].append(point)
+        members_of[(everywhere, *point[1:5])].append(point)
     averaged = []
-    for (everywhere, *rest), members in same.items():
+    for (everywhere, *key), members in members_of.items():
         count = len(sets[everywhere])
         if 1 < count == len(members):
             clean = [p.clean for p in members]
             averaged.append(
                 Point(
                     Setting("", *everywhere[:3], count),
-                    *rest,
+                    *key,
                     mean(p.accuracy for p in members),
                     None if None in clean else mean(clean),
                     members[0].evaluation,
@@ -107,7 +107,7 @@ def averages(found: list[Point]) -> list[Point]:
 
 
 def name_runs(runs: dict[Path, dict]) -> dict[Path, str]:
-    """The method of each run; where it was run with several configs, the keys that vary too."""
+    """The name of each run: its method, and the config keys in which runs of the method differ."""
     names = {folder: run["method"] for folder, run in runs.items()}
     alike, varied = defaultdict(list), defaultdict(set)
     for run in runs.values():
@@ -119,7 +119,7 @@ def name_runs(runs: dict[Path, dict]) -> dict[Path, str]:
     for method, keys in varied.items():
         for folder, run in runs.items():
             if run["method"] == method:
-                found = settings(run)
-                said = (f"{key.rpartition('.')[2]} {found.get(key)}" for key in sorted(keys))
-                names[folder] = f"{method} ({listed(said)})"
+                own = settings(run)
+                texts = (f"{key.rpartition('.')[2]} {own.get(key)}" for key in sorted(keys))
+                names[folder] = f"{method} ({listed(texts)})"
     return names

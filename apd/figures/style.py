@@ -1,8 +1,8 @@
-"""One look for all figures: a method's colour, marker and line, and files that bear no date.
+"""The style of all figures: colour, marker and line of each method; files have no date.
 
-Marker and line say again what the colour says. Methods that train on attacked images have filled
-markers and solid lines, their counterparts that train on clean images have the same colour, open
-markers and dashed lines (``apd.methods``).
+A method can be recognised without its colour, by marker and line. Methods that train on attacked
+images have filled markers and solid lines. Their counterparts that train on clean images have the
+same colour, open markers and dashed lines (``apd.methods``).
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ LOOK = {
     "svg.hashsalt": "apd",
     "pdf.fonttype": 42,  # text that can be searched and edited
 }
-look = matplotlib.rc_context(LOOK)  # decorates what draws
+look = matplotlib.rc_context(LOOK)  # decorates functions that draw
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict]:
     """Arguments of ``Axes.plot`` for each method; known ones look the same in every figure."""
-    numbers, found = count(), {}
+    numbers, looks = count(), {}
     for method in sorted(set(methods)):
-        if known := METHODS.get(method):
-            colour, marker = known.colour, known.marker
-            line = _SOLID if known.adversarial else _DASHED
+        if row := METHODS.get(method):
+            colour, marker = row.colour, row.marker
+            line = _SOLID if row.adversarial else _DASHED
         else:
             i = next(numbers)
             colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
             line = _SOLID
         face = "white" if line == _DASHED else colour
-        found[method] = {
+        looks[method] = {
             "color": colour,
             "marker": marker,
             "linestyle": line,
             "markerfacecolor": face,
         }
-    return found
+    return looks
 
 
 def panels(
@@ -117,7 +117,7 @@ def rendered(figure: Figure, form: str) -> bytes:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure, atomically, in the format that the path's end tells.
+    """Write the figure, atomically, in the format of the path's suffix.
 
     Raises:
         UserError: there is no such format.

@@ -1,6 +1,6 @@
-"""Arms over tasks as figures: the frontier, and a difference against what moderates it.
+"""Figures of arms over tasks: the frontier, and a difference against its moderator.
 
-What they show is what ``apd.tables.frontier`` and ``apd.tables.moderator`` tell in numbers.
+They show the numbers of the tables ``apd.tables.frontier`` and ``apd.tables.moderator``.
 """
 
 from __future__ import annotations
@@ -27,62 +27,72 @@ Figures = dict[str, Figure]  # by the stem of its file's name
 def frontier(runs: dict[Path, dict], design: Design) -> Figures:
     """A panel for each attack: mean clean and robust accuracy of each arm, one point a radius.
 
-    Only tasks on which all these arms have all their radii: each point is of the same tasks. A band
-    is as wide as the 95 % interval over tasks of the robust accuracy less the task's own level (its
-    mean over all points that are drawn), because tasks differ far more than arms do.
+    Only tasks are used on which all these arms have all their radii, so that all points are means
+    over the same tasks. A band is the 95 % interval over tasks of the robust accuracy minus the
+    task's mean over all drawn points, because tasks differ far more than arms do.
 
     Raises:
         UserError: the runs cannot be compared, or have no such two tasks.
     """
     shown = []
-    for found in curves(runs, design):
-        arms = _arms(found, design)
-        if (tasks := _whole(found, arms)) and any(len(_radii(found, arm)) > 1 for arm in arms):
-            shown.append((found, arms, tasks))
+    for curve_set in curves(runs, design):
+        arms = _arms(curve_set, design)
+        if (tasks := _whole(curve_set, arms)) and any(
+            len(_radii(curve_set, arm)) > 1 for arm in arms
+        ):
+            shown.append((curve_set, arms, tasks))
     if not shown:
         raise UserError("no two tasks have all arms at all their radii, two or more: no frontier")
     figure, all_axes = panels(len(shown), f"{backbone(runs)}\narms over tasks, by radius", 4.6, 3.6)
     looks = styles(arm for _, arms, _ in shown for arm in arms)
-    for axes, (found, arms, tasks) in zip(all_axes, shown):
-        for arm, (clean, robust, low, high) in _means(found, arms, tasks).items():
+    for axes, (curve_set, arms, tasks) in zip(all_axes, shown):
+        for arm, (clean, robust, low, high) in _means(curve_set, arms, tasks).items():
             order = np.argsort(clean)
             axes.plot(clean[order], robust[order], **looks[arm], label=arm)
             look_of_band = {"color": looks[arm]["color"], "alpha": 0.15, "linewidth": 0}
             axes.fill_between(clean[order], low[order], high[order], **look_of_band)
-            for x, y, radius in zip(clean, robust, _radii(found, arm)):
+            for x, y, radius in zip(clean, robust, _radii(curve_set, arm)):
                 axes.annotate(f"{radius:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7)
-        of_all = f"{len(tasks)} of {counted(len(found.tasks), 'task')}"
+        of_all = f"{len(tasks)} of {counted(len(curve_set.tasks), 'task')}"
         axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
-        axes.set_title(f"{found.header.removesuffix(' (%)')}\n{of_all}")
+        axes.set_title(f"{curve_set.header.removesuffix(' (%)')}\n{of_all}")
     legend(figure)
     return {_stem("frontier", runs): figure}
 
 
-def _arms(found: Curves, design: Design) -> list[str]:
-    """Those of the differences; without any, all."""
+def _arms(curve_set: Curves, design: Design) -> list[str]:
+    """The arms of the differences; all arms, if there are no differences."""
     if design.differences or design.baseline:
-        return sorted({arm for pair in design.pairs(list(found.points)) for arm in pair}, key=rank)
-    return list(found.points)
+        return sorted(
+            {arm for pair in design.pairs(list(curve_set.points)) for arm in pair}, key=rank
+        )
+    return list(curve_set.points)
 
 
-def _radii(found: Curves, arm: str) -> list[float]:
-    return sorted({p.radius for points in found.points[arm].values() for p in points})
+def _radii(curve_set: Curves, arm: str) -> list[float]:
+    return sorted({p.radius for points in curve_set.points[arm].values() for p in points})
 
 
-def _whole(found: Curves, arms: list[str]) -> list[str]:
-    """The tasks with all points of all arms, if they are two at least."""
+def _whole(curve_set: Curves, arms: list[str]) -> list[str]:
+    """The tasks with all points of all arms; none, if they are fewer than two."""
     tasks = [
         task
-        for task in found.tasks
-        if all(len(found.points[arm].get(task, [])) == len(_radii(found, arm)) for arm in arms)
+        for task in curve_set.tasks
+        if all(
+            len(curve_set.points[arm].get(task, [])) == len(_radii(curve_set, arm)) for arm in arms
+        )
     ]
-    return tasks if len(tasks) > 1 and all(found.points[arm] for arm in arms) else []
+    return tasks if len(tasks) > 1 and all(curve_set.points[arm] for arm in arms) else []
 
 
-def _means(found: Curves, arms: list[str], tasks: list[str]) -> dict[str, tuple[np.ndarray, ...]]:
+def _means(
+    curve_set: Curves, arms: list[str], tasks: list[str]
+) -> dict[str, tuple[np.ndarray, ...]]:
     """Arm -> clean and robust accuracy and the ends of its band, each (radii,)."""
-    sources = [found.sources[task] for task in tasks]
-    points = {arm: np.array([found.points[arm][task] for task in tasks])[..., :2] for arm in arms}
+    sources = [curve_set.sources[task] for task in tasks]
+    points = {
+        arm: np.array([curve_set.points[arm][task] for task in tasks])[..., :2] for arm in arms
+    }
     robust = np.concatenate([points[arm][..., 1] for arm in arms], axis=1)
     level = robust.mean(axis=1) - robust.mean()
     means = {}
@@ -99,42 +109,43 @@ def _means(found: Curves, arms: list[str], tasks: list[str]) -> dict[str, tuple[
 
 @look
 def moderator(runs: dict[Path, dict], design: Design) -> Figures:
-    """A panel for each difference and attack: a point a task, the line, and its 95 % interval.
+    """A panel for each difference and attack: a point per task, the fitted line, its 95 % interval.
 
-    Open points are of tasks on which the two arms' clean accuracies do not overlap.
+    Open points are tasks on which the clean accuracies of the two arms do not overlap.
 
     Raises:
         UserError: the runs cannot be compared, or say nothing of zero-shot accuracy.
     """
     above, lines = zero_shot(runs), []
-    for found in curves(tested(runs), design):
-        for pair in design.pairs(list(found.points)):
+    for curve_set in curves(tested(runs), design):
+        for pair in design.pairs(list(curve_set.points)):
             try:
-                lines.append((found, Moderated(found, pair, above)))
+                lines.append((curve_set, Moderated(curve_set, pair, above)))
             except ValueError:  # too few tasks, as the table says
                 continue
     if not lines:
         raise UserError("no difference has tasks enough for a line: --table moderator says why")
     title = f"{backbone(runs)}\ndifferences by zero-shot accuracy"
     figure, all_axes = panels(len(lines), title, 4.6, 3.4)
-    for axes, (found, line) in zip(all_axes, lines):
+    for axes, (curve_set, line) in zip(all_axes, lines):
         _draw_line(axes, line)
         axes.set(
             xlabel="zero-shot accuracy above chance (points)",
             ylabel="robust, at matched clean (points)",
         )
         slope = line.fit.estimate([0, 1])
-        told = f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}] per {STEP}"
-        axes.set_title(f"{line.name}, {found.header.removesuffix(' (%)')}\nslope {told}")
+        interval = f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}] per {STEP}"
+        axes.set_title(f"{line.name}, {curve_set.header.removesuffix(' (%)')}\nslope {interval}")
     legend(figure)
     return {_stem("moderator", runs): figure}
 
 
 def _draw_line(axes: Axes, line: Moderated) -> None:
-    looks = styles(f"{source} " for source in line.sources)  # no method's, whatever its name
+    # with a blank, so that a source never has a method's style, whatever its name
+    looks = styles(f"{source} " for source in line.sources)
     for source in dict.fromkeys(line.sources):
         colour = {key: looks[f"{source} "][key] for key in ("color", "marker")}
-        of_source = np.array([one == source for one in line.sources])
+        of_source = np.array([name == source for name in line.sources])
         label: str | None = source
         for overlap, face in ((True, colour["color"]), (False, "white")):
             rows = of_source & np.array([m.overlap == overlap for m in line.matches.values()])

@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from apd.errors import listed
 from apd.models.description import LIBRARY
-from apd.results.words import described, images_said, shots_said
+from apd.results.words import described, images_text, shots_text
 
 _TAGS = ("clip", "prompt-learning", "adversarial-robustness", "image-classification")
 
@@ -24,7 +24,7 @@ def title(config: dict) -> str:
     results, backbone = config["results"], config["backbone"]["name"]
     trained = ""
     if results:
-        trained = f" on {results['dataset']}, {shots_said(results['shots'])}"
+        trained = f" on {results['dataset']}, {shots_text(results['shots'])}"
     return f"{config['method']}{trained} ({backbone})"
 
 
@@ -99,7 +99,7 @@ def _accuracies(config: dict) -> str:
 
 
 def _is_subset(record: dict) -> bool:
-    return isinstance(record.get("images"), dict) and bool(images_said(record))
+    return isinstance(record.get("images"), dict) and bool(images_text(record))
 
 
 def _conditions(config: dict) -> str:

@@ -1,4 +1,4 @@
-"""The report: the tables and figures that runs suit, and all that a reader asks about them."""
+"""The report: tables and figures of runs, with the information a reader needs to check them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from apd.results.words import ALL_IMAGES, described, in_full
 from apd.tables.kinds import TABLES, fitting
 
 TEMPLATE = ASSETS / "report.html"
-_LONG = 20  # rows; longer tables unfold
-_FIRST = 2  # figures of a kind that are shown; the others unfold
-_TOLD = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.NUM_SHOTS"}  # elsewhere
+_LONG = 20  # rows; longer tables are folded
+_FIRST = 2  # figures of a kind that are shown; further ones are folded
+_SHOWN_ELSEWHERE = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.NUM_SHOTS"}
 _WIDE = 7  # inches; wider figures scroll on a narrow screen
 
 
 def page(runs: dict[Path, dict], title: str = "") -> str:
-    """The page; whatever the runs' files say is escaped in it.
+    """The page as HTML, in which all text from the runs' files is escaped.
 
-    What cannot be in one table or figure is named on the page, with the reason.
+    A table or figure that cannot be made of these runs is named on the page, with the reason.
     """
     tables, figures, refused = [], [], []
     for name in fitting(runs):
@@ -45,7 +45,7 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
             refused.append(f"No table {name}: {error}")
     for kind, draw in KINDS.items():
         try:
-            # a training curve for each number of shots would be too many
+            # training curves of the most shots only, because those of all would be too many
             drawn = draw(_most_shots(runs) if kind == "training" else runs)
         except UserError as error:
             refused.append(f"No figure {kind}: {error}")
@@ -83,19 +83,19 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
 
 
 def _summary(runs: dict[Path, dict]) -> str:
-    def said(field: str, what: str) -> str:
-        found = sorted({run[field] for run in runs.values()})
-        return f"{what if len(found) == 1 else f'{what}s'}: {listed(map(str, found))}"
+    def line(field: str, noun: str) -> str:
+        values = sorted({run[field] for run in runs.values()})
+        return f"{noun if len(values) == 1 else f'{noun}s'}: {listed(map(str, values))}"
 
     methods = sorted({run["method"] for run in runs.values()}, key=rank)
     shots = sorted({shots_of(run) for run in runs.values()} - {None})
     parts = [
         counted(len(runs), "run"),
         f"{counted(len(methods), 'method')}: {listed(methods, 15)}",
-        said("dataset", "data set"),
-        said("seed", "seed"),
-        said("backbone", "backbone"),
-        said("host", "host"),
+        line("dataset", "data set"),
+        line("seed", "seed"),
+        line("backbone", "backbone"),
+        line("host", "host"),
     ]
     if shots:
         numbers = listed("all images" if n == ALL_IMAGES else str(n) for n in shots)
@@ -137,7 +137,7 @@ def _inlined(figure) -> dict:
 
 
 def _threats(runs: dict[Path, dict]) -> list[dict]:
-    """A row for each attack under other conditions; seeds together."""
+    """A row for each attack and its conditions; evaluations that differ in the seed share one."""
     seeds: dict = defaultdict(set)
     count: Counter = Counter()
     for run in runs.values():
@@ -153,8 +153,8 @@ def _threats(runs: dict[Path, dict]) -> list[dict]:
                 seeds[tuple(row.items())].add(threat["seed"])
                 count[tuple(row.items())] += 1
     return [
-        {**dict(row), "seeds": ", ".join(map(str, sorted(found))), "runs": f"{count[row]:,}"}
-        for row, found in seeds.items()
+        {**dict(row), "seeds": ", ".join(map(str, sorted(drawn_with))), "runs": f"{count[row]:,}"}
+        for row, drawn_with in seeds.items()
     ]
 
 
@@ -180,12 +180,12 @@ def _configs(runs: dict[Path, dict]) -> dict[str, dict[str, list]]:
     """Method -> key -> the values of its runs, each once."""
     configs: dict = {}
     for method in sorted({run["method"] for run in runs.values()}, key=rank):
-        configs[method] = found = defaultdict(list)
+        configs[method] = values_of_key = defaultdict(list)
         for run in runs.values():
             if run["method"] == method:
                 for key, value in flat(run["config"]):
-                    if value not in found[key]:
-                        found[key].append(value)
+                    if value not in values_of_key[key]:
+                        values_of_key[key].append(value)
     return configs
 
 
@@ -195,32 +195,42 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
         {
             "name": method,
             "command": commands[method] and f"train.py {shlex.join(map(str, commands[method]))}",
-            "config": "\n".join(f"{key}: {_shown(found[key], 20)}" for key in sorted(found)),
+            "config": "\n".join(
+                f"{key}: {_format_values(values[key], 20)}" for key in sorted(values)
+            ),
         }
-        for method, found in configs.items()
+        for method, values in configs.items()
     ]
 
 
 def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
-    """A row for each key with another value than the default: those in which the methods differ,
-    one column per method and empty where it has the default; and those in which they do not.
-    Models that are no runs have no config, and no column."""
-    configs = {method: found for method, found in configs.items() if found}
+    """The keys that have another value than their default, a row each.
+
+    Returns:
+        The keys in which the methods differ, with a column for each method that is empty where it
+        has the default; and those in which the methods agree. Models that are no runs have no
+        config, and no column.
+    """
+    configs = {method: of_method for method, of_method in configs.items() if of_method}
     default = dict(flat(config.default()))
     differing, shared = [], []
-    for key in sorted({key for found in configs.values() for key in found} - _TOLD):
+    for key in sorted(
+        {key for of_method in configs.values() for key in of_method} - _SHOWN_ELSEWHERE
+    ):
         usual = [default[key]] if key in default else []
-        values = {method: found.get(key, []) for method, found in configs.items()}
-        row = {"key": key, "default": _shown(usual)}
-        if len({_shown(value, 99) for value in values.values()}) > 1:
-            said = {m: "" if value == usual else _shown(value) for m, value in values.items()}
-            differing.append(row | said)
+        values = {method: of_method.get(key, []) for method, of_method in configs.items()}
+        row = {"key": key, "default": _format_values(usual)}
+        if len({_format_values(value, 99) for value in values.values()}) > 1:
+            texts = {
+                m: "" if value == usual else _format_values(value) for m, value in values.items()
+            }
+            differing.append(row | texts)
         elif (value := next(iter(values.values()))) != usual:
-            shared.append(row | {"value": _shown(value)})
+            shared.append(row | {"value": _format_values(value)})
     return differing, shared
 
 
-def _shown(values: list, most: int = 5) -> str:
+def _format_values(values: list, most: int = 5) -> str:
     texts = [value if isinstance(value, str) and value else json.dumps(value) for value in values]
     return listed(texts, most) or "–"
 

@@ -1,4 +1,4 @@
-"""Which runs may stand beside one another in a table or a figure, and what they differ in."""
+"""Which runs may be compared in one table or figure, and in which settings they differ."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from pathlib import Path
 from apd.config import HARMLESS, KEYS, flat, unread
 from apd.errors import UserError
 from apd.results.provenance import FIELDS
-from apd.results.words import ALL_IMAGES, classes_said, header
+from apd.results.words import ALL_IMAGES, classes_text, header
 
-# what the runs of one row may differ in; attacks and images are compared one by one
+# config keys in which the runs of one row may differ; attacks and images are compared separately
 _MAY_DIFFER = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
 
 
 def learns(run: dict) -> bool:
-    """Whether the run's method learns anything: zero-shot has no use for shots."""
+    """Whether the run's method learns anything; zero-shot methods do not depend on shots."""
     return bool(run["trainable_parameters"])
 
 
 def shots_of(run: dict) -> int | None:
-    """None: zero-shot, the same for every number."""
+    """The run's shots; None: its method is zero-shot, so that the number does not matter."""
     return run["shots"] if learns(run) else None
 
 
 def trained_where(run: dict) -> str:
-    """The data set that its prompts were trained on, and which of its classes, if not the half that
-    the run is about; empty: not known, or nothing was trained."""
+    """The data set on which the run's prompts were trained, in words.
+
+    The classes are named too, if they are another part (base, new) than the run's own. "": it is
+    not known, or nothing was trained.
+    """
     if not (record := run.get("trained_on")):
         return ""
-    half = "" if record["subsample"] == run["subsample"] else classes_said(record["subsample"])
+    half = "" if record["subsample"] == run["subsample"] else classes_text(record["subsample"])
     return ", ".join(filter(None, [record["dataset"], half]))
 
 
 def settings(run: dict) -> dict:
-    """A run's config keys and values, but for those that its evaluations and place tell, and those
-    that its method does not read. A key of ours that a run of an earlier version lacks has its
-    default there."""
+    """A run's config keys and values that rows of tables are told apart by.
+
+    Left out are keys of evaluations, those in which runs of a row may differ, and those that the
+    method does not read. Keys that a run of an earlier version lacks have their defaults.
+    """
     return _defaults(run["method"]) | _compared(run["config"], run["method"])
 
 
@@ -58,26 +63,26 @@ def _compared(config: dict, method: str) -> dict:
 def changed_settings(run: dict, other: dict) -> list[str]:
     """The settings in which two runs of one method differ, as "KEY one and another"."""
     configs = run["config"], other["config"]
-    # to look into what is equal takes most of the time of a large table
+    # only sections that differ: flattening equal ones would take most of a large table's time
     sections = [k for k in configs[0].keys() & configs[1].keys() if configs[0][k] != configs[1][k]]
-    ours, theirs = (
+    first, second = (
         settings({"method": run["method"], "config": {k: c[k] for k in sections}}) for c in configs
     )
     return [
-        f"{key} {ours[key]!r} and {theirs[key]!r}"
-        for key in sorted(ours.keys() & theirs.keys())  # hosts have keys of their own
-        if ours[key] != theirs[key]
+        f"{key} {first[key]!r} and {second[key]!r}"
+        for key in sorted(first.keys() & second.keys())  # each host has keys that the other lacks
+        if first[key] != second[key]
     ]
 
 
 def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
     """Raise UserError unless all runs agree in the fields ``same``, hosts and threat models."""
-    first: dict = {}  # what must be equal -> the folder that said so first, and what it said
+    first: dict = {}  # what must be equal -> the first folder that has it, and the value there
 
     def check(what: str, value, folder: Path) -> None:
         where, expected = first.setdefault(what, (folder, value))
         if value != expected:
-            if isinstance(value, dict):  # say what differs only
+            if isinstance(value, dict):  # name only the keys that differ
                 keys = [k for k in {**expected, **value} if expected.get(k) != value.get(k)]
                 expected, value = ({k: d.get(k) for k in keys} for d in (expected, value))
             raise UserError(
@@ -91,7 +96,7 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             if field != "shots" or learns(run):
                 check(field, run[field], folder)
         if where := trained_where(run):
-            tested = f"{run['dataset']} ({classes_said(run['subsample'])})"
+            tested = f"{run['dataset']} ({classes_text(run['subsample'])})"
             check(f"what prompts tested on {tested} were trained on", where, folder)
         for evaluation in run["evaluations"]:
             check("the split (--split chooses one)", evaluation["split"], folder)
@@ -104,11 +109,12 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
 
 
 def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str]) -> None:
-    """Raise UserError where runs of one row say that they are about the same prompts, but are not.
+    """Raise UserError if runs of one row have the same training record, but other prompts.
 
-    Such runs are those of one training's prompts on several data sets or halves of the classes.
+    A row may have several runs with one record: the prompts of one training, evaluated on several
+    data sets or halves of the classes.
     """
-    first: dict = {}  # row and training -> the folder that had it first, and its prompts
+    first: dict = {}  # row and record -> the first folder that has it, and its prompts' hash
     for folder, run in runs.items():
         record, prompts = run.get("trained_on"), run.get("prompts_sha256")
         if not record or not prompts:
@@ -123,5 +129,5 @@ def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str])
 
 
 def shots_rank(shots: int) -> tuple:
-    """Sort key: all images are the most shots."""
+    """A sort key by number of shots; "all images" comes last."""
     return (shots == ALL_IMAGES, shots)

@@ -12,7 +12,7 @@ from apd.errors import UserError
 from apd.results.provenance import trained_on
 from apd.results.schema import RESULTS_NAME, read_results
 from apd.results.verdicts import Verdicts, read_verdicts, verdicts_keys, verdicts_path
-from apd.results.words import images_said
+from apd.results.words import images_text
 
 
 def load_runs(folders: list[str | Path], split: str | None = None) -> dict[Path, dict]:
@@ -106,7 +106,7 @@ def image_verdicts(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | N
     model = _model_of(folder)
     for key in verdicts_keys(folder):
         verdicts = _verdicts(folder, key)
-        same_images = images_said(verdicts.record) == images_said(evaluation)
+        same_images = images_text(verdicts.record) == images_text(evaluation)
         same_prompts = model in (None, verdicts.identity["model"])
         if (
             same_prompts
@@ -120,7 +120,7 @@ def image_verdicts(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | N
 def clean_accuracy(folder: Path, run: dict, evaluation: dict) -> float | None:
     """The run's clean accuracy, in %, on the images of ``evaluation``; None: it is not known."""
     for other in run["evaluations"]:
-        if other["threat_model"] is None and images_said(other) == images_said(evaluation):
+        if other["threat_model"] is None and images_text(other) == images_text(evaluation):
             return other["accuracy"]
     # an attack that counts the last iterate also attacks images that were wrong before it
     if evaluation["threat_model"]["last_iterate"]:

@@ -1,4 +1,4 @@
-"""Evaluations and shots in words: one wording for tables, figures, reports, flags and logs.
+"""Evaluations and shots as text, worded the same in tables, figures, reports, flags and logs.
 
 An evaluation is a record of ``apd.evaluate.evaluate``.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from apd.errors import counted
 
 ALL_IMAGES = -1  # as a number of shots
-_USUAL = {"source": "white-box", "precision": "fp32"}  # goes without saying
+_USUAL = {"source": "white-box", "precision": "fp32"}  # left out of texts
 
 _DRAWS = {  # of models whose logits are random
     "eot": "draws of a gradient",
@@ -28,8 +28,8 @@ def radius(threat: dict) -> str:
     return f"eps {threat['eps']:g}/255"
 
 
-def images_said(evaluation: dict) -> str:
-    """What part of which images it is about; empty: all test images."""
+def images_text(evaluation: dict) -> str:
+    """The images of an evaluation, such as "200 validation images"; "": all test images."""
     images = evaluation.get("images", "all")  # older results do not say
     validation = "validation " if evaluation["split"] == "val" else ""
     if images == "all":
@@ -39,13 +39,13 @@ def images_said(evaluation: dict) -> str:
 
 
 def unusual(threat: dict) -> list[str]:
-    """Source and precision of an attack, where they are not the usual ones."""
+    """Source and precision of an attack, if they are not white-box and fp32."""
     return [threat[key] for key, usual in _USUAL.items() if threat[key] != usual]
 
 
 def described(evaluation: dict, eps: bool = True) -> str:
-    """An attack and its conditions in a few words; without ``eps``, of a ball of any radius."""
-    threat, images = evaluation["threat_model"], images_said(evaluation)
+    """An attack and its conditions in a few words; with ``eps`` False, without the radius."""
+    threat, images = evaluation["threat_model"], images_text(evaluation)
     if threat is None:
         return ", ".join(filter(None, [evaluation["attack"], images]))
     ball = f"{threat['norm']} {radius(threat)}" if eps else threat["norm"]
@@ -55,8 +55,8 @@ def described(evaluation: dict, eps: bool = True) -> str:
 
 
 def header(evaluation: dict) -> str:
-    """An evaluation's column in a table: as ``described``, but shorter."""
-    threat, images = evaluation["threat_model"], images_said(evaluation)
+    """The header of an evaluation's column in a table: as ``described``, but shorter."""
+    threat, images = evaluation["threat_model"], images_text(evaluation)
     if threat is None:
         return ", ".join(filter(None, [evaluation["attack"], images])) + " (%)"
     norm = "" if threat["norm"] == "linf" else f" {threat['norm'].upper()}"
@@ -85,25 +85,26 @@ def in_full(evaluation: dict) -> dict[str, str]:
 
 
 def cited(evaluation: dict) -> str:
-    """An evaluation and its result, in a flag of another one."""
+    """An evaluation and its result, as the flag of another evaluation mentions it."""
     threat = evaluation["threat_model"]
     conditions = f"({radius(threat)}, {threat['source']})"
     return f"{evaluation['attack']} {conditions}, {evaluation['accuracy']:.1f} %"
 
 
 def signed(difference: float) -> str:
-    """In points, with its sign: to a tenth, and to up to a thousandth where that would be zero.
+    """A difference in points, with its sign, rounded to a tenth.
 
-    So an interval that ends just below zero does not read as if it held zero.
+    If that would be zero, it is rounded to a hundredth or a thousandth, so that an interval which
+    ends just below zero does not look as if it contained zero.
     """
     difference = round(difference, 6) + 0.0  # without the last bits of sums, and never -0.0
     digits = next((d for d in (1, 2) if difference == 0 or round(difference, d)), 3)
     return f"{difference:+.{digits}f}"
 
 
-def classes_said(subsample: str) -> str:
+def classes_text(subsample: str) -> str:
     return f"{subsample} classes"
 
 
-def shots_said(count: int) -> str:
+def shots_text(count: int) -> str:
     return "all images" if count == ALL_IMAGES else counted(count, "shot")

@@ -1,4 +1,4 @@
-"""Our figures beside published ones, where both are about the same thing."""
+"""Our accuracies beside published ones, where both have the same conditions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import mean
 from apd.errors import UserError, counted, listed
 from apd.results.comparable import learns
 from apd.results.published import Figure, Paper
-from apd.results.words import classes_said, header, images_said, shots_said
+from apd.results.words import classes_text, header, images_text, shots_text
 from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic
 from apd.tables.write import Table
 
-# of PGD, where a paper says nothing else
+# conditions of PGD that are assumed where a paper does not say them
 _USUAL = {
     **{"norm": "linf", "source": "white-box", "precision": "fp32", "last_iterate": False},
     **{"loss": "ce", "restarts": 1, "random_start": True},
@@ -21,15 +21,16 @@ _USUAL = {
 
 
 def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
-    """One row per published figure that ours can be held against: theirs, ours and the difference.
+    """One row per published figure that has a counterpart in our runs: both and the difference.
 
-    Ours must be on the same backbone, data sets, classes and shots, of prompts trained on the same
-    data set, on all test images, and under the paper's threat model; what the paper does not say of
-    that is taken to be usual. What does not agree is told below the table, each reason once; of
-    figures that no run is about, the nearest.
+    The counterpart has the same backbone, data sets, classes, shots, training data and threat
+    model, and is on all test images. Conditions that the paper does not say are assumed, as in
+    ``_USUAL``.
+    Notes below the table say, each reason once, why figures were not compared, and which figures
+    without a run come nearest to one.
 
     Raises:
-        UserError: nothing can be compared; it tells why, and which figures are nearest.
+        UserError: no figure can be compared; it says why, and which figures come nearest.
     """
     rows, reasons, distant = [], defaultdict(list), {}
     for figure in paper.figures:
@@ -37,18 +38,18 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
             if theirs is None:
                 continue
             try:
-                column, ours = _ours(runs, paper, figure, kind)
+                column, ours = _own_accuracy(runs, paper, figure, kind)
             except _Elsewhere as reason:
                 distant[figure] = reason.odds
                 continue
             except _Incomparable as reason:
-                reasons[str(reason)].append(_said(figure, kind))
+                reasons[str(reason)].append(_figure_text(figure, kind))
                 continue
             ours.difference = mean(ours) - theirs
             cells = {"published": Numbers([Accuracy(theirs)]), "ours": ours}
             cells["published"].n = ours.n  # of as many seeds as it may be, which is not said
             rows.append(_labels(figure) | {"evaluation": column.removesuffix(" (%)")} | cells)
-    notes = [f"not compared, {reason}: {listed(what, 4)}" for reason, what in reasons.items()]
+    notes = [f"not compared, {reason}: {listed(figures, 4)}" for reason, figures in reasons.items()]
     notes += _nearest(distant)
     if not rows:
         raise UserError(f"nothing to hold against {paper.name}: {'; '.join(notes)}")
@@ -63,7 +64,7 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
 
 
 def _nearest(distant: dict[Figure, list[str]]) -> list[str]:
-    """A note on figures that no run is about: how many, and those that fewest things keep away."""
+    """A note on figures without a run: how many there are, and which differ least from a run."""
     if not distant:
         return []
     order = sorted(distant, key=lambda figure: _distance(distant[figure]))
@@ -99,33 +100,40 @@ def published(paper: Paper) -> Table:
 
 
 def add_rows(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> None:
-    """Give tables of our runs the paper's rows, "METHOD (PAPER)", where a column has a figure.
+    """Add rows "METHOD (PAPER)" with the paper's figures to tables of our runs.
 
-    The same must agree as in ``against``; columns without such a figure stay empty.
+    The same conditions must agree as in ``against``; columns without such a figure stay empty.
     """
     if {run["backbone"] for run in runs.values()} != {paper.backbone}:
         return
     kinds = {"clean (%)": "clean"}
-    for one in (one for run in runs.values() for one in run["evaluations"]):
-        if one["threat_model"] and not images_said(one) and not _odd(one, paper.threat_model):
-            kinds[header(one)] = "robust"
+    for evaluation in (evaluation for run in runs.values() for evaluation in run["evaluations"]):
+        if (
+            evaluation["threat_model"]
+            and not images_text(evaluation)
+            and not _attack_differences(evaluation, paper.threat_model)
+        ):
+            kinds[header(evaluation)] = "robust"
     for table in tables:
-        label, *others = table.labels
-        ours = len(table.rows)
+        label, *further = table.labels
+        own_rows = len(table.rows)
         for method in dict.fromkeys(figure.method for figure in paper.figures):
             figures = [figure for figure in paper.figures if figure.method == method]
-            row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(others, "published")}
+            row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(further, "published")}
             for column in table.measured:
-                cells = [_theirs(figures, topic, kinds) for topic in table.about.get(column, ())]
+                cells = [
+                    _published_accuracy(figures, topic, kinds)
+                    for topic in table.about.get(column, ())
+                ]
                 row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Numbers()])[0]
             if any(row[column] for column in table.measured):
                 table.rows.append({column: row[column] for column in table.rows[0]})
-        if len(table.rows) > ours:
+        if len(table.rows) > own_rows:
             table.notes.append(f"({paper.name}): published, not ours: {paper.source}")
 
 
-def _theirs(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Numbers:
-    """The published accuracy that a column of ours is about; empty if there is none."""
+def _published_accuracy(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Numbers:
+    """The published accuracy with the conditions of a column of ours; empty if there is none."""
     for figure in figures:
         untrained = figure.method.startswith("ZeroshotCLIP")
         value = getattr(figure, kinds.get(topic.header, ""), None)
@@ -145,7 +153,7 @@ class _Incomparable(Exception):
 
 
 class _Elsewhere(Exception):
-    """No run is about what a figure is about; ``odds``: where the nearest one is not, in words."""
+    """A figure has no run; ``odds`` says, in words, in what the nearest run differs."""
 
     def __init__(self, odds: list[str]) -> None:
         super().__init__(", ".join(odds))
@@ -166,36 +174,40 @@ def _labels(figure: Figure) -> dict:
     name = places[0] if len(places) == 1 else f"average of {len(places)}"
     classes = "" if figure.subsample == "all" else f", {figure.subsample} classes"
     source = f", from {figure.trained_on}" if figure.trained_on else ""
-    shots = f", {shots_said(figure.shots)}" if figure.shots else ""
+    shots = f", {shots_text(figure.shots)}" if figure.shots else ""
     return {"method": figure.method, "data set": f"{name}{classes}{source}{shots}"}
 
 
-def _said(figure: Figure, kind: str) -> str:
+def _figure_text(figure: Figure, kind: str) -> str:
     return f"{' on '.join(_labels(figure).values())} ({kind})"
 
 
-def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tuple[str, Numbers]:
-    """The column of our evaluation, and our accuracies; an average has those of each seed."""
+def _own_accuracy(
+    runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str
+) -> tuple[str, Numbers]:
+    """The column of our evaluation, and our accuracies, one per seed (of averages too)."""
     if paper.backbone not in {run["backbone"] for run in runs.values()}:
         names = sorted({run["backbone"] for run in runs.values()})
         raise _Incomparable(f"of {paper.backbone}, and ours of {listed(names)}")
-    odds = {f: _odds(run, figure) for f, run in runs.items() if run["backbone"] == paper.backbone}
-    found = {folder: runs[folder] for folder in odds if not odds[folder]}
-    if not found:
+    odds = {
+        f: _differences(run, figure) for f, run in runs.items() if run["backbone"] == paper.backbone
+    }
+    matching = {folder: runs[folder] for folder in odds if not odds[folder]}
+    if not matching:
         raise _Elsewhere(min(odds.values(), key=_distance))
-    lacking = set(figure.datasets) - {run["dataset"] for run in found.values()}
+    lacking = set(figure.datasets) - {run["dataset"] for run in matching.values()}
     if lacking:
         raise _Incomparable(f"no such runs on {listed(sorted(lacking), 3)}")
-    shots = {run["shots"] for run in found.values() if learns(run)}
+    shots = {run["shots"] for run in matching.values() if learns(run)}
     if len(shots) > 1:
         raise _Incomparable("runs with several numbers of shots, and the paper does not say which")
     columns = set()
-    for run in found.values():
+    for run in matching.values():
         columns.add(_evaluation(run, paper, kind))
     if len(columns) > 1:
         raise _Incomparable(f"evaluations of several kinds: {listed(sorted(columns))}")
     (column,) = columns
-    grid = Grid(found, same=())
+    grid = Grid(matching, same=())
     (row,) = grid.rows
     cells = [grid.accuracies(row, place, column) for place in grid.places]
     ours = average(cells) if len(cells) > 1 else Numbers(cells[0])
@@ -204,8 +216,8 @@ def _ours(runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str) -> tu
     return column, ours
 
 
-def _odds(run: dict, figure: Figure) -> list[str]:
-    """Where a run is not about what a figure is about, in words; evaluations are not looked at."""
+def _differences(run: dict, figure: Figure) -> list[str]:
+    """In what a run differs from a figure, in words; evaluations are compared elsewhere."""
     about = {"method": (run["method"], figure.method)}
     if run["dataset"] not in figure.datasets:
         about["data set"] = run["dataset"], listed(figure.datasets, 1)
@@ -213,38 +225,38 @@ def _odds(run: dict, figure: Figure) -> list[str]:
     if learns(run):
         # prompts for new classes come from a run on the base classes
         half = "base" if figure.subsample == "new" else figure.subsample
-        theirs = f"{classes_said(half)} of {figure.trained_on or run['dataset']}"
+        theirs = f"{classes_text(half)} of {figure.trained_on or run['dataset']}"
         record, ours = run.get("trained_on"), "what is not known"
         if record:
-            ours = f"{classes_said(record['subsample'])} of {record['dataset']}"
+            ours = f"{classes_text(record['subsample'])} of {record['dataset']}"
         about["trained on"] = ours, theirs
         about["shots"] = run["shots"], run["shots"] if figure.shots is None else figure.shots
-    return [f"{what} {a}, published {b}" for what, (a, b) in about.items() if a != b]
+    return [f"{field} {a}, published {b}" for field, (a, b) in about.items() if a != b]
 
 
 def _evaluation(run: dict, paper: Paper, kind: str) -> str:
-    """The column of a run's evaluation that is the paper's."""
-    whole = [one for one in run["evaluations"] if not images_said(one)]
+    """The column of the run's evaluation that has the paper's conditions."""
+    whole = [evaluation for evaluation in run["evaluations"] if not images_text(evaluation)]
     if kind == "clean":
-        for one in whole:
-            if one["attack"] == "clean":
-                return header(one)
+        for evaluation in whole:
+            if evaluation["attack"] == "clean":
+                return header(evaluation)
         raise _Incomparable("no clean evaluation on all test images")
-    attacks = [one for one in whole if one["threat_model"]]
+    attacks = [evaluation for evaluation in whole if evaluation["threat_model"]]
     differing = []
-    for one in attacks:
-        if not (odd := _odd(one, paper.threat_model)):
-            return header(one)
+    for evaluation in attacks:
+        if not (odd := _attack_differences(evaluation, paper.threat_model)):
+            return header(evaluation)
         differing.append(odd)
     if not differing:
         raise _Incomparable("no attack on all test images")
     raise _Incomparable(f"under another threat model ({'; '.join(min(differing, key=len))})")
 
 
-def _odd(evaluation: dict, published: dict) -> list[str]:
-    """Where an attack of ours is not the published one, in words.
+def _attack_differences(evaluation: dict, published: dict) -> list[str]:
+    """In what an attack of ours differs from the published one, in words.
 
-    What the paper does not say is taken to be usual, of attacks that have it.
+    Conditions that the paper does not say are assumed, if our attack has them.
     """
     ours = {**evaluation["threat_model"], "attack": evaluation["attack"]}
     assumed = {key: value for key, value in _USUAL.items() if ours.get(key) is not None}
@@ -252,11 +264,11 @@ def _odd(evaluation: dict, published: dict) -> list[str]:
         f"{key} {ours.get(key)}, published {value}"
         + ("" if key in published else " (not said, but usual)")
         for key, value in {**assumed, **published}.items()
-        if not _same(ours.get(key), value)
+        if not _equal(ours.get(key), value)
     ]
 
 
-def _same(ours, theirs) -> bool:
+def _equal(ours, theirs) -> bool:
     if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
         return abs(ours - theirs) < 1e-3  # 2.667 and 8/3
     return ours == theirs

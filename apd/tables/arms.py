@@ -1,7 +1,7 @@
-"""Runs by arm, task and training radius: what the tables frontier and moderator compare.
+"""Runs by arm, task and training radius, which the tables frontier and moderator compare.
 
-An arm is a method with its settings, whatever the radius of its training attack; a task is a data
-set, or a part of one (``DATASET.CLASSES``); a source is what tasks are parts of.
+An arm is a method with its settings, apart from the radius of its training attack. A task is a data
+set, or a part of one (``DATASET.CLASSES``). A source is the data set that tasks are parts of.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from apd.results.words import header
 from apd.tables.configs import DEFAULT, assigned, config_changes
 from apd.tables.grid import stand_ins
 
-RADIUS = ("AT.TRAIN.EPS", "AT.TRAIN.ALPHA")  # what runs of an arm on a task may differ in
+RADIUS = ("AT.TRAIN.EPS", "AT.TRAIN.ALPHA")  # config keys in which runs of an arm may differ
 
 
 @dataclass(frozen=True)
 class Design:
-    """What is compared with what.
+    """Which arms are compared, and how tasks belong together.
 
     Attributes:
         arms: names of arms -> config keys and values, as text, that their runs have. Other runs are
-            named by their method and what sets them apart.
+            named by their method and the settings that differ.
         differences: pairs of arms; none: each arm and the ``baseline``.
-        sources: names of sources -> patterns of the data sets that they are made of. Other data
+        sources: names of sources -> patterns of names of data sets that belong to them. Other data
             sets are sources of their own.
-        family: of tests elsewhere, which p-values are adjusted for too: evaluation -> p-values.
+        family: p-values of further tests, by evaluation, which Holm's adjustment takes in.
     """
 
     arms: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Design:
         return list(pairs)
 
     def source(self, dataset: str) -> str:
-        """What the data set of that name, without its classes, is a part of."""
+        """The source of the data set of that name (without its classes)."""
         for name, pattern in self.sources.items():
             if fnmatchcase(dataset, pattern):
                 return name
@@ -80,13 +80,13 @@ class Point(NamedTuple):
 
 @dataclass
 class Curves:
-    """Of one evaluation.
+    """The points of all arms under one evaluation.
 
     Attributes:
-        header: its column.
-        points: arm -> task -> its points, by radius; every arm, also one that was not evaluated so.
+        header: the evaluation's column.
+        points: arm -> task -> its points, by radius; also arms without this evaluation.
         sources: task -> its source.
-        classes: task -> how many.
+        classes: task -> the number of its classes.
         notes: what was left out, and why.
     """
 
@@ -102,7 +102,7 @@ class Curves:
 
 
 def curves(runs: dict[Path, dict], design: Design) -> list[Curves]:
-    """The points of all arms, for each attack, those of most runs first.
+    """The points of all arms for each attack; the attack with the most points comes first.
 
     Raises:
         UserError: the runs cannot be compared, an arm has a run twice or several settings, or none
@@ -113,33 +113,33 @@ def curves(runs: dict[Path, dict], design: Design) -> list[Curves]:
         raise UserError("these runs train nothing: arms are methods that do")
     check_comparable(runs, ("backbone", "subsample", "shots"))
     arms = _arms(runs, design)
-    columns = {name: header(one) for name, one in stand_ins(runs).items()}
-    found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    columns = {name: header(evaluation) for name, evaluation in stand_ins(runs).items()}
+    by_column: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     unknown: dict[str, set] = defaultdict(set)
     sources, classes = {}, {}
     for folder, run in runs.items():
         task, arm, radius = run["dataset"], arms[folder], _radius(run)
-        sources[task] = design.source(_whole(run))
+        sources[task] = design.source(_whole_dataset(run))
         classes[task] = run["classes"]
-        for one in run["evaluations"]:
-            if one["threat_model"]:
-                column = columns[header(one)]
-                clean = clean_accuracy(folder, run, one)
+        for evaluation in run["evaluations"]:
+            if evaluation["threat_model"]:
+                column = columns[header(evaluation)]
+                clean = clean_accuracy(folder, run, evaluation)
                 if clean is None:
                     unknown[column].add(f"{arm} on {task}")
                     continue
-                seeds = found[column][arm][task].setdefault(radius, {})
+                seeds = by_column[column][arm][task].setdefault(radius, {})
                 if run["seed"] in seeds:
                     raise UserError(
                         f"arm {arm} has seed {run['seed']} twice on {task} at radius {radius:g}: "
                         f"{seeds[run['seed']][2]}, {folder}; --arm tells arms apart"
                     )
-                seeds[run["seed"]] = clean, one["accuracy"], folder
-    if not found:
+                seeds[run["seed"]] = clean, evaluation["accuracy"], folder
+    if not by_column:
         raise UserError("none of these runs was attacked, with clean accuracy on the same images")
     order = sorted(sources)
-    made = []
-    for column, of_arms in found.items():
+    curve_sets = []
+    for column, of_arms in by_column.items():
         points = {
             arm: {task: _points(of_arms[arm][task]) for task in order if task in of_arms[arm]}
             for arm in sorted(set(arms.values()), key=rank)
@@ -151,8 +151,8 @@ def curves(runs: dict[Path, dict], design: Design) -> list[Curves]:
                 + listed(sorted(unknown[column]), 3)
             )
         tasks = {task: sources[task] for task in order}
-        made.append(Curves(column, points, tasks, classes, notes))
-    return sorted(made, key=lambda one: -sum(map(len, one.points.values())))
+        curve_sets.append(Curves(column, points, tasks, classes, notes))
+    return sorted(curve_sets, key=lambda evaluation: -sum(map(len, evaluation.points.values())))
 
 
 def _points(radii: dict[float, dict[int, tuple]]) -> list[Point]:
@@ -168,7 +168,7 @@ def _radius(run: dict) -> float:
     return float(radius or 0)
 
 
-def _whole(run: dict) -> str:
+def _whole_dataset(run: dict) -> str:
     """The name of the data set that a run's task is a part of."""
     added = name_suffix(run["config"].get("DATASET", {}).get("CLASSES", []))
     return run["dataset"].removesuffix(added).removesuffix("+val")
@@ -176,34 +176,34 @@ def _whole(run: dict) -> str:
 
 def _arms(runs: dict[Path, dict], design: Design) -> dict[Path, str]:
     """The arm of each run."""
-    arms, others = {}, defaultdict(dict)
+    arms, by_method = {}, defaultdict(dict)
     for folder, run in runs.items():
-        named = next((name for name, keys in design.arms.items() if _has(run, keys)), None)
+        named = next((name for name, keys in design.arms.items() if _has_values(run, keys)), None)
         if named is None:
-            others[run["method"]][folder] = run
+            by_method[run["method"]][folder] = run
         else:
             arms[folder] = named
     for name in design.arms:
-        part = {folder: runs[folder] for folder, arm in arms.items() if arm == name}
-        if not part:
+        members = {folder: runs[folder] for folder, arm in arms.items() if arm == name}
+        if not members:
             raise UserError(f"--arm {name}: no run has these values")
-        _, varied = config_changes(part, RADIUS)
-        if len({run["method"] for run in part.values()}) > 1 or varied:
+        _, varied = config_changes(members, RADIUS)
+        if len({run["method"] for run in members.values()}) > 1 or varied:
             keys = listed(varied) or "the method"
             raise UserError(f"--arm {name}: its runs differ in {keys}: give more values")
-    for method, part in others.items():
-        for folder, changed in config_changes(part, RADIUS)[0].items():
+    for method, members in by_method.items():
+        for folder, changed in config_changes(members, RADIUS)[0].items():
             text = assigned(changed)
             arms[folder] = method if text == DEFAULT else f"{method}: {text}"
     return arms
 
 
-def _has(run: dict, keys: dict[str, str]) -> bool:
+def _has_values(run: dict, keys: dict[str, str]) -> bool:
     values = dict(flat(run["config"])) | {"TRAINER.NAME": run["method"]}
-    return all(key in values and _same(values[key], text) for key, text in keys.items())
+    return all(key in values and _equal(values[key], text) for key, text in keys.items())
 
 
-def _same(value, text: str) -> bool:
+def _equal(value, text: str) -> bool:
     try:
         return float(value) == float(text)
     except (TypeError, ValueError):
@@ -244,7 +244,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def design_of(args: argparse.Namespace, **more) -> Design:
     arms = dict(_named(text, ":", "--arm NAME:KEY=VALUE,...") for text in args.arm)
     return Design(
-        {name: dict(_keys(rest, name)) for name, rest in arms.items()},
+        {name: dict(_keys(text, name)) for name, text in arms.items()},
         tuple((first, second) for first, second in args.difference),
         sources=dict(_named(text, "=", "--source NAME=PATTERN") for text in args.source),
         **more,
@@ -252,10 +252,10 @@ def design_of(args: argparse.Namespace, **more) -> Design:
 
 
 def _named(text: str, mark: str, form: str) -> tuple[str, str]:
-    name, _, rest = text.partition(mark)
-    if not name.strip() or not rest.strip():
+    name, _, value = text.partition(mark)
+    if not name.strip() or not value.strip():
         raise UserError(f"{text} is not {form}")
-    return name.strip(), rest.strip()
+    return name.strip(), value.strip()
 
 
 def _keys(text: str, name: str) -> Iterator[tuple[str, str]]:

@@ -130,11 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         tables = _tables(args, runs)
     if args.commands:
-        missing = dict.fromkeys(one for table in tables for one in table.missing)
-        print("\n".join(commands(missing, runs)) or "# nothing is missing")
+        lacking = dict.fromkeys(run for table in tables for run in table.missing)
+        print("\n".join(commands(lacking, runs)) or "# nothing is missing")
         return 0
     # an ablation has a baseline of its own
-    baseline = args.baseline or next((one.baseline for one in tables if one.baseline), None)
+    baseline = args.baseline or next((table.baseline for table in tables if table.baseline), None)
     if args.interval != "images" and (args.against or not baseline):
         raise UserError("--interval is of differences to a row: give --baseline too")
     if args.table not in OVER_TASKS and (args.baseline or args.interval != "images"):

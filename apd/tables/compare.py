@@ -16,15 +16,15 @@ RESAMPLES = 2_000
 
 
 def compare(tables: list, baseline: str, over: str = "images") -> None:
-    """Give the accuracies of all other rows their difference to the row of that name.
+    """Add to all accuracies their difference to the row named ``baseline``, in place.
 
     Args:
-        tables: of ``apd.tables.write.Table``, whose first column names the rows; those that
-            lack the row are left as they are.
-        over: of ``INTERVALS``: what the 95 % interval of a difference takes to be drawn anew.
+        tables: of ``apd.tables.write.Table``, whose first column names the rows; tables without
+            that row are left as they are.
+        over: one of ``INTERVALS``: what the 95 % interval of a difference samples.
 
     Raises:
-        UserError: all of them lack it.
+        UserError: no table has such a row.
     """
     label = next(iter(tables[0].rows[0]))
     names = dict.fromkeys(row[label] for table in tables for row in table.rows)
@@ -54,21 +54,21 @@ def _adjust(cells: list[Numbers]) -> None:
 def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
     """95 % interval of the difference of two means, by the paired percentile bootstrap.
 
-    Test images are drawn again, the same for both; an image counts with the mean of its verdicts
-    over seeds. In an average over data sets each one's images are drawn apart. None: without
-    verdicts of all runs, on the same images.
+    Test images are resampled, the same for both. An image's value is the mean of its verdicts over
+    seeds. In an average over data sets, the images of each set are resampled separately. None: some
+    run has no verdicts, or they are on other images.
     """
     strata = list(zip(*(value.parts for value in [*cell, *base])))
     if not strata:
         return None
     rng, means = np.random.default_rng(0), []
     for parts in strata:
-        kept = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
-        if None in kept or len({images for _, images in kept}) != 1:
+        per_run = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
+        if None in per_run or len({images for _, images in per_run}) != 1:
             return None
-        right = np.stack([verdicts for verdicts, _ in kept])
+        right = np.stack([verdicts for verdicts, _ in per_run])
         difference = right[: len(cell)].mean(axis=0) - right[len(cell) :].mean(axis=0)
-        # few values occur, so that to draw images is to draw how often each value comes
+        # the values are few: to resample images, draw how often each value occurs
         values, counts = np.unique(difference.round(9), return_counts=True)
         drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
         means.append(drawn @ values / counts.sum())
@@ -77,10 +77,10 @@ def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
 
 
 def interval_over_seeds(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
-    """95 % interval of the difference of two means, over seeds: few-shot draws and starts.
+    """95 % interval of the difference of two means over seeds (few-shot draws, initial prompts).
 
-    Student's t on the differences of equal seeds, which draw the same images; test images are
-    taken as they are. None: one seed, or rows of different seeds.
+    It is Student's t on the differences of equal seeds, which have the same few-shot images; test
+    images are fixed. None: there is one seed only, or the rows have different seeds.
     """
     ours, theirs = ({value.seed: value for value in row} for row in (cell, base))
     if ours.keys() != theirs.keys() or len(ours) < 2 or None in ours:
@@ -89,7 +89,7 @@ def interval_over_seeds(cell: Numbers, base: Numbers) -> tuple[float, float] | N
 
 
 def _t_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of what these are a sample of (Student's t)."""
+    """95 % interval of the mean of the population that these are a sample of (Student's t)."""
     from scipy.stats import t  # slow to import
 
     count = len(differences)
@@ -105,11 +105,11 @@ INTERVALS: dict[str, Callable[[Numbers, Numbers], tuple[float, float] | None]] =
 
 
 def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
-    """How the difference of two averages over data sets varies with the set; None: not averages.
+    """How the difference of two averages varies over data sets; None: they are no averages.
 
-    A set's difference is that of the means over seeds. The interval takes other sets to be drawn
-    as these were (Student's t); the test flips the signs of the sets' differences, in all ways up
-    to 16 sets, as if the two rows had no part in them.
+    A set's difference is that of its means over seeds. The interval treats the sets as a sample of
+    all sets (Student's t). The test flips the signs of the sets' differences, which could be either
+    if the two rows did not differ: in all ways up to 16 sets, at random beyond.
     """
     counts = {len(value.parts) for value in [*cell, *base]}
     if len(counts) != 1 or counts <= {0, 1}:
@@ -122,14 +122,14 @@ def over_data_sets(cell: Numbers, base: Numbers) -> OverSets | None:
         )
         for row in (cell, base)
     )
-    apart, sets = ours - theirs, len(ours)
+    differences, sets = ours - theirs, len(ours)
     test = permutation_test(
-        (apart,),
+        (differences,),
         np.mean,
         permutation_type="samples",
         n_resamples=2**16,
         vectorized=True,
         random_state=0,
     )
-    wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
-    return OverSets(sets, wins, losses, *_t_interval(apart), float(test.pvalue))
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return OverSets(sets, wins, losses, *_t_interval(differences), float(test.pvalue))

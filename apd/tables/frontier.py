@@ -1,8 +1,8 @@
 """Robust accuracy at matched clean accuracy.
 
-Every method exchanges clean for robust accuracy by the radius of its training attack, so that a
-comparison at one radius compares different clean accuracies. Here each arm has a curve on each
-task, over its radii, and curves are compared where they have the same clean accuracy.
+With a larger radius of its training attack, a method gains robust and loses clean accuracy. So a
+comparison at one radius compares different clean accuracies. Here each arm has a curve over its
+radii on each task, and curves are compared where they have the same clean accuracy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from apd.files import read_json
 from apd.tables.arms import Curves, Design, Point, curves
 from apd.tables.grid import Accuracy, Effect, Numbers
 from apd.tables.nested import Estimate, Fit, holm, mean_over
-from apd.tables.write import Table, p_said
+from apd.tables.write import Table, p_text
 
 MEANING = (
     "matched: an arm's points on a task, sorted by clean accuracy whatever their radius (those of "
@@ -33,39 +33,41 @@ class Matched(NamedTuple):
     """A difference of two arms on a task, in points of robust accuracy."""
 
     value: float
-    overlap: bool  # whether both reach some clean accuracy; else the two facing points
-    low: float  # clean accuracies that it is of: both curves', or the two points'
+    overlap: (
+        bool  # whether the curves have clean accuracies in common; else two points are compared
+    )
+    low: float  # range of clean accuracies: common to both curves, or between the two points
     high: float
 
 
 def matched(ours: list[Point], theirs: list[Point]) -> Matched:
-    """Robust accuracy of ``ours`` less that of ``theirs``, see ``MEANING``."""
+    """Robust accuracy of ``ours`` minus that of ``theirs``, as ``MEANING`` explains."""
     (x, y), (u, v) = _curve(ours), _curve(theirs)
     low, high = max(x[0], u[0]), min(x[-1], u[-1])
-    if low > high:  # they face each other across a gap
+    if low > high:  # no clean accuracy in common: compare the two nearest points
         first, second = (0, -1) if x[0] > u[-1] else (-1, 0)
         return Matched(float(y[first] - v[second]), False, float(high), float(low))
     knots = np.unique([low, high, *(c for c in (*x, *u) if low < c < high)])
-    apart = np.interp(knots, x, y) - np.interp(knots, u, v)
+    gaps = np.interp(knots, x, y) - np.interp(knots, u, v)
     if low == high:
-        return Matched(float(apart[0]), True, float(low), float(high))
-    area = ((apart[1:] + apart[:-1]) / 2 * np.diff(knots)).sum()
+        return Matched(float(gaps[0]), True, float(low), float(high))
+    area = ((gaps[1:] + gaps[:-1]) / 2 * np.diff(knots)).sum()
     return Matched(float(area / (high - low)), True, float(low), float(high))
 
 
 def _curve(points: list[Point]) -> tuple[np.ndarray, np.ndarray]:
-    """Clean accuracies, rising, and robust ones."""
+    """The points' clean accuracies, ascending, and the mean robust accuracy at each."""
     by_clean: dict[float, list[float]] = {}
     for point in points:
         by_clean.setdefault(point.clean, []).append(point.robust)
     return np.array(sorted(by_clean)), np.array([mean(by_clean[c]) for c in sorted(by_clean)])
 
 
-def differences(found: Curves, first: str, second: str) -> tuple[dict[str, Matched], list[str]]:
-    """Of two arms on each task that both have; and the other tasks."""
-    ours, theirs = found.points[first], found.points[second]
-    both = [task for task in found.tasks if task in ours and task in theirs]
-    lacking = [task for task in found.tasks if task not in both]
+def differences(curve_set: Curves, first: str, second: str) -> tuple[dict[str, Matched], list[str]]:
+    """The differences of two arms on the tasks that both have, and the other tasks."""
+    ours, theirs = curve_set.points[first], curve_set.points[second]
+    both = [task for task in curve_set.tasks if task in ours and task in theirs]
+    lacking = [task for task in curve_set.tasks if task not in both]
     return {task: matched(ours[task], theirs[task]) for task in both}, lacking
 
 
@@ -76,19 +78,19 @@ def frontier(runs: dict[Path, dict], design: Design) -> list[Table]:
         UserError: the runs cannot be compared.
     """
     tables = []
-    for found in curves(runs, design):
-        if (table := _differences(found, design, runs)) is not None:
-            tables += [table, _levels(found, table.title)]
+    for curve_set in curves(runs, design):
+        if (table := _differences(curve_set, design, runs)) is not None:
+            tables += [table, _levels(curve_set, table.title)]
     if not tables:
         raise UserError("no two tasks have both arms of a difference")
     return tables
 
 
-def _differences(found: Curves, design: Design, runs: dict[Path, dict]) -> Table | None:
-    rows, tests, tasks, notes = [], [], [], [MEANING, *found.notes, *_shapes(found)]
-    for first, second in design.pairs(list(found.points)):
+def _differences(curve_set: Curves, design: Design, runs: dict[Path, dict]) -> Table | None:
+    rows, tests, tasks, notes = [], [], [], [MEANING, *curve_set.notes, *_shapes(curve_set)]
+    for first, second in design.pairs(list(curve_set.points)):
         name = f"{first} - {second}"
-        matches, lacking = differences(found, first, second)
+        matches, lacking = differences(curve_set, first, second)
         if lacking:
             count = counted(len(lacking), "task")
             notes.append(f"{name}: {count} left out, without both arms: {listed(lacking, 5)}")
@@ -96,26 +98,32 @@ def _differences(found: Curves, design: Design, runs: dict[Path, dict]) -> Table
             notes.append(f"{name}: no test, of {counted(len(matches), 'task')}")
             continue
         values = [match.value for match in matches.values()]
-        estimate, fit = mean_over(values, [found.sources[task] for task in matches])
-        apart = [task for task, match in matches.items() if not match.overlap]
+        estimate, fit = mean_over(values, [curve_set.sources[task] for task in matches])
+        no_overlap = [task for task, match in matches.items() if not match.overlap]
         tests.append(as_json(name, "mean", estimate, len(values), fit))
-        tests[-1] |= {"overlap": len(values) - len(apart), "apart": apart, "left_out": lacking}
+        tests[-1] |= {
+            "overlap": len(values) - len(no_overlap),
+            "apart": no_overlap,
+            "left_out": lacking,
+        }
         row = {"difference": name, "robust (points)": Effect.of(estimate)}
         wins, losses = sum(v > 0 for v in values), sum(v < 0 for v in values)
         row |= {"wins : losses": f"{wins} : {losses}"}
-        row |= {"tasks": f"{len(values)} ({len(apart)} apart)" if apart else f"{len(values)}"}
+        row |= {
+            "tasks": f"{len(values)} ({len(no_overlap)} apart)" if no_overlap else f"{len(values)}"
+        }
         rows.append(row)
         for task, match in matches.items():
-            tasks.append({"difference": name, "task": task, "source": found.sources[task]})
+            tasks.append({"difference": name, "task": task, "source": curve_set.sources[task]})
             tasks[-1] |= match._asdict()
     if not rows:
         return None
-    title = f"robust accuracy at matched clean accuracy, {found.header}, {backbone(runs)}"
+    title = f"robust accuracy at matched clean accuracy, {curve_set.header}, {backbone(runs)}"
     table = Table("frontier", title, rows, notes)
-    table.extra = {"evaluation": found.header, "tests": tests, "differences": tasks}
+    table.extra = {"evaluation": curve_set.header, "tests": tests, "differences": tasks}
     table.extra["points"] = [
         {"arm": arm, "task": task, **point._asdict()}
-        for arm, of_tasks in found.points.items()
+        for arm, of_tasks in curve_set.points.items()
         for task, points in of_tasks.items()
         for point in points
     ]
@@ -123,10 +131,10 @@ def _differences(found: Curves, design: Design, runs: dict[Path, dict]) -> Table
     return table
 
 
-def _levels(found: Curves, title: str) -> Table:
+def _levels(curve_set: Curves, title: str) -> Table:
     """The mean over tasks of each arm at each radius."""
     rows = []
-    for arm, tasks in found.points.items():
+    for arm, tasks in curve_set.points.items():
         every = [point for points in tasks.values() for point in points]
         for radius in sorted({point.radius for point in every}):
             points = [point for point in every if point.radius == radius]
@@ -140,10 +148,10 @@ def _levels(found: Curves, title: str) -> Table:
     return table
 
 
-def _shapes(found: Curves) -> list[str]:
-    """What a reader must know of the curves, in lines."""
+def _shapes(curve_set: Curves) -> list[str]:
+    """Notes on curves that rise, have fewer radii, or have different numbers of seeds."""
     notes, rising, all_of_them, few, uneven = [], [], 0, [], []
-    for arm, tasks in found.points.items():
+    for arm, tasks in curve_set.points.items():
         most = max(map(len, tasks.values()), default=0)
         for task, points in tasks.items():
             _, robust = _curve(points)
@@ -170,7 +178,7 @@ def _shapes(found: Curves) -> list[str]:
 
 
 def as_json(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> dict:
-    """A test as JSON has it."""
+    """A test, as it is written to JSON."""
     return {
         "difference": name,
         "of": what,
@@ -183,21 +191,21 @@ def as_json(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> d
 
 
 def finish(table: Table, design: Design) -> None:
-    """Give a table its p-values, as they are and by Holm, and say how they are made."""
+    """Add the p-values to a table, unadjusted and by Holm, and notes on how they are computed."""
     tests = table.extra["tests"]
-    others = design.family.get(table.extra["evaluation"], [])
-    adjusted = holm([one["p"] for one in tests] + others)
-    for row, one, p in zip(table.rows, tests, adjusted):
-        one["p_holm"] = p
-        row["p"] = p_said(one["p"])
+    elsewhere_ps = design.family.get(table.extra["evaluation"], [])
+    adjusted = holm([entry["p"] for entry in tests] + elsewhere_ps)
+    for row, entry, p in zip(table.rows, tests, adjusted):
+        entry["p_holm"] = p
+        row["p"] = p_text(entry["p"])
         if len(adjusted) > 1:
-            row["p (Holm)"] = p_said(p)
+            row["p (Holm)"] = p_text(p)
     sources = "; ".join(
         dict.fromkeys(
             "each task for itself, as there is one source"
-            if one["by_task"]
-            else f"{one['tasks']} tasks in {one['sources']} sources"
-            for one in tests
+            if entry["by_task"]
+            else f"{entry['tasks']} tasks in {entry['sources']} sources"
+            for entry in tests
         )
     )
     table.notes.append(
@@ -205,31 +213,31 @@ def finish(table: Table, design: Design) -> None:
         "cluster-robust (CR2, t with Satterthwaite's degrees of freedom); p is of the same test"
     )
     if len(adjusted) > 1:
-        elsewhere = f", {len(others)} of them elsewhere" if others else ""
+        elsewhere = f", {len(elsewhere_ps)} of them elsewhere" if elsewhere_ps else ""
         table.notes.append(f"Holm: over {len(adjusted)} tests{elsewhere}")
     table.ranked = False
 
 
 def family(files: list[str]) -> dict[str, list[float]]:
-    """The p-values of the tests in tables written as JSON, by evaluation.
+    """The p-values of the tests in tables that were written as JSON, by evaluation.
 
     Raises:
-        UserError: a file is no such table.
+        UserError: a file has no such table.
     """
-    found: dict[str, list[float]] = {}
+    p_values: dict[str, list[float]] = {}
     for file in files:
         try:
             for table in read_json(file)["tables"]:
-                ps = [float(one["p"]) for one in table.get("tests", [])]
+                ps = [float(entry["p"]) for entry in table.get("tests", [])]
                 if ps:
-                    found.setdefault(table["evaluation"], []).extend(ps)
+                    p_values.setdefault(table["evaluation"], []).extend(ps)
         except OSError as error:
             raise UserError(f"--family {file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"--family {file} is no table in JSON: apd-table --table frontier --json makes one"
             ) from error
-    return found
+    return p_values
 
 
 def backbone(runs: dict[Path, dict]) -> str:

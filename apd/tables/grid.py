@@ -1,4 +1,4 @@
-"""Runs become the cells of tables: numbers over seeds, and what is missing."""
+"""Runs become cells of tables: numbers, one per seed, and the runs that are missing."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from apd.results.comparable import (
     shots_rank,
     trained_where,
 )
-from apd.results.words import header, images_said
+from apd.results.words import header, images_text
 
 
 class Accuracy(float):
-    """In percent, of one seed.
+    """An accuracy of one seed, in percent.
 
     Attributes:
-        flags: of its evaluation: names, each with a sentence.
+        flags: of its evaluation: name -> sentence.
         seed: of its run.
-        parts: what it is the mean of: (run folder, evaluation), one per data set.
+        parts: (run folder, evaluation) of each data set that it is the mean of.
     """
 
     flags: dict = {}
@@ -44,14 +44,14 @@ class Accuracy(float):
 
     @classmethod
     def made_from(cls, value: float, parts: list[Accuracy]) -> Accuracy:
-        """A mean of ``parts``, which keeps the names of their flags."""
+        """A mean of ``parts``, with the names of their flags."""
         value = cls(value)
         value.flags = {name: "of a number in this mean" for part in parts for name in part.flags}
         return value
 
 
 class Place(NamedTuple):
-    """What a method was run on."""
+    """The data set, classes and shots of a run."""
 
     dataset: str
     subsample: str = "all"
@@ -59,26 +59,26 @@ class Place(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """What a column of accuracies is about: an evaluation on data sets, averaged over them."""
+    """What the accuracies of a column are of: an evaluation, averaged over data sets."""
 
     header: str
     datasets: tuple[str, ...]
     subsample: str = "all"
     shots: int = 0
-    source: str = ""  # the data set trained on, if another one
+    source: str = ""  # the data set of training; "": the same
 
 
 class Missing(NamedTuple):
-    """A run that another row has, at the same place and seed, and this one has not."""
+    """A run that a row lacks, although another row has it at the same place and seed."""
 
     row: str
     place: Place
     seed: int
-    siblings: tuple[Path, ...]  # the runs of this row
+    siblings: tuple[Path, ...]  # the runs that this row has
 
 
 class OverSets(NamedTuple):
-    """A difference to the baseline, in points, over data sets."""
+    """The difference of an average to the baseline's, in points, and its variation over sets."""
 
     sets: int
     wins: int  # sets where it is above zero
@@ -90,15 +90,15 @@ class OverSets(NamedTuple):
 
 
 class Numbers(list):
-    """Numbers, one per seed; empty: missing, or not evaluated.
+    """A cell of a table: numbers, one per seed; empty: missing, or not evaluated.
 
     Attributes:
-        missing: runs that it lacks.
-        absent: whether it is empty because of them.
-        n: the seeds behind it.
+        missing: the runs that it lacks.
+        absent: whether it is empty because of these.
+        n: the number of seeds.
         difference: of its mean to the baseline's, in points; None: there is no baseline.
-        interval: of the difference: a 95 % interval (low, high); None: not known.
-        over_sets: of the difference of an average over data sets; None: it is none.
+        interval: the 95 % interval (low, high) of the difference; None: not known.
+        over_sets: the difference over data sets, of a cell that is an average over these.
     """
 
     def __init__(
@@ -112,35 +112,35 @@ class Numbers(list):
 
 
 class Effect(Numbers):
-    """One estimate in points, with its 95 % interval."""
+    """A cell with one estimate in points and its 95 % interval."""
 
     @classmethod
     def of(cls, estimate) -> Effect:
-        """Of an ``apd.tables.nested.Estimate``."""
+        """The cell of an ``apd.tables.nested.Estimate``."""
         cell = cls([estimate.value])
         cell.interval = estimate.low, estimate.high
         return cell
 
 
 def is_accuracy(cell) -> bool:
-    """Whether a table's value is a cell of accuracies, and not empty."""
+    """Whether a value in a table is a cell with accuracies in it."""
     return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Accuracy)
 
 
 def average(cells: list[Numbers]) -> Numbers:
-    """Over data sets: seed by seed, those that every data set has."""
+    """The average of cells over data sets, for each seed that all of them have."""
     seeds = [{value.seed: value for value in cell} for cell in cells]
     values = []
     for seed in sorted(set.intersection(*map(set, seeds))):
         parts = [of[seed] for of in seeds]
         value = Accuracy.made_from(mean(parts), parts)
-        value.seed, value.parts = seed, tuple(one for part in parts for one in part.parts)
+        value.seed, value.parts = seed, tuple(source for part in parts for source in part.parts)
         values.append(value)
     return _combined(values, cells)
 
 
 def harmonic(cells: list[Numbers]) -> Numbers:
-    """The harmonic mean of the cells' means: one number, of as many seeds as all of them have."""
+    """The harmonic mean of the cells' means: one number; ``n`` is the smallest of theirs."""
     if not all(cells):
         return _combined([], cells)
     parts = [value for cell in cells for value in cell]
@@ -183,61 +183,63 @@ class Grid:
         for folder, run in runs.items():
             self._siblings[row(folder, run)].append(folder)
         for folder, run, place in _placed(runs):
-            found = self._runs[row(folder, run), place]
-            if run["seed"] in found:
-                _refuse_twice(run, found[run["seed"]], folder)
-            found[run["seed"]] = folder, run
-        for found in self._runs.values():
-            _check_config(found)
+            by_seed = self._runs[row(folder, run), place]
+            if run["seed"] in by_seed:
+                _refuse_twice(run, by_seed[run["seed"]], folder)
+            by_seed[run["seed"]] = folder, run
+        for by_seed in self._runs.values():
+            _check_config(by_seed)
         self.rows = sorted(self._siblings, key=rank)
         self.places = sorted({place for _, place in self._runs}, key=_place_rank)
         alike = stand_ins(runs)
-        self._columns = {name: header(one) for name, one in alike.items()}
-        self._images = {header(one): images_said(one) for one in alike.values()}
+        self._columns = {name: header(evaluation) for name, evaluation in alike.items()}
+        self._images = {
+            header(evaluation): images_text(evaluation) for evaluation in alike.values()
+        }
         self._seeds = defaultdict(set)
-        for (_, place), found in self._runs.items():
-            self._seeds[place].update(found)
+        for (_, place), by_seed in self._runs.items():
+            self._seeds[place].update(by_seed)
 
     @property
     def headers(self) -> list[str]:
-        """Columns of the evaluations."""
+        """The columns of the evaluations."""
         return list(self._images)
 
     def headers_by_images(self) -> dict[str, list[str]]:
-        """The columns that are about the same images; those about all of them come first."""
-        found: dict[str, list[str]] = {}
+        """The columns, grouped by the images that they are on; those on all images come first."""
+        groups: dict[str, list[str]] = {}
         for column, images in sorted(self._images.items(), key=lambda item: item[1] != ""):
-            found.setdefault(images, []).append(column)
-        return found or {"": []}
+            groups.setdefault(images, []).append(column)
+        return groups or {"": []}
 
     def values(self, field: str) -> list:
-        """Of the places: "dataset", "subsample" or "shots"."""
-        found = {getattr(place, field): None for place in self.places}
-        return sorted(found, key=shots_rank) if field == "shots" else list(found)
+        """The different values of a field of the places: "dataset", "subsample" or "shots"."""
+        distinct = {getattr(place, field): None for place in self.places}
+        return sorted(distinct, key=shots_rank) if field == "shots" else list(distinct)
 
     def first(self, row: str) -> dict:
         """Some run of a row."""
         return next(
             run
-            for (name, _), found in self._runs.items()
+            for (name, _), by_seed in self._runs.items()
             if name == row
-            for _, run in found.values()
+            for _, run in by_seed.values()
         )
 
     def accuracies(self, row: str, place: Place, column: str) -> Numbers:
-        """The accuracies under one column's evaluation."""
-        found = []
+        """The accuracies of one column's evaluation."""
+        values = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
             for evaluation in run["evaluations"]:
                 if self._columns[header(evaluation)] == column:
-                    found.append(Accuracy.of(evaluation, folder, seed))
+                    values.append(Accuracy.of(evaluation, folder, seed))
                     break
-        return self._made(found, row, place)
+        return self._made(values, row, place)
 
     def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Numbers:
         """``number`` of each run that has it."""
-        found = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
-        return self._made([one for one in found if one is not None], row, place)
+        values = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
+        return self._made([value for value in values if value is not None], row, place)
 
     def _made(self, values: list[float], row: str, place: Place) -> Numbers:
         missing = self._lacks(row, place)
@@ -252,37 +254,39 @@ class Grid:
 
 
 def stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
-    """Header of each evaluation -> the evaluation that stands for its column.
+    """Header of each evaluation -> an evaluation that represents its column.
 
-    Those on a part of the images share one with those on all images of data sets that have no more.
+    An evaluation on a subset of N images shares its column with those on all images of other data
+    sets, if these have at most N images.
     """
-    alike: dict = defaultdict(dict)  # but for the images -> header -> evaluation, totals by set
+    # header without the images -> header -> an evaluation, and the number of images by data set
+    alike: dict = defaultdict(dict)
     for run in runs.values():
-        for one in run["evaluations"]:
-            of_all = header({**one, "images": "all"})
-            _, totals = alike[of_all].setdefault(header(one), (one, {}))
-            totals[run["dataset"], run["subsample"]] = one["total"]
+        for evaluation in run["evaluations"]:
+            of_all = header({**evaluation, "images": "all"})
+            _, totals = alike[of_all].setdefault(header(evaluation), (evaluation, {}))
+            totals[run["dataset"], run["subsample"]] = evaluation["total"]
     columns = {}
-    for of_all, found in alike.items():
-        columns |= {name: one for name, (one, _) in found.items()}
-        _, whole = found.get(of_all, (None, {}))
-        for name, (one, part) in found.items():
-            if name != of_all and whole and not whole.keys() & part.keys():
-                most = one["images"]["count"]
+    for of_all, by_header in alike.items():
+        columns |= {name: evaluation for name, (evaluation, _) in by_header.items()}
+        _, whole = by_header.get(of_all, (None, {}))
+        for name, (evaluation, part_totals) in by_header.items():
+            if name != of_all and whole and not whole.keys() & part_totals.keys():
+                most = evaluation["images"]["count"]
                 if max(whole.values()) <= most:
-                    shared = {**one, "images": {**one["images"], "at most": True}}
+                    shared = {**evaluation, "images": {**evaluation["images"], "at most": True}}
                     columns |= {of_all: shared, name: shared}
     return columns
 
 
 def sources(runs: dict[Path, dict]) -> dict[str, str]:
-    """Data set -> what its prompts were trained on, where that is something else."""
-    found = {run["dataset"]: trained_where(run) for run in runs.values() if trained_where(run)}
-    return {dataset: where for dataset, where in found.items() if where != dataset}
+    """Data set -> the data set of training, where that is another one."""
+    trained = {run["dataset"]: trained_where(run) for run in runs.values() if trained_where(run)}
+    return {dataset: where for dataset, where in trained.items() if where != dataset}
 
 
 def source_notes(runs: dict[Path, dict]) -> list[str]:
-    """A table's notes on prompts that were not trained on what they are tested on."""
+    """Notes below a table on prompts that were trained on other data than they are tested on."""
     targets = defaultdict(list)
     for dataset, where in sources(runs).items():
         targets[where].append(dataset)
@@ -291,7 +295,7 @@ def source_notes(runs: dict[Path, dict]) -> list[str]:
 
 
 def unknown_sources(runs: dict[Path, dict]) -> list[str]:
-    """A table's note on prompts of which nothing tells what they were trained on."""
+    """A note below a table on prompts whose training data is not known."""
     unknown = [
         str(folder) for folder, run in runs.items() if learns(run) and not trained_where(run)
     ]
@@ -304,7 +308,7 @@ def unknown_sources(runs: dict[Path, dict]) -> list[str]:
 
 
 def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
-    """Runs and their places; a zero-shot run stands at every number of shots on its data set."""
+    """The runs with their places; a zero-shot run has a place at every number of shots."""
     learned = defaultdict(set)
     for run in filter(learns, runs.values()):
         learned[run["dataset"], run["subsample"]].add(run["shots"])
@@ -325,18 +329,18 @@ def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
                 yield folder, run, Place(dataset, subsample, shots)
 
 
-def _refuse_twice(run: dict, found: tuple[Path, dict], folder: Path) -> None:
-    where, other = found
+def _refuse_twice(run: dict, earlier: tuple[Path, dict], folder: Path) -> None:
+    where, earlier_run = earlier
     hint = ""
-    if changed := changed_settings(other, run):
+    if changed := changed_settings(earlier_run, run):
         hint = f" ({listed(changed, 3)}): --table ablation compares configs"
     raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}{hint}")
 
 
-def _check_config(found: dict[int, tuple[Path, dict]]) -> None:
+def _check_config(by_seed: dict[int, tuple[Path, dict]]) -> None:
     """Refuse a mean over seeds whose runs were configured differently."""
-    (where, first), *others = found.values()
-    for folder, run in others:
+    (where, first), *further = by_seed.values()
+    for folder, run in further:
         if learns(run) and (changed := changed_settings(first, run)):
             raise UserError(
                 f"seeds of {run['method']} have different configs: {listed(changed, 3)} in "

@@ -1,11 +1,12 @@
-"""The tables: of methods, of shots, of the protocols, of an ablation, of a search, and of costs.
+"""The kinds of tables: methods, shots, two protocols, ablation, search and cost.
 
 * base-to-new (CoCoOp, Zhou 2022, section 4.1): trained on the first half of the classes, tested on
   both halves; H is the harmonic mean of the two means.
 * transfer (the same, sections 4.2 and 4.3): trained on one data set, tested on others;
   cross-dataset where these have other classes, domain shift where they have the same ones.
 
-Each takes runs by folder (``apd.results.runs.load_runs``), and refuses what cannot be compared.
+Each function takes runs by folder (``apd.results.runs.load_runs``), and raises UserError if they
+cannot be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from statistics import harmonic_mean, mean
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.comparable import learns, trained_where
-from apd.results.words import classes_said, shots_said
+from apd.results.words import classes_text, shots_text
 from apd.tables.compare import compare
 from apd.tables.configs import DEFAULT, assigned, config_changes
 from apd.tables.grid import (
@@ -39,8 +40,8 @@ from apd.tables.write import Table
 def methods(runs: dict[Path, dict]) -> list[Table]:
     """One row per method.
 
-    Evaluations of a part of the images that some methods lack have a table of their own; of several
-    data sets there is a table per evaluation.
+    Evaluations on a subset of the images which some methods lack are in a table of their own. With
+    several data sets there is a table for each evaluation.
     """
     grid, elsewhere = Grid(runs, same=("backbone", "subsample", "shots")), sources(runs)
     title = _title(runs, "dataset", "shots", "backbone")
@@ -72,7 +73,11 @@ def _topic(header: str, places: list[Place], elsewhere: dict[str, str]) -> Topic
 
 
 def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
-    """Columns of all images, with those of a part that all methods have; then the other parts'."""
+    """The images and columns of each table.
+
+    The first has the columns on all images, and those on a subset that all methods have. Each
+    further table has the other columns on one subset.
+    """
     (place,) = grid.places
     main, *others = grid.headers_by_images().items()
     for images, headers in list(others):
@@ -117,13 +122,13 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
             row = {"method": method}
             for k in shots:
                 places = [Place(name, subsample, k) for name in group]
-                row[shots_said(k)] = _mean([grid.accuracies(method, p, header) for p in places])
+                row[shots_text(k)] = _mean([grid.accuracies(method, p, header) for p in places])
             rows.append(row)
         title = ", ".join([header, _named(group), _title(runs)])
         table = Table("few-shot", title, rows, source_notes(runs))
         for k in shots:
             places = [Place(name, subsample, k) for name in group]
-            table.about[shots_said(k)] = (_topic(header, places, elsewhere),)
+            table.about[shots_text(k)] = (_topic(header, places, elsewhere),)
         return table
 
     groups = _with_all([[dataset] for dataset in data_sets])
@@ -135,14 +140,14 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
 
     The average's H is that of the averages of base and new.
     """
-    if found := {run["subsample"] for run in runs.values()} - {"base", "new"}:
-        raise UserError(f"base-to-new compares base and new classes, there are runs of {found}")
+    if others := {run["subsample"] for run in runs.values()} - {"base", "new"}:
+        raise UserError(f"base-to-new compares base and new classes, there are runs of {others}")
     for folder, run in runs.items():
         record = run.get("trained_on")
         if record and (record["dataset"], record["subsample"]) != (run["dataset"], "base"):
             raise UserError(
                 f"{folder}: its prompts were trained on {record['dataset']}, "
-                f"{classes_said(record['subsample'])}; base-to-new tests those of the base classes "
+                f"{classes_text(record['subsample'])}; base-to-new tests those of the base classes "
                 f"of {run['dataset']}: evaluate them with --eval-only --model-dir BASE_RUN"
             )
     grid, notes = Grid(runs, same=("backbone", "shots")), unknown_sources(runs)
@@ -161,8 +166,8 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
                 row |= {f"base {header}": base, f"new {header}": new}
                 row[f"H {header}"] = harmonic([base, new])
             rows.append(row)
-        what = _title(runs, "shots", "backbone")
-        table = Table("base-to-new", f"base-to-new, {_named(group)}, {what}", rows, notes)
+        shared = _title(runs, "shots", "backbone")
+        table = Table("base-to-new", f"base-to-new, {_named(group)}, {shared}", rows, notes)
         for header in grid.headers:
             base, new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
             table.about[f"base {header}"], table.about[f"new {header}"] = (base,), (new,)
@@ -210,9 +215,10 @@ def _trained(runs: dict[Path, dict]) -> set[str]:
 
 
 def ablation(runs: dict[Path, dict]) -> list[Table]:
-    """One row per config of a method: what it changes, and the difference to the default's row.
+    """One row per config of a method, named by the keys that it changes.
 
-    The default has every key's most common value. A table per data set, and one of their average.
+    Differences are to the default, which has every key's most common value. There is a table per
+    data set, and one of their average.
     """
     tables = []
     for method in dict.fromkeys(run["method"] for run in runs.values()):
@@ -252,18 +258,18 @@ CRITERIA: dict[str, Callable[[float, float], float]] = {  # of clean and robust 
 def search(
     runs: dict[Path, dict], criterion: str = "mean", within: float | None = None
 ) -> list[Table]:
-    """All trials of all methods on validation images, averaged over the data sets, and the choice.
+    """All trials of all methods on validation images, averaged over data sets, and the choice.
 
-    A method's choice is its trial with the highest criterion (see ``CRITERIA``), of those with all
-    runs and, with ``within``, at most so many points of clean accuracy below its best one. A trial
-    has the same keys on all data sets. ``Table.extra`` has the criterion, and what was chosen:
-    method -> config keys and values, None without a complete trial.
+    The choice is a method's trial with the highest criterion (see ``CRITERIA``) among those with
+    all runs; with ``within``, only trials count that are at most so many points of clean accuracy
+    below the method's best. A trial has the same keys on all data sets. ``Table.extra`` has the
+    criterion and the choice: method -> config keys and values, or None if no trial is complete.
 
     Raises:
-        UserError: evaluations on test images, which must not choose, or of no attack.
+        UserError: evaluations on test images, which must not be used to choose, or no attack.
     """
-    evaluations = [one for run in runs.values() for one in run["evaluations"]]
-    if {one["split"] for one in evaluations} != {"val"}:
+    evaluations = [item for run in runs.values() for item in run["evaluations"]]
+    if {item["split"] for item in evaluations} != {"val"}:
         raise UserError("a search chooses on validation images: run it with TEST.SPLIT val")
     methods = {run["method"]: None for run in runs.values()}
     changes, varied = {}, {}
@@ -278,7 +284,7 @@ def search(
         raise UserError("a search needs an attack: AT.TEST.EPS is not set")
     robust = attacks[0]
     rows: dict[str, list[dict]] = {method: [] for method in sorted(methods, key=rank)}
-    for method, trial in sorted(set(trials.values()), key=lambda one: (one[1] != DEFAULT, one)):
+    for method, trial in sorted(set(trials.values()), key=lambda item: (item[1] != DEFAULT, item)):
         row = {"method": method, "trial": trial}
         for header in (clean, robust):
             row[header] = _mean(
@@ -294,31 +300,33 @@ def search(
     for method, tried in rows.items():
         whole = [row for row in tried if not (row[clean].missing or row[robust].missing)]
         best = max((mean(row[clean]) for row in whole), default=0)
-        near = [row for row in whole if within is None or mean(row[clean]) >= best - within]
-        if near:
-            row = max(near, key=lambda row: row[criterion][0])
+        close = [row for row in whole if within is None or mean(row[clean]) >= best - within]
+        if close:
+            row = max(close, key=lambda row: row[criterion][0])
             row["chosen"] = "yes"
-            found = next(f for f, trial in trials.items() if trial == (method, row["trial"]))
-            chosen[method] = varied[method] | changes[found]
+            folder_of_choice = next(
+                f for f, trial in trials.items() if trial == (method, row["trial"])
+            )
+            chosen[method] = varied[method] | changes[folder_of_choice]
     names = grid.values("dataset")
-    what = {"mean": "mean of clean and robust", "harmonic": "harmonic mean of clean and robust"}
-    told = f"highest {what.get(criterion, criterion)} accuracy"
+    means = {"mean": "mean of clean and robust", "harmonic": "harmonic mean of clean and robust"}
+    rule = f"highest {means.get(criterion, criterion)} accuracy"
     if within is not None:
-        told += f", of trials at most {within:g} points of clean accuracy below the method's best"
+        rule += f", of trials at most {within:g} points of clean accuracy below the method's best"
     counts = {method: len(tried) for method, tried in rows.items()}
     budget = f"{min(counts.values())} a method"
     if len(set(counts.values())) > 1:
         budget = "NOT as many for every method: " + assigned(counts)
-    notes = [f"chosen by the {told}, validation images of {listed(names, 20)}", f"trials: {budget}"]
+    notes = [f"chosen by the {rule}, validation images of {listed(names, 20)}", f"trials: {budget}"]
     notes += [f"{DEFAULT} of {name}: {assigned(varied[name])}" for name in rows if varied[name]]
     title = f"search, {_named(names)}, {_title(runs, 'shots', 'backbone')}"
     table = Table("search", title, sum(rows.values(), []), notes)
-    table.extra = {"criterion": told, "chosen": chosen}
+    table.extra = {"criterion": rule, "chosen": chosen}
     return [table]
 
 
 def cost(runs: dict[Path, dict]) -> list[Table]:
-    """What each method takes, by shots: a table per data set."""
+    """Parameters, time and memory of each method, by shots: a table per data set."""
     grid = Grid(runs, same=("backbone", "subsample"))
     several = len(grid.values("shots")) > 1
     tables = []
@@ -331,7 +339,7 @@ def cost(runs: dict[Path, dict]) -> list[Table]:
             for place in places if learns(first) else places[:1]:
                 row = {"method": method}
                 if several:
-                    row["shots"] = shots_said(place.shots) if learns(first) else "-"
+                    row["shots"] = shots_text(place.shots) if learns(first) else "-"
                 row["parameters"] = first["trainable_parameters"]
                 for name, number in _COSTS.items():
                     row[name] = grid.numbers(method, place, number)
@@ -365,12 +373,12 @@ TABLES: dict[str, Callable[[dict[Path, dict]], list[Table]]] = {
 
 
 def fitting(runs: dict[Path, dict]) -> list[str]:
-    """Names of the tables that these runs are for, the main one first.
+    """The names of the tables that suit these runs, the main one first.
 
-    They may still refuse, and say why, if the runs cannot be compared.
+    A table may still raise UserError if the runs cannot be compared.
     """
     if _varied(runs):
-        splits = {one["split"] for run in runs.values() for one in run["evaluations"]}
+        splits = {evaluation["split"] for run in runs.values() for evaluation in run["evaluations"]}
         return ["search" if splits == {"val"} else "ablation"]
     if {run["subsample"] for run in runs.values()} != {"all"}:
         return ["base-to-new"]
@@ -382,7 +390,7 @@ def fitting(runs: dict[Path, dict]) -> list[str]:
 
 
 def _varied(runs: dict[Path, dict]) -> bool:
-    """Whether some method was run with several configs on the same data and seed."""
+    """Whether a method was run with several configs on the same data and seed."""
     made = Counter(
         (run["method"], run["dataset"], run["subsample"], run["shots"], run["seed"])
         for run in runs.values()
@@ -396,18 +404,18 @@ def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:
 
 
 def _title(runs: dict[Path, dict], *fields: str) -> str:
-    """What all runs share of ``fields`` (default: the backbone)."""
+    """The values of ``fields`` (default: the backbone) in which all runs agree."""
     parts = []
     for field in fields or ("backbone",):
-        found = {run[field] for run in runs.values() if field != "shots" or learns(run)}
-        if len(found) == 1:
-            (value,) = found
-            parts.append(shots_said(value) if field == "shots" else value)
+        values = {run[field] for run in runs.values() if field != "shots" or learns(run)}
+        if len(values) == 1:
+            (value,) = values
+            parts.append(shots_text(value) if field == "shots" else value)
     return ", ".join(parts)
 
 
 def _with_all(groups: list[list]) -> list[list]:
-    """Groups of one, and one of all of them if they are several."""
+    """The groups, and one group of all their members if there are several groups."""
     return [*groups, sum(groups, [])] if len(groups) > 1 else groups
 
 

@@ -1,4 +1,4 @@
-"""The commands that make the runs which tables lack."""
+"""The commands that make runs that tables lack."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from apd.classes import folder_name
-from apd.results.words import shots_said
+from apd.results.words import shots_text
 from apd.tables.grid import Missing
 
 _OF_DATA_SETS = ("--dataset-config-file", "DATASET.CLASSES", "DATASET.VAL_TO_TEST")
 
 
 def commands(missing: Iterable[Missing], runs: dict[Path, dict]) -> list[str]:
-    """A line of the shell for each missing run, and comments (#) before some.
+    """A shell command for each missing run, and comments (#) before some.
 
-    Each is made from the command of the most similar run of the same row. Tables name a run that
-    trains before those that evaluate what it trained, and so does this.
+    Each is made from the command of the most similar run of the same row. The order is that of the
+    tables, in which a run that trains comes before those that evaluate its prompts.
     """
-    return [line for one in missing for line in _command(one, runs)]
+    return [line for run in missing for line in _command(run, runs)]
 
 
 def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     place, seed = missing.place, missing.seed
-    name = f"{missing.row}, {place.dataset}, {shots_said(place.shots)}, seed {seed}"
+    name = f"{missing.row}, {place.dataset}, {shots_text(place.shots)}, seed {seed}"
     at_place = [
         run
         for run in runs.values()
         if (run["dataset"], run["subsample"]) == (place.dataset, place.subsample)
     ]
     evaluates = any(run.get("prompts_from") for run in at_place)
-    like = [
+    similar = [
         run
         for run in (runs[folder] for folder in missing.siblings)
         if run.get("argv")
         and run["subsample"] == place.subsample
         and bool(run.get("prompts_from")) == evaluates
     ]
-    if not like:
+    if not similar:
         return [f"# {name}: no similar run of this row knows its command"]
     run = max(
-        like,
+        similar,
         key=lambda run: (
             run["shots"] == place.shots,
             run["dataset"] == place.dataset,
@@ -51,7 +51,7 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     lines = []
     if run["shots"] != place.shots:
         lines.append(
-            f"# from a run with {shots_said(run['shots'])}: settings that depend on the shots "
+            f"# from a run with {shots_text(run['shots'])}: settings that depend on the shots "
             "(epochs) may have to change"
         )
     argv = _split(run["argv"])
@@ -84,11 +84,11 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
 
 
 def _split(argv: list[str]) -> list[str]:
-    """``--flag=value`` as two arguments."""
+    """The arguments, with ``--flag=value`` as two."""
     return [
-        part
+        text
         for argument in argv
-        for part in (argument.split("=", 1) if argument.startswith("--") else [argument])
+        for text in (argument.split("=", 1) if argument.startswith("--") else [argument])
     ]
 
 
@@ -97,15 +97,15 @@ def _option(argv: list[str], name: str) -> str | None:
 
 
 def _folder(argv: list[str]) -> str:
-    """The folder that a sweep has for the runs of a data set."""
+    """The folder in which a sweep puts the runs of a data set."""
     dataset = Path(_option(argv, "--dataset-config-file") or "").stem
     return folder_name(dataset, _option(argv, "DATASET.CLASSES") or "")
 
 
 def _set(argv: list[str], name: str, value: str | None) -> None:
-    """Change the value after ``name``, in place; a new flag comes first, a new key last.
+    """Change the value after ``name``, in place; a new flag is put first, a new key last.
 
-    None: take both away.
+    ``value`` None removes both.
     """
     if value is None:
         if name in argv:

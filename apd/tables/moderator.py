@@ -1,9 +1,9 @@
-"""When does it help: a difference of two arms over tasks against what is known of the task.
+"""When does a method help: the slope of a difference of two arms over a property of the tasks.
 
-The difference is that of ``frontier``, of robust accuracy at matched clean accuracy. What may
-moderate it ("by") is zero-shot CLIP's accuracy above chance, measured on validation images, so that
-neither reads the images that the other is of: by runs of ZeroshotCLIP with TEST.SPLIT val, or, on
-tasks without one, of APD with TEACHER.MODE auto, which counts them before it trains.
+The difference is that of ``frontier``, in robust accuracy at matched clean accuracy. The property,
+called moderator, is zero-shot CLIP's accuracy above chance. It is measured on validation images,
+because the difference is measured on test images: by runs of ZeroshotCLIP with TEST.SPLIT val, or,
+on tasks without one, of APD with TEACHER.MODE auto, which counts correct ones before it trains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from apd.tables.grid import Effect, Numbers
 from apd.tables.nested import Fit
 from apd.tables.write import Table
 
-STEP = 10  # a slope is told for so many points of accuracy
+STEP = 10  # points of the moderator's accuracy that slopes are reported for
 
 
 def zero_shot(runs: dict[Path, dict]) -> dict[str, float]:
@@ -30,65 +30,65 @@ def zero_shot(runs: dict[Path, dict]) -> dict[str, float]:
     Raises:
         UserError: there is none, or two that differ.
     """
-    found = {**_above_chance(runs, _judged), **_above_chance(runs, _evaluated)}
-    if not found:
+    above_chance = {**_above_chance(runs, _judged), **_above_chance(runs, _evaluated)}
+    if not above_chance:
         raise UserError("no zero-shot accuracy: run ZeroshotCLIP on the tasks with TEST.SPLIT val")
-    return found
+    return above_chance
 
 
 def _above_chance(
     runs: dict[Path, dict], accuracies: Callable[[dict], Iterator[float]]
 ) -> dict[str, float]:
-    found: dict[str, float] = {}
+    by_task: dict[str, float] = {}
     for folder, run in runs.items():
         for accuracy in accuracies(run):
             above = accuracy - 100 / run["classes"]
-            if abs(found.setdefault(run["dataset"], above) - above) > 1e-6:
+            if abs(by_task.setdefault(run["dataset"], above) - above) > 1e-6:
                 raise UserError(
                     f"two zero-shot accuracies of {run['dataset']}, the second of {folder}: give "
                     "runs with the same validation images"
                 )
-    return found
+    return by_task
 
 
 def _evaluated(run: dict) -> Iterator[float]:
-    """By a run of ZeroshotCLIP."""
+    """The accuracies, in percent, of a run of ZeroshotCLIP."""
     if run["method"] == "ZeroshotCLIP":
-        for one in run["evaluations"]:
-            if one["split"] == "val" and not one["threat_model"]:
-                yield one["accuracy"]
+        for evaluation in run["evaluations"]:
+            if evaluation["split"] == "val" and not evaluation["threat_model"]:
+                yield evaluation["accuracy"]
 
 
 def _judged(run: dict) -> Iterator[float]:
-    """By a run that chose its teacher: of all its validation images."""
-    if judged := run.get("teacher"):
-        yield 100 * judged["right"]["frozen"] / judged["images"]
+    """Zero-shot CLIP's accuracy, in percent, that a run measured to choose its teacher."""
+    if counts := run.get("teacher"):
+        yield 100 * counts["right"]["frozen"] / counts["images"]
 
 
 MODERATORS = {"zero-shot": zero_shot}
 
 
 class Moderated:
-    """A difference of two arms over tasks, and its line over the moderator.
+    """A difference of two arms over n tasks, and the line fitted to it over the moderator.
 
     Attributes:
         above: (n,), the moderator of each task.
-        matches: of each task.
+        matches: the difference on each task.
         lacking: tasks that are left out, each with the reason.
 
     Raises:
-        ValueError: not enough sources for a line.
+        ValueError: too few sources for a line.
     """
 
-    def __init__(self, found: Curves, pair: tuple[str, str], above: dict[str, float]) -> None:
-        matches, without = differences(found, *pair)
+    def __init__(self, curve_set: Curves, pair: tuple[str, str], above: dict[str, float]) -> None:
+        matches, without = differences(curve_set, *pair)
         self.name = " - ".join(pair)
         self.lacking = [f"{task} (without both arms)" for task in without]
         self.lacking += [f"{task} (no zero-shot accuracy)" for task in matches if task not in above]
         self.matches: dict[str, Matched] = {t: m for t, m in matches.items() if t in above}
         self.above = np.array([above[task] for task in self.matches])
         self.values = np.array([match.value for match in self.matches.values()])
-        self.sources = [found.sources[task] for task in self.matches]
+        self.sources = [curve_set.sources[task] for task in self.matches]
         if len(set(self.above)) < 2:
             raise ValueError("tasks do not differ in it")
         X = np.stack([np.ones(len(self.above)), self.above / STEP], axis=1)
@@ -101,20 +101,20 @@ def moderator(
     """For each attack, the slope of each difference.
 
     Args:
-        at: where the line is read, in points above chance.
+        at: values of the moderator at which the line is read, in points above chance.
 
     Raises:
         UserError: the runs cannot be compared, or say nothing of the moderator.
     """
     above = MODERATORS[by](runs)
     tables, reasons = [], []
-    for found in curves(tested(runs), design):
-        rows, tests, tasks, notes = [], [], [], [MEANING, *found.notes]
-        for pair in design.pairs(list(found.points)):
+    for curve_set in curves(tested(runs), design):
+        rows, tests, tasks, notes = [], [], [], [MEANING, *curve_set.notes]
+        for pair in design.pairs(list(curve_set.points)):
             try:
-                line = Moderated(found, pair, above)
+                line = Moderated(curve_set, pair, above)
             except ValueError as error:
-                reasons.append(f"{' - '.join(pair)}, {found.header}: {error}")
+                reasons.append(f"{' - '.join(pair)}, {curve_set.header}: {error}")
                 continue
             slope = line.fit.estimate([0, 1])
             row: dict = {"difference": line.name, f"slope (points per {STEP})": Effect.of(slope)}
@@ -133,9 +133,11 @@ def moderator(
                 count = counted(len(line.lacking), "task")
                 notes.append(f"{line.name}: {count} left out: {listed(line.lacking, 5)}")
         if rows:
-            title = f"robust accuracy at matched clean accuracy by {by} accuracy, {found.header}"
+            title = (
+                f"robust accuracy at matched clean accuracy by {by} accuracy, {curve_set.header}"
+            )
             table = Table("moderator", f"{title}, {backbone(runs)}", rows, notes)
-            table.extra = {"evaluation": found.header, "tests": tests, "differences": tasks}
+            table.extra = {"evaluation": curve_set.header, "tests": tests, "differences": tasks}
             low, high = min(t[by] for t in tasks), max(t[by] for t in tasks)
             table.notes.append(
                 f"{by}: CLIP's clean accuracy with hand-written prompts on validation images, less "
@@ -151,13 +153,13 @@ def moderator(
 
 
 def tested(runs: dict[Path, dict]) -> dict[Path, dict]:
-    """The runs that learn, with their evaluations of test images (validation, if all are)."""
-    found = {folder: run for folder, run in runs.items() if learns(run)}
-    splits = {one["split"] for run in found.values() for one in run["evaluations"]}
+    """The runs that learn, with their evaluations on test images (or validation, if all are)."""
+    learning = {folder: run for folder, run in runs.items() if learns(run)}
+    splits = {evaluation["split"] for run in learning.values() for evaluation in run["evaluations"]}
     split = "test" if "test" in splits else "val"
     return {
         folder: {**run, "evaluations": [o for o in run["evaluations"] if o["split"] == split]}
-        for folder, run in found.items()
+        for folder, run in learning.items()
     }
 
 

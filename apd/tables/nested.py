@@ -34,8 +34,8 @@ class Fit:
     Args:
         y: (n,), one number a task.
         X: (n, k) of full rank.
-        sources: of each task. One source for all tells nothing of how sources vary: then each task
-            counts as a source (``by_task``).
+        sources: of each task. From one source alone, the variation between sources cannot be
+            estimated: then each task counts as a source (``by_task``).
 
     Raises:
         ValueError: not more sources than columns of X.
@@ -53,7 +53,7 @@ class Fit:
         self._weigh(self.correlation)
 
     def estimate(self, contrast: Sequence[float]) -> Estimate:
-        """Of ``contrast`` (k,) times the coefficients."""
+        """The estimate of ``contrast`` (k,) times the coefficients."""
         from scipy.stats import t  # slow to import
 
         contrast = np.asarray(contrast, float)
@@ -66,7 +66,7 @@ class Fit:
         return Estimate(value, value - half, value + half, p, df)
 
     def _weigh(self, correlation: float) -> float:
-        """Generalised least squares for tasks of a source that correlate so.
+        """Generalised least squares, where tasks of one source have this correlation.
 
         Returns:
             -2 times the restricted log-likelihood, but for a constant.
@@ -83,13 +83,13 @@ class Fit:
         return (n - k) * np.log(squares) + sum(logs)
 
     def _reml(self) -> float:
-        """The correlation of tasks of a source, from 0."""
+        """The correlation of tasks of one source, at least 0."""
         if len(self.groups) == len(self.y):
             return 0.0
         from scipy.optimize import minimize_scalar  # slow to import
 
-        found = minimize_scalar(self._weigh, bounds=(0, 0.999), method="bounded")
-        return float(found.x) if found.fun < self._weigh(0.0) else 0.0
+        minimum = minimize_scalar(self._weigh, bounds=(0, 0.999), method="bounded")
+        return float(minimum.x) if minimum.fun < self._weigh(0.0) else 0.0
 
     def _cr2(self, contrast: np.ndarray) -> tuple[float, float]:
         """The variance of ``contrast`` times the coefficients, and its degrees of freedom."""

@@ -1,4 +1,4 @@
-"""Tables, and how they are written."""
+"""Tables, and their formats: text, Markdown, LaTeX, HTML, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from apd.tables.grid import Effect, Missing, Numbers, Topic, is_accuracy
 
 @dataclass
 class Table:
-    """Numbers of runs.
+    """A table of numbers of runs.
 
     Attributes:
         name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
             "cost", "against", "published", "frontier", "frontier points", "moderator".
-        title: what it shows, in a line.
+        title: one line on what it shows.
         rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
             ``Numbers``, a list of numbers, one per seed. The first label names the row.
-        notes: what stands below it beside its footnotes.
-        baseline: the row that differences are to, if there are any.
-        over: what the intervals of differences are over: "images" or "seeds".
-        extra: what JSON tells beside it.
-        ranked: whether a column's best numbers are set off.
-        about: what columns are about; of two topics it is the harmonic mean.
+        notes: lines below it, in addition to footnotes.
+        baseline: the row that differences are to; None: there are none.
+        over: what intervals of differences sample: "images" or "seeds".
+        extra: further fields in JSON.
+        ranked: whether the best numbers of each column are emphasised.
+        about: column -> its topic; a column with two topics is their harmonic mean.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Table:
 
     @property
     def missing(self) -> list[Missing]:
-        """The runs that its cells lack, in its order."""
-        found = (row[name].missing for row in self.rows for name in self.measured)
-        return list(dict.fromkeys(one for cell in found for one in sorted(cell)))
+        """The runs that its cells lack, in the order of the cells."""
+        per_cell = (row[name].missing for row in self.rows for name in self.measured)
+        return list(dict.fromkeys(run for cell in per_cell for run in sorted(cell)))
 
 
 def write(tables: list[Table], style: str) -> str:
@@ -113,7 +113,7 @@ def _text(table: Table, style: _Style) -> str:
     for number, row in enumerate(table.rows):
         cells = [row[name] for name in table.measured]
         alike = {cell.n for cell in cells if cell}
-        # a number of seeds that the whole row has is told once
+        # if all cells of a row have the same number of seeds, it is written once
         whole = alike.pop() if len(alike) == 1 else usual
         line = []
         for name, value in row.items():
@@ -124,7 +124,7 @@ def _text(table: Table, style: _Style) -> str:
                 continue
             text = _number(value, digits[name], style)
             text = {1: style.best, 2: style.second}.get(ranks[name].get(number), "{}").format(text)
-            flags = [flag for one in value for flag in getattr(one, "flags", {}).items()]
+            flags = [flag for accuracy in value for flag in getattr(accuracy, "flags", {}).items()]
             few = [f"n = {value.n}"] if value and value.n not in (usual, whole) else []
             line.append(
                 text + _difference(value, style) + marks(few + [": ".join(flag) for flag in flags])
@@ -150,7 +150,7 @@ def _number(cell: Numbers, digits: int, style: _Style) -> str:
     return f"{mean(cell):.{digits}f}{spread}"
 
 
-def p_said(p: float, equals: str = "") -> str:
+def p_text(p: float, equals: str = "") -> str:
     return f"{equals}{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
@@ -168,15 +168,15 @@ def _difference(cell: Numbers, style: _Style) -> str:
     interval = f" [{ends(*cell.interval)}]" if cell.interval else ""
     sets = ""
     if over := cell.over_sets:
-        p = f"p {p_said(over.p, '= ')}"
+        p = f"p {p_text(over.p, '= ')}"
         if over.p_holm is not None:
-            p += f", by Holm {p_said(over.p_holm)}"
+            p += f", by Holm {p_text(over.p_holm)}"
         sets = f"; over sets [{ends(over.low, over.high)}], {style.escape(p)}"
     return f" ({style.signed.format(signed(cell.difference))}{interval}{sets})"
 
 
 def _ranks(table: Table, name: str) -> dict[int, int]:
-    """Row number -> 1 (best) or 2 (second), among complete accuracies; equal ones share a rank."""
+    """Row number -> rank (1: best) among cells without missing runs; equal ones share a rank."""
     means = {
         number: float(f"{mean(row[name]):.1f}")
         for number, row in enumerate(table.rows)
@@ -213,14 +213,14 @@ def _notes(table: Table, usual: int) -> list[str]:
     if usual > 1:
         notes.append(f"± is the sample standard deviation over seeds, n = {usual}")
     if any(cell.difference is not None for cell in cells):
-        told = f"in brackets: the difference to {table.baseline} in points"
+        text = f"in brackets: the difference to {table.baseline} in points"
         if any(cell.interval for cell in cells):
-            told += f", and its 95 % interval over {_OVER[table.over]}"
+            text += f", and its 95 % interval over {_OVER[table.over]}"
         if any(cell.over_sets for cell in cells):
-            told += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
+            text += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
             if any(cell.over_sets and cell.over_sets.p_holm is not None for cell in cells):
-                told += ", by Holm: p adjusted for the tests of all rows of the column"
-        notes.append(told)
+                text += ", by Holm: p adjusted for the tests of all rows of the column"
+        notes.append(text)
     if missing := len(table.missing):
         notes.append(f"missing: {counted(missing, 'run')}")
     return notes
@@ -287,13 +287,13 @@ def _escape_latex(text: str) -> str:
 
 
 def _escape_pipe(text: str) -> str:
-    """Not every Markdown knows a backslash before "<", but all know entities."""
+    """Escape for Markdown; "<" becomes an entity, because a backslash is not always enough."""
     return re.sub(r"([|*`\[\\])", r"\\\1", html.escape(text, quote=False))
 
 
 _STYLES = {
     "simple": _Style(partial(_tabulated, "simple")),
-    # GitHub's Markdown has no underline but this tag
+    # <ins> is the only way to underline in GitHub's Markdown
     "pipe": _Style(
         partial(_tabulated, "pipe"), _escape_pipe, best="**{}**", second="<ins>{}</ins>"
     ),
@@ -379,5 +379,5 @@ def _plain(cell: Numbers) -> dict:
 
 
 def _rounded(number: float | None) -> float | None:
-    """Without the last bits, in which sums differ."""
+    """Rounded to 6 digits: the last bits depend on the order of sums."""
     return None if number is None else round(number, 6)

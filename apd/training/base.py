@@ -300,10 +300,11 @@ class PromptTrainer(ResumableTrainer):
         self.set_model_mode("eval")
         return self.model.classifier()
 
-    def beside(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module] | None:
-        """What an adaptive attack of the finished run in ``folder`` goes through beside the model.
+    def adaptive_model(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module] | None:
+        """A second model for adaptive attacks on the finished run in ``folder``, such as a teacher.
 
-        Images to logits, and the model that makes them; None: there is nothing.
+        Returns:
+            A function from images to logits, and the model that it uses; None: there is none.
         """
         return None
 

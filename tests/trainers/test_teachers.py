@@ -254,7 +254,7 @@ def test_auto_teaches_by_what_it_takes_and_of_equals_by_what_learned_less(
         each = {"frozen": frozen(images).softmax(1), "tuned": model(images).softmax(1)}
         each["mean"] = (each["frozen"] + each["tuned"]) / 2
     # what taught is what an adaptive attack of the finished run goes through
-    teach = build_again(trainer, tmp_path / "auto").beside(tmp_path / "auto")[0]
+    teach = build_again(trainer, tmp_path / "auto").adaptive_model(tmp_path / "auto")[0]
     torch.testing.assert_close(teach(images).softmax(1), each[taken], rtol=1e-5, atol=1e-6)
     assert (trainer.second is None) == (taken != "mean")
     if taken == "tuned":  # to the bit
