@@ -7,11 +7,13 @@ import os
 import pickle
 import zipfile
 from contextlib import suppress
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
+import apd
 from apd.checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint
 from apd.clip import load_clip
 from apd.datasets.caches import read_pickle
@@ -125,6 +127,20 @@ def test_a_payload_works_where_its_code_is_run(tmp_path, payload):
     assert target.exists()
 
 
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """Function: the bytes of a payload beside a CLIP's weights, and the path that it writes to."""
+    weights = torch.load(tiny.clip, weights_only=True)
+
+    @cache
+    def made(payload):
+        folder = tmp_path_factory.mktemp(payload.__name__)
+        payload(folder / "a.pt", folder / "target", {"state_dict": weights, "epoch": 1})
+        return (folder / "a.pt").read_bytes(), folder / "target"
+
+    return made
+
+
 def backbone(path, tiny):
     load_clip(str(path))
 
@@ -169,6 +185,18 @@ def converted(path, tiny):
     convert(path.parent, path.parent / "converted", 1)
 
 
+def classifier(path, tiny):
+    apd.load(path, trainer="CoOp", backbone=tiny.clip, classes=["a", "b"])
+
+
+def saved_classifier(path, tiny):
+    """Its learned vectors, of which ``path`` takes the place."""
+    folder = path.parent / "saved"
+    apd.zero_shot(tiny.clip, ["a", "b"]).save(folder)
+    path.replace(folder / "prompts.safetensors")
+    apd.load(folder)
+
+
 def attack_state(path, tiny):
     AttackState(torch.ones(2, dtype=torch.bool), attack_all=False).load(path)
 
@@ -194,17 +222,18 @@ def few_shot_cache(path, tiny):
         resumed,
         pretrained,
         converted,
+        classifier,
+        saved_classifier,
         attack_state,
         clean_verdicts,
         few_shot_cache,
     ],
     ids=lambda loader: loader.__name__,
 )
-def test_no_loader_runs_code_of_a_file(tmp_path, tiny, payload, read):
-    (tmp_path / "files").mkdir()
-    path, target = tmp_path / "files" / "clip.pt", tmp_path / "target"
-    weights = torch.load(tiny.clip, weights_only=True)
-    payload(path, target, {"state_dict": weights, "epoch": 1})
+def test_no_loader_runs_code_of_a_file(tmp_path, tiny, made, payload, read):
+    content, target = made(payload)
+    path = tmp_path / "clip.pt"
+    path.write_bytes(content)
     with suppress(UserError, KeyError):  # refused, or read without what is not plain data
         read(path, tiny)
     assert not target.exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from apd.clip.contexts import IndependentPrompts
 from apd.errors import UserError, one_line
 from apd.export.metadata import as_json, metadata
 from apd.models.classifier import PromptedClassifier
@@ -19,7 +20,10 @@ _ONNX_BYTES = 2**31 - 2**20  # of a file: what protobuf can hold, and some room 
 
 
 class ImagesToLogits(nn.Module):
-    """The image side of a classifier; its text side is a matrix.
+    """The image side of a classifier, whose text side is a matrix.
+
+    Visual prompts that are projected from others are here as vectors, whatever they were learned
+    from; only those that depend on the image (MMoP's) are computed.
 
     Shape:
         images (B, 3, R, R) in [0, 1] to logits (B, C). B may be any.
@@ -31,6 +35,10 @@ class ImagesToLogits(nn.Module):
         super().__init__()
         model = copy.deepcopy(classifier.model)
         self.register_buffer("weight", model.clip.logit_scale.detach().exp() * classifier.text)
+        contexts = model.prompt_learner.visual_contexts()
+        if not any(map(callable, contexts)):
+            vectors = [context.detach() for context in contexts]
+            model.prompt_learner = IndependentPrompts(visual=vectors).requires_grad_(False)
         del model.class_prompts
         for name, _ in [*model.clip.named_children(), *model.clip.named_parameters(recurse=False)]:
             if name != "visual":
