@@ -11,6 +11,9 @@ from apd.errors import UserError
 from apd.results.provenance import FIELDS
 from apd.results.words import ALL_IMAGES, classes_text, header
 
+_EPOCH_CHOICE = (
+    "TEST.FINAL_MODEL"  # an evaluation's key, but it decides which prompts are evaluated
+)
 # config keys in which the runs of one row may differ; attacks and images are compared separately
 _MAY_DIFFER = HARMLESS | {"SEED", "DATASET.NUM_SHOTS", "DATALOADER.NUM_WORKERS", "USE_CUDA"}
 
@@ -41,9 +44,18 @@ def settings(run: dict) -> dict:
     """A run's config keys and values that rows of tables are told apart by.
 
     Left out are keys of evaluations, those in which runs of a row may differ, and those that the
-    method does not read. Keys that a run of an earlier version lacks have their defaults.
+    method does not read. Where a run evaluates another run's prompts, the keys of training have the
+    values of that other run. Keys that a run of an earlier version lacks have their defaults.
     """
-    return _defaults(run["method"]) | _compared(run["config"], run["method"])
+    found = _defaults(run["method"]) | _compared(run["config"], run["method"])
+    return found | {k: v for k, v in _source_settings(run).items() if k in found}
+
+
+def _source_settings(run: dict) -> dict:
+    """The settings that trained the prompts which a run evaluates; empty if it trained them itself
+    or nothing tells."""
+    record = run.get("trained_on") if run.get("prompts_from") else None
+    return (record or {}).get("settings", {})
 
 
 @cache
@@ -56,23 +68,28 @@ def _compared(config: dict, method: str) -> dict:
     return {
         key: value
         for key, value in flat(config)
-        if key not in _MAY_DIFFER and not key.startswith(skipped)
+        if key == _EPOCH_CHOICE or key not in _MAY_DIFFER and not key.startswith(skipped)
     }
 
 
 def changed_settings(run: dict, other: dict) -> list[str]:
     """The settings in which two runs of one method differ, as "KEY one and another"."""
-    configs = run["config"], other["config"]
-    # only sections that differ: flattening equal ones would take most of a large table's time
-    sections = [k for k in configs[0].keys() & configs[1].keys() if configs[0][k] != configs[1][k]]
-    first, second = (
-        settings({"method": run["method"], "config": {k: c[k] for k in sections}}) for c in configs
-    )
+    if _source_settings(run) == _source_settings(other):
+        # only sections that differ: flattening equal ones would take most of a large table's time
+        run, other = _unequal_sections(run, other), _unequal_sections(other, run)
+    first, second = settings(run), settings(other)
     return [
         f"{key} {first[key]!r} and {second[key]!r}"
         for key in sorted(first.keys() & second.keys())  # each host has keys that the other lacks
         if first[key] != second[key]
     ]
+
+
+def _unequal_sections(run: dict, other: dict) -> dict:
+    """``run`` with only those sections of its config that differ from ``other``'s."""
+    ours, theirs = run["config"], other["config"]
+    unequal = [k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]]
+    return {**run, "config": {k: ours[k] for k in unequal}}
 
 
 def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:

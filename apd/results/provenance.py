@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apd.config import flat
+from apd.config import flat, unread
 from apd.errors import UserError
 from apd.methods import METHODS
 from apd.results.schema import RESULTS_NAME, read_results, trained_on_faults
@@ -26,6 +26,10 @@ _OF_PROMPTS = {  # of TRAINER.<section>
 _OF_IMAGES = {"INPUT.SIZE", "INPUT.INTERPOLATION"}
 _OF_BACKBONE = {f"MODEL.BACKBONE.{key}" for key in ("NAME", "ROBUST", "RESOLUTION")}
 _TEMPLATE = "DATASET.FOLDER.TEMPLATE"
+_OF_TRAINING = (
+    *("AT.TRAIN.", "DATALOADER.TRAIN_X.", "INPUT.", "OPTIM.", "TRAIN.", "TRAINER."),
+    "TEST.FINAL_MODEL",
+)
 
 
 def training(run: dict, config: dict, backbone_sha256: str | None = None) -> dict:
@@ -37,6 +41,11 @@ def training(run: dict, config: dict, backbone_sha256: str | None = None) -> dic
     return {
         **{field: run[field] for field in FIELDS},
         "keys": {k: v for k, v in flat(config) if _changes_meaning(k, run["method"])},
+        "settings": {
+            k: v
+            for k, v in flat(config)
+            if k.startswith(_OF_TRAINING) and not k.startswith(unread(run["method"]))
+        },
         "backbone_sha256": backbone_sha256,
     }
 

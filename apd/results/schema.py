@@ -82,6 +82,7 @@ _TRAINED_ON = {
     "keys": (dict,),
     "backbone_sha256": (str, _NONE),
 }
+_TRAINED_ON_LATER = {"settings": (dict,)}
 _EVALUATION = {
     "attack": (str,),
     "threat_model": (dict, _NONE),
@@ -166,8 +167,9 @@ def trained_on_faults(record) -> list[str]:
     """What is wrong with a ``trained_on`` record, as phrases such as "lacks shots"."""
     if not isinstance(record, dict):
         return ["has a record of training that is none"]
-    faults = kind_faults(record, _TRAINED_ON, {})
-    if not faults and not all(map(_plain, record["keys"].items())):
+    faults = kind_faults(record, _TRAINED_ON, _TRAINED_ON_LATER)
+    keys = [] if faults else [*record["keys"].items(), *record.get("settings", {}).items()]
+    if not all(map(_plain, keys)):
         faults = ["has config keys that are none"]
     return faults
 

@@ -39,11 +39,14 @@ class Spec:
     position: str = "end"
     csc: bool = False
     epochs: int = 1
+    final: str = "last_step"
 
     def __post_init__(self):
         if self.method not in ("CoOp", "APT"):
             object.__setattr__(self, "position", "end")
             object.__setattr__(self, "csc", False)
+        if not self.learns:
+            object.__setattr__(self, "final", "last_step")
 
     @property
     def learns(self):
@@ -62,6 +65,7 @@ class Spec:
             "OPTIM.MAX_EPOCH": self.epochs,
             "TRAINER.COOP.CLASS_TOKEN_POSITION": self.position,
             "TRAINER.COOP.CSC": self.csc,
+            "TEST.FINAL_MODEL": self.final,
             "TRAIN.CHECKPOINT_FREQ": 1,
             "SEED": self.seed,
         }
@@ -257,13 +261,14 @@ def cells(runs, *same):
                 raise Refused("twice")
             found[place].setdefault(run.seed, run)
     for seeds in found.values():
-        settings = {
-            run.trained and (run.trained.epochs, run.trained.position, run.trained.csc)
-            for run in seeds.values()
-        }
+        settings = {run.trained and settings_of(run.trained) for run in seeds.values()}
         if len(settings) > 1:
             raise Refused("seeds trained differently")
     return found
+
+
+def settings_of(spec):
+    return spec.position, spec.csc, spec.epochs, spec.final
 
 
 def only(runs, key, value):

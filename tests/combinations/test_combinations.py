@@ -58,7 +58,7 @@ CHANGES = st.sampled_from(
         *({"method": name} for name in METHODS),
         *({"subsample": half} for half in ("all", "base", "new")),
         *({"seed": 2}, {"seed": 3}, {"shots": 2}, {"dataset": "turned"}, {"part": "1/2"}),
-        *({"position": "middle"}, {"csc": True}, {"epochs": 2}),
+        *({"position": "middle"}, {"csc": True}, {"epochs": 2}, {"epochs": 2, "final": "best_val"}),
         {"dataset": "turned", "subsample": "new"},
     ]
 )
@@ -106,8 +106,9 @@ def files(folder):
 
 
 def saved_prompts(folder):
-    last = (folder / "prompt_learner" / "checkpoint").read_text().strip()
-    path = folder / "prompt_learner" / last
+    path = folder / "prompt_learner" / "model-best.pth.tar"
+    if not path.exists():
+        path = path.with_name((path.parent / "checkpoint").read_text().strip())
     return torch.load(path, weights_only=True)["state_dict"]
 
 

@@ -14,6 +14,9 @@ CONFIG = {
     "MODEL": {"BACKBONE": {"NAME": "mini", "ROBUST": "", "RESOLUTION": 0}},
     "DATASET": {"FOLDER": {"TEMPLATE": ""}},
     "TRAINER": {"COOP": {"CSC": True, "PREC": "fp32"}, "VPT": {"CTX_INIT": "a"}},
+    "OPTIM": {"MAX_EPOCH": 5},
+    "TEST": {"FINAL_MODEL": "best_val", "SPLIT": "test"},
+    "AT": {"TEST": {"EPS": 1.0}},
 }
 KEYS = {
     "INPUT.SIZE": [32, 32],
@@ -25,10 +28,21 @@ KEYS = {
     "TRAINER.COOP.CSC": True,
 }
 
+SETTINGS = {  # what training read; not the sections of other methods
+    "INPUT.SIZE": [32, 32],
+    "INPUT.INTERPOLATION": "bicubic",
+    "INPUT.TRANSFORMS": ["random_flip"],
+    "TRAINER.COOP.CSC": True,
+    "TRAINER.COOP.PREC": "fp32",
+    "OPTIM.MAX_EPOCH": 5,
+    "TEST.FINAL_MODEL": "best_val",
+}
+
 
 def record(**changes):
     found = {"method": "CoOp", "dataset": "Digits", "subsample": "base", "shots": 4, "seed": 2}
-    return {**found, "keys": KEYS, "backbone_sha256": None, **changes}
+    found |= {"keys": KEYS, "settings": SETTINGS, "backbone_sha256": None}
+    return {**found, **changes}
 
 
 def old(save, folder="base", **fields):
@@ -40,7 +54,7 @@ def known(folder):
     return trained_on(folder, read_results(folder))
 
 
-def test_only_keys_that_change_what_the_prompts_mean_are_recorded():
+def test_the_keys_that_the_prompts_depend_on_are_recorded():
     made = results(method="CoOp", subsample="base", shots=4, seed=2)
     assert training(made, CONFIG, "5") == record(backbone_sha256="5")
 
@@ -81,7 +95,13 @@ def test_a_checkpoint_tells_or_else_the_results_of_its_run(save):
 
 @pytest.mark.parametrize(
     "faulty",
-    [{"method": "CoOp"}, record(shots="four"), record(keys={"INPUT.SIZE": {"a": 1}})],
+    [
+        {"method": "CoOp"},
+        record(shots="four"),
+        record(keys={"INPUT.SIZE": {"a": 1}}),
+        record(settings=["OPTIM.LR"]),
+        record(settings={"OPTIM.LR": {"a": 1}}),
+    ],
 )
 def test_a_faulty_record_is_refused(save, faulty):
     path = old(save) / "results.json"

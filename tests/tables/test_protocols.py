@@ -96,6 +96,40 @@ def test_golden_few_shot(save, tmp_path):
     golden("few-shot.txt", few_shot(load_runs([tmp_path])))
 
 
+# -- seeds -----------------------------------------------------------------------------------------
+
+
+def elsewhere(seed, epochs, **config):
+    """An evaluation of CoOp's prompts, which ``epochs`` trained."""
+    more = trained_elsewhere("ImageNet", "CoOp", seed=seed)
+    more["trained_on"]["settings"] = {"OPTIM.MAX_EPOCH": epochs, "TEST.FINAL_MODEL": "last_step"}
+    config = {"SEED": seed, "OPTIM": {"MAX_EPOCH": 1}, **config}
+    return {"method": "CoOp", "seed": seed, "config": config, **more}
+
+
+def test_seeds_whose_prompts_were_trained_in_different_ways_make_no_mean(save, tmp_path, capsys):
+    save("1", **elsewhere(1, epochs=5))
+    save("2", **elsewhere(2, epochs=10))
+    assert main([str(tmp_path)]) == 2
+    assert "seeds of CoOp have different configs: OPTIM.MAX_EPOCH 5 and 10" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_an_evaluation_says_of_a_training_is_not_what_its_prompts_had(save, tmp_path):
+    save("1", **elsewhere(1, epochs=5))
+    save("2", **elsewhere(2, epochs=5, OPTIM={"MAX_EPOCH": 7}))
+    (row,) = methods(load_runs([tmp_path]))[0].rows
+    assert len(row["clean (%)"]) == 2
+
+
+def test_seeds_whose_epochs_were_chosen_in_different_ways_make_no_mean(save, tmp_path, capsys):
+    for seed, choice in ((1, "best_val"), (2, "last_step")):
+        save(f"{seed}", seed=seed, config={"SEED": seed, "TEST": {"FINAL_MODEL": choice}})
+    assert main([str(tmp_path)]) == 2
+    assert "TEST.FINAL_MODEL 'best_val' and 'last_step'" in capsys.readouterr().err
+
+
 # -- base-to-new -----------------------------------------------------------------------------------
 
 
