@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from apd.attacks import ThreatModel, pgd
+from apd.attacks import Attack, ThreatModel, find_attack
+from apd.attacks.stream import attack_batch
+from apd.choices import LOSSES
 from apd.evaluate.evaluated import Evaluated
-
-STEPS = 20
 
 
 class Examples(NamedTuple):
@@ -18,27 +18,49 @@ class Examples(NamedTuple):
 
     Attributes:
         clean, attacked: (N, 3, H, W) in [0, 1].
+        labels: the names of their classes.
         clean_answers, attacked_answers: for each image the class's name and its probability.
-        threat: what the attack might do.
+        attack: what made the attacked images, on the model alone.
     """
 
     clean: Tensor
     attacked: Tensor
+    labels: list[str]
     clean_answers: list[tuple[str, float]]
     attacked_answers: list[tuple[str, float]]
-    threat: ThreatModel
+    attack: Attack
 
 
 def attacked_examples(run: Evaluated, record: dict, count: int) -> Examples:
     """At most ``count`` images on which the model is right, each of another class.
 
-    The attack is PGD in the ball of ``record``, an evaluation of it, to the last iterate.
+    The attack is that of ``record``, an evaluation, on the model alone (white-box).
     """
     images, labels = _first_right(run, record["split"], count)
-    eps = record["threat_model"]["eps"]
-    threat = ThreatModel(record["threat_model"]["norm"], eps, 2.5 * eps / STEPS, STEPS)
-    attacked = pgd(run.logits, images, labels, threat, generator=torch.Generator().manual_seed(0))
-    return Examples(images, attacked, _answers(run, images), _answers(run, attacked), threat)
+    attack = attack_of(record)
+    seed = record["threat_model"]["seed"]
+    attacked, _ = attack_batch(attack.stages, run.logits, images, labels, seed=seed)
+    names = [run.classnames[label] for label in labels.tolist()]
+    said = _answers(run, images), _answers(run, attacked)
+    return Examples(images, attacked, names, *said, attack)
+
+
+def attack_of(record: dict) -> Attack:
+    """The attack that an evaluation's record is about."""
+    threat = record["threat_model"]
+    return find_attack(
+        record["attack"],
+        ThreatModel(
+            norm=threat["norm"],
+            eps=threat["eps"],
+            alpha=threat["alpha"] or threat["eps"] / 4,  # None: the attack brings its own
+            steps=threat["steps"],
+            restarts=threat["restarts"] or 1,
+            random_start=bool(threat["random_start"]),
+            loss=threat["loss"] if threat["loss"] in LOSSES else "ce",
+        ),
+        threat["last_iterate"],
+    )
 
 
 @torch.no_grad()

@@ -10,10 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from apd.figures.draw import Lines, draw_lines
+from apd.figures.gallery import Attacked, Gallery
+from apd.figures.gallery import draw as draw_gallery
 from apd.figures.style import legend, look, panels, save, styles
 from apd.results.comparable import shots_of
 from apd.results.verdicts import Verdicts
-from apd.results.words import described, shots_text
+from apd.results.words import attack_text, described, shots_text
 
 
 @look
@@ -43,28 +45,17 @@ def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
 
 
 def _examples(run, examples) -> Figure:
-    """Clean images, attacked images, and their differences, scaled to the full range of colours."""
-    delta = examples.attacked - examples.clean
-    scale = delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
-    rows = [examples.clean, examples.attacked, 0.5 + 0.5 * delta / scale]
-    count, threat = len(examples.clean), examples.threat
-    figure = Figure(figsize=(1.7 * count, 5.6), layout="constrained")
-    axes = figure.subplots(3, count, squeeze=False)
-    for j in range(count):
-        for i, row in enumerate(rows):
-            axes[i, j].imshow(row[j].clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-            axes[i, j].set_xticks([])
-            axes[i, j].set_yticks([])
-        for i, answers in enumerate((examples.clean_answers, examples.attacked_answers)):
-            name, share = answers[j]
-            axes[i, j].set_title(f"{name} ({100 * share:.0f} %)", fontsize=8)
-        times = 0.5 / float(scale[j])
-        axes[2, j].set_title(f"difference × {times:.0f}", fontsize=8)
-    attack = f"PGD-{threat.steps}, {threat.norm} {threat.eps:g}/255"
-    for i, text in enumerate(("clean", attack, "difference")):
-        axes[i, 0].set_ylabel(text, fontsize=8)
-    figure.suptitle(run.name, fontsize=9)
-    return figure
+    return draw_gallery(
+        Gallery(
+            names=[run.results["method"]],
+            captions=examples.labels,
+            labels=[examples.labels],
+            clean=examples.clean.cpu(),
+            said=[examples.clean_answers],
+            attacked=[Attacked(examples.attacked.cpu(), [examples.attacked_answers])],
+            title=f"{run.name}: {attack_text(examples.attack.name, examples.attack.conditions)}",
+        )
+    )
 
 
 def _classes(run, shown: list[Verdicts]) -> Figure:

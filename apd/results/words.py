@@ -54,6 +54,13 @@ def described(evaluation: dict, eps: bool = True) -> str:
     return ", ".join(filter(None, parts))
 
 
+def attack_text(name: str, conditions: dict) -> str:
+    """A white-box attack that is no evaluation's, with its ball."""
+    threat = {**conditions, **_USUAL}
+    evaluation = {"attack": name, "threat_model": threat, "split": "test"}
+    return f"{described(evaluation)}, {threat['source']}"
+
+
 def header(evaluation: dict) -> str:
     """The header of an evaluation's column in a table: as ``described``, but shorter."""
     threat, images = evaluation["threat_model"], images_text(evaluation)

@@ -30,11 +30,12 @@ from apd.files import check_writable
 from apd.models.arguments import add_flags, classifier, image_paths, short_names, split
 from apd.ranges import number, per_255, whole
 from apd.results.schema import RESULTS_NAME, SPLITS, read_results
+from apd.results.words import attack_text
 
 if TYPE_CHECKING:
     from apd.attacks import Attack
+    from apd.figures.gallery import Gallery
     from apd.models.classifier import PromptedClassifier
-    from apd.show.gallery import Gallery
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -98,14 +99,6 @@ def find_attack_of(model: PromptedClassifier, args: argparse.Namespace) -> Attac
     return find_attack(args.attack or threat.name, threat)
 
 
-def described(attack: Attack) -> str:
-    """The attack and its ball in words."""
-    from apd.results.words import attack_name, radius
-
-    threat = attack.conditions
-    return f"{attack_name({'attack': attack.name})}, {threat['norm']} {radius(threat)}, white-box"
-
-
 def of_files(
     models: Sequence[PromptedClassifier], names: Sequence[str], paths: list[str], args
 ) -> Gallery:
@@ -113,7 +106,7 @@ def of_files(
     import torch
 
     from apd.images import read_image
-    from apd.show.gallery import attack_all
+    from apd.show.attack import attack_all
 
     attack = find_attack_of(models[0], args)
     classes = {name.replace("_", " ").lower(): name for name in models[0].class_names}
@@ -126,7 +119,7 @@ def of_files(
         torch.stack([models[0].preprocess(read_image(path)) for path in paths]),
         truth,
         captions=[f"{Path(path).name}\n{name or ''}".strip() for path, name in zip(paths, truth)],
-        title=described(attack),
+        title=attack_text(attack.name, attack.conditions),
         seed=args.seed,
     )
 
@@ -137,7 +130,7 @@ def of_test_set(
     """A sample of the test set of the run in ``source``, whose model is the first."""
     import apd
     from apd.evaluate.run import Run, SavedRun
-    from apd.show.gallery import attack_all
+    from apd.show.attack import attack_all
     from apd.show.sample import draw_sample
 
     if not (Path(source) / RESULTS_NAME).is_file():
@@ -150,9 +143,9 @@ def of_test_set(
     kind = {"test": "test", "val": "validation"}[args.split]
     who = f"{names[0]} " if len(names) > 1 else "it "
     title = (
-        f"{described(attack)}: {len(classes)} {kind} images of {run.results['dataset']}, drawn "
-        f"with seed {args.seed}, of which {who}withstands {int(sample.stands.sum())}: "
-        "not a measure of how many it withstands of all"
+        f"{attack_text(attack.name, attack.conditions)}: {len(classes)} {kind} images of "
+        f"{run.results['dataset']}, drawn with seed {args.seed}, of which "
+        f"{who}withstands {int(sample.stands.sum())}: not a measure of how many of all"
     )
     return attack_all(
         models,
@@ -191,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         gallery = of_files(models, names, paths, args)
     else:
         gallery = of_test_set(models, names, sources[0], args)
-    from apd.show.gallery import draw
+    from apd.figures.gallery import draw
 
     print(save(draw(gallery), args.output))
     return 0

@@ -1,22 +1,21 @@
-"""Images under attack, and what each classifier says of them: the data, and the figure."""
+"""Images under attack, and what each classifier says of them."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from apd.attacks import Attack
-from apd.attacks.stream import attack_batch
 from apd.figures.style import look
 from apd.methods import BLUE, GREY, RED
-from apd.models.classifier import Prediction, PromptedClassifier
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Answer = tuple[str, float]  # the name of a class, and its probability
 _RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
 _CELL, _GAP, _LEFT = 1.6, 0.15, 0.5  # inches: of an image and what is between, and of captions
 _LINE = 10.5  # points from one line of text to the next
@@ -29,11 +28,11 @@ class Attacked:
 
     Attributes:
         images: (N, 3, R, R); where the classifier was wrong before it, the clean image.
-        said: what each classifier says of each image: N predictions, for each classifier.
+        said: what each classifier says of each image: N answers, for each classifier.
     """
 
     images: Tensor
-    said: list[list[Prediction]]
+    said: list[list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -55,51 +54,9 @@ class Gallery:
     captions: list[str]
     labels: list[list[str]]
     clean: Tensor
-    said: list[list[Prediction]]
+    said: list[list[Answer]]
     attacked: list[Attacked]
     title: str
-
-
-def attack_all(
-    models: Sequence[PromptedClassifier],
-    names: Sequence[str],
-    attack: Attack,
-    images: Tensor,
-    truth: Sequence[str | None],
-    *,
-    captions: Sequence[str],
-    title: str,
-    places: Tensor | None = None,
-    seed: int = 0,
-) -> Gallery:
-    """Attack images on each of the models; all of them say what they see.
-
-    Args:
-        images: (N, 3, R, R) in [0, 1].
-        truth: the classes of the images; None: not known, then the attack is to change what a
-            model says.
-        places, seed: as of ``attack_batch``.
-    """
-    said = [model.predict(images) for model in models]
-    labels = [[true or p.label for true, p in zip(truth, row)] for row in said]
-    attacked = []
-    for model, row, wanted in zip(models, said, labels):
-        right = torch.tensor([p.label == label for p, label in zip(row, wanted)])
-        made = images.clone()
-        if right.any():
-            rows = right.nonzero()[:, 0].tolist()
-            numbers = torch.tensor([model.class_names.index(wanted[row]) for row in rows])
-            device = model.text_features().device
-            made[right] = attack_batch(
-                attack.stages,
-                model,
-                images[right].to(device),
-                numbers.to(device),
-                places=None if places is None else places[right],
-                seed=seed,
-            )[0].cpu()
-        attacked.append(Attacked(made, [other.predict(made) for other in models]))
-    return Gallery(list(names), list(captions), labels, images, said, attacked, title)
 
 
 @look
@@ -132,13 +89,13 @@ def draw(gallery: Gallery) -> Figure:
         _say(clean, gallery, gallery.said, i)
         for run, (name, attacked) in enumerate(zip(gallery.names, gallery.attacked)):
             delta, after = cell(i, 1 + 2 * run), cell(i, 2 + 2 * run)
-            if gallery.said[run][i].label != gallery.labels[run][i]:
+            if gallery.said[run][i][0] != gallery.labels[run][i]:
                 _note(delta, "wrong before\nthe attack")
                 after.set_axis_off()
             else:
                 _image(delta, 0.5 + factor * (attacked.images[i] - gallery.clean[i]))
                 _image(after, attacked.images[i])
-                _frame(after, attacked.said[run][i].label == gallery.labels[run][i])
+                _frame(after, attacked.said[run][i][0] == gallery.labels[run][i])
                 _say(after, gallery, attacked.said, i, own=run)
             if i == 0:
                 clean.set_title("clean")
@@ -172,19 +129,18 @@ def _frame(axes: Axes, stands: bool) -> None:
 
 
 def _say(
-    axes: Axes, gallery: Gallery, said: list[list[Prediction]], image: int, own: int | None = None
+    axes: Axes, gallery: Gallery, said: list[list[Answer]], image: int, own: int | None = None
 ) -> None:
     """A line for each classifier: mark, name, label and probability; in bold, that which was
     attacked."""
     for run, (name, row) in enumerate(zip(gallery.names, said)):
-        prediction = row[image]
-        right = prediction.label == gallery.labels[run][image]
+        label, probability = row[image]
+        right = label == gallery.labels[run][image]
         who = f"{name}: " if len(gallery.names) > 1 else ""
-        label = prediction.label
         if len(label) > _LONGEST:
             label = f"{label[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
         axes.annotate(
-            f"{_RIGHT if right else _WRONG} {who}{label} {prediction.probability:.0%}",
+            f"{_RIGHT if right else _WRONG} {who}{label} {probability:.0%}",
             (0.5, 0),
             (0, -5 - _LINE * run),
             xycoords="axes fraction",
