@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from apd.attacks import DefendedModel
 from apd.config import default
 from apd.errors import UserError, listed, one_line
 from apd.evaluate.data import LabelledImages
@@ -94,7 +95,7 @@ class EvaluatedModel(Evaluated):
         with torch.random.fork_rng(devices=_gpus(images)), torch.enable_grad():
             logits = self._called(images.clone().requires_grad_())
         check_classes(logits, labels)
-        if not logits.requires_grad:
+        if not logits.requires_grad and not _is_black_box(self.logits):
             raise UserError(
                 "the model's logits have no gradient for the images, which attacks need: take "
                 "torch.no_grad, detach and numpy out of its way"
@@ -213,6 +214,11 @@ class EvaluatedModel(Evaluated):
 def _told_apart(record: dict) -> str:
     """Of evaluations of one model: those with equal texts are one."""
     return record.get("key") or f"{record['attack']} {record['split']} {record['images']}"
+
+
+def _is_black_box(model: LogitsFn) -> bool:
+    """Whether it says itself that it has no gradients; attacks that need them then say so."""
+    return isinstance(model, DefendedModel) and model.backward == "none"
 
 
 def device_of(model: LogitsFn) -> torch.device | None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from apd.attacks import ThreatModel, find_attack
+from apd.attacks import Draws, ThreatModel, find_attack
 from apd.attacks.threat import UNITS
 from apd.errors import UserError, listed
 from apd.evaluate.data import labelled_images
@@ -122,6 +122,9 @@ def robustness(
     restarts: int = 1,
     last_iterate: bool = False,
     precision: str = "fp32",
+    eot: int = 1,
+    draws: int = 1,
+    rule: str = "majority",
     seed: int = 1,
     subset: int = 0,
     split: str = "test",
@@ -154,6 +157,8 @@ def robustness(
         restarts: of each attack.
         last_iterate: count PGD's last iterate only.
         precision: of the attacks' passes: fp32, bf16, amp. Verdicts are in float32.
+        eot, draws, rule: of a ``DefendedModel`` whose logits are random (docs/evaluation.md): draws
+            of a gradient and of a verdict, and when a verdict is right.
         seed: of the attacks; it stands in tables as a run's seed does.
         subset: how many of the images, drawn with a fixed seed; 0: all.
         split: "test" or "val": what the records say that the images are.
@@ -194,6 +199,7 @@ def robustness(
             subset=subset,
             precision=precision,
             seed=seed,
+            draws=Draws(eot, draws, rule),
             store=Path(folder, EVALUATIONS),
             save_adv=save_adv,
             shard=Shard.parse(shard) if shard else None,
@@ -208,7 +214,9 @@ def robustness(
                 class_names=classes or getattr(model, "class_names", ()),
             ),
             Path(folder),
-            About(name or type(model).__name__, dataset, backbone, seed),
+            About(
+                name or getattr(model, "__name__", type(model).__name__), dataset, backbone, seed
+            ),
             device=device,
             kept=kept,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -200,7 +201,8 @@ def structure(model: nn.Module) -> Iterator[str]:
     """What a model computes with beside its weights, as texts for ``fingerprint``.
 
     Of each module: its class, the code of its ``forward`` if it is not PyTorch's own, and its plain
-    attributes (numbers, texts, tensors that are no buffers, and tuples and lists of these).
+    attributes (numbers, texts, arrays, tensors that are no buffers; tuples, lists and dicts of
+    these).
     """
     for name, module in model.named_modules():
         kind = type(module)
@@ -217,11 +219,15 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 
 def _plain(value) -> str | None:
     """A text that tells plain values apart; None: it is another kind of object."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(value)
     if isinstance(value, Tensor):
         contents = hashlib.blake2b(tensor_bytes(value), digest_size=16).hexdigest()
         return f"{value.dtype} {tuple(value.shape)} {contents}"
     if isinstance(value, (tuple, list)):
         return ", ".join(str(_plain(item)) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key!r}: {_plain(item)}" for key, item in value.items())
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     return getattr(value, "__qualname__", None)  # a function: of activation, for example

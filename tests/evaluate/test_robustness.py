@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import apd
+from apd.attacks import DefendedModel
 from apd.evaluate.state import AttackState
 
 EPS = 8 / 255
@@ -30,8 +31,13 @@ class Double(nn.Module):
             layers = [nn.Flatten(), nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 4)]
             self.layers = nn.Sequential(*layers).double()
 
+    def level(self):
+        """``mean``, of whatever kind it is."""
+        mean = self.mean["all"] if isinstance(self.mean, dict) else self.mean
+        return float(np.mean(np.asarray(mean)))
+
     def forward(self, images):
-        return 8 * self.layers(images.double() - self.mean).float()
+        return 8 * self.layers(images.double() - self.level()).float()
 
 
 class Other(Double):
@@ -342,9 +348,13 @@ def test_a_function_is_known_by_its_name_and_its_predictions(tmp_path):
         Double(seed=1),
         Double(mean=0.4),
         Double(mean=torch.tensor(0.5)),
-        type("Other", (Double,), {})(),
+        Double(mean=np.array(0.4)),
+        Double(mean=[0.5, 0.5]),
+        Double(mean={"all": 0.5}),
+        Other(),
+        type("Double", (Double,), {"forward": lambda self, x: 8 * self.layers(x.double() - 0.4)})(),
     ],
-    ids=["weights", "a number", "a tensor", "class"],
+    ids=["weights", "number", "tensor", "array", "list", "dict", "class", "code"],
 )
 def test_a_module_is_known_by_all_that_it_computes_with(other, tmp_path):
     found(store=tmp_path)
@@ -353,6 +363,30 @@ def test_a_module_is_known_by_all_that_it_computes_with(other, tmp_path):
     (tmp_path / "results.json").unlink()
     found(other.eval(), store=tmp_path)
     assert len({one["identity"]["model"] for one in kept(tmp_path)}) == 2
+
+
+def test_what_a_model_says_of_itself_is_heeded(tmp_path):
+    def logits(images, seeds):
+        return PLAIN(images).detach()
+
+    model = DefendedModel(logits, randomised=False, backward="none")
+    refused("pgd needs gradients, and the model has none: use square", model=model)
+    report = found(model, attacks=["square-100"])
+    plain = found(PLAIN, attacks=["square-100"])
+    assert np.array_equal(report.survivors("square-100"), plain.survivors("square-100"))
+
+    def noisy(images, seeds):
+        draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        noise = [torch.randn(images.shape[1:], generator=draw) for draw in draws]
+        return PLAIN(images + 0.05 * torch.stack(noise))
+
+    model = DefendedModel(noisy, randomised=True)
+    first, again = (
+        found(model, store=tmp_path, name="noisy", eot=2, draws=3, rule="all") for _ in "12"
+    )
+    assert told(first) == told(again) and "random-logits" not in first.flags
+    threat = first.evaluations[1]["threat_model"]
+    assert (threat["eot"], threat["draws"], threat["rule"]) == (2, 3, "all")
 
 
 def test_other_images_need_another_folder(tmp_path):
