@@ -73,10 +73,10 @@ def load_checkpoint(fpath: str | os.PathLike, inert: bool = False) -> dict:
 
 
 class _Inert:
-    """Takes whatever an unpickled object is given, and does nothing with it."""
+    """Stands in for a pickled object: accepts its arguments and its state, and does nothing."""
 
     def __new__(cls, *args, **kwargs):
-        # the unpickler fills this one item by item, which it does to nothing but plain dicts
+        # the unpickler sets a defaultdict's items one by one, which it allows for plain dicts only
         return {} if cls.__name__ == "defaultdict" else super().__new__(cls)
 
     def __init__(self, *args, **kwargs):
@@ -87,12 +87,12 @@ class _Inert:
 
 
 def is_placeholder(value) -> bool:
-    """Whether it stands for an object that ``load_checkpoint`` did not make (``inert``)."""
+    """Whether it is a placeholder of ``load_checkpoint`` (``inert``) for a pickled object."""
     return isinstance(value, _Inert)
 
 
 def _placeholder(name: str) -> type:
-    """A class that the unpickler takes for the class or function of that full name."""
+    """A class that the unpickler uses in place of the class or function of that full name."""
     module, _, last = name.rpartition(".")
     return type(last, (_Inert,), {"__module__": module})
 
@@ -100,7 +100,7 @@ def _placeholder(name: str) -> type:
 def resume_from_checkpoint(
     fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None
 ) -> int:
-    """Load the checkpoint that ``fdir/checkpoint`` names. Returns the epochs it has behind it.
+    """Load the checkpoint that ``fdir/checkpoint`` names; return how many epochs it has trained.
 
     Raises:
         UserError: no checkpoint, or one that cannot be read.
@@ -119,7 +119,7 @@ def resume_from_checkpoint(
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the weights in a file whose name and shape ``model`` has too; the others are named."""
+    """Load those weights of a file that fit ``model`` by name and shape; print the others."""
     checkpoint = load_checkpoint(weight_path)
     given = _without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()

@@ -1,4 +1,4 @@
-"""The command lines' parser: its errors are one line, as all others."""
+"""The parser of command lines, whose errors are one line like all others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from apd.errors import UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with the module's docstring as its help, line by line."""
+    """argparse's parser; it keeps the line breaks of the description."""
 
     def __init__(self, **options) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)

@@ -1,6 +1,6 @@
-"""What prints, and where nobody reads it.
+"""Printing to standard streams that may be closed.
 
-Standard streams may be closed from the start (``>&-``), or left by their reader (``| head -1``).
+They may be closed from the start (``>&-``), or by their reader while we print (``| head -1``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ silent = False  # whether errors are not printed, because another rank meets the
 
 
 class Console:
-    """A text stream. Once its reader has gone, what is written to it is lost, without an error."""
+    """A text stream to which one can write without an error after its reader has closed it."""
 
     def __init__(self, stream) -> None:
         self.stream = stream
@@ -29,7 +29,7 @@ class Console:
             self.stream.flush()
 
     def __getattr__(self, name: str):
-        if name == "stream":  # not yet set: do not look it up in itself
+        if name == "stream":  # not set yet; self.stream would call this method again
             raise AttributeError(name)
         return getattr(self.stream, name)
 
@@ -38,15 +38,15 @@ class Console:
         try:
             yield
         except BrokenPipeError:
-            # the stream still holds what it could not write, and would try again
+            # the stream still has the text in its buffer, and will try to write it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Work in here goes on whether or not anybody reads what it prints."""
+    """The body goes on, whether or not the standard streams are open."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # its number is free, or a file's that was opened since
+        if getattr(sys, name) is None:  # closed; its number may be another file's by now
             stream = open(os.devnull, "w" if number else "r", encoding="utf-8")
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)

@@ -1,4 +1,4 @@
-"""Images as CLIP's own pipeline reads them, but for those that would come out wrong."""
+"""Reading images as CLIP's own pipeline does; images that it would read wrongly are refused."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def read_image(path: str | os.PathLike, decode: bool = True) -> Image.Image:
 def open_rgb(path: str | os.PathLike, decode: bool = True) -> Image.Image:
     """Open an image file as 8-bit RGB, by Pillow's ``convert``, as Dassl and torchvision do.
 
-    So a rotation in EXIF is not applied, transparency shows the colour under it, and of several
-    frames the first one counts.
+    So a rotation in EXIF is not applied, transparent pixels have the colour that they store, and of
+    several frames the first one is taken.
 
     Args:
-        decode: False: look at the file's head only, and return the image as it is.
+        decode: False: read the file's header only, and return the image without its pixels.
 
     Raises:
         ValueError: it is missing, damaged, larger than Pillow allows, or not of 8 bits.
@@ -62,10 +62,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_bits(image: Image.Image) -> Image.Image:
-    """``image``, which has 8 bits: ``convert`` would clip more to 0..255, mostly white or black.
+    """``image``, if it has 8 bits.
 
     Raises:
-        ValueError: it has more.
+        ValueError: it has more. ``convert`` would clip them to 0..255, mostly to white or black.
     """
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode} has more than 8 bits: save it with 8")
@@ -76,8 +76,8 @@ def as_tensor(image: Image.Image, size: int = 0, interpolation: str = "bicubic")
     """An image as RGB (3, H, W) in [0, 1], as in evaluation; it is not normalised.
 
     Args:
-        size: the shorter edge is resized to so many pixels, and the centre of as many is cut out;
-            0: all of the image as it is.
+        size: the shorter edge is resized to so many pixels, and a square of this size is cut out
+            from the centre; 0: the image keeps its size.
         interpolation: of the resize: bicubic, bilinear or nearest.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What is known of each method beside its code in ``trainers/``: plain data, in tables' order.
+"""Properties of the methods that tables, figures and estimates need, as plain data.
 
-A method that has no row here trains, evaluates and is drawn like any other: it stands last in
-tables, gets a free colour, and its cost is not known.
+The order is that of tables. A method without a row here can be trained, evaluated and drawn too: it
+comes last in tables, gets an unused colour, and its cost is not known.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ RED, PURPLE = "#D55E00", "#CC79A7"
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """The properties of a method.
 
     Attributes:
-        section: of TRAINER, whose keys it reads.
+        section: the section of TRAINER whose keys it reads.
         prompts: their kind: "text", "visual", "text + visual" (independent), "text-to-visual" or
             "visual-to-text" (projected), "text + visual mixtures" (of experts); "": none is
             trained.
         attacks: when training attacks its images: "each step", "once" (before it) or "never".
-        image_passes: of a training image through the image encoder, beside the attack's; a
-            backward pass counts as one.
-        class_passes: of a class through the text encoder, in a training step.
+        image_passes: passes of a training image through the image encoder, without those of the
+            attack; a backward pass counts as one.
+        class_passes: passes of a class through the text encoder in a training step.
         colour, marker: in figures; methods that train on attacked images have solid lines and
             filled markers, the others dashed lines and open markers.
         defence: whether it acts at test time, on prompts that another method trained.
@@ -70,10 +70,10 @@ METHODS = {  # baselines first, test-time defences before APD
 
 
 def rank(method: str) -> tuple[int, str]:
-    """Sort key: in the order of ``METHODS``, then others by name."""
+    """A sort key: first the order of ``METHODS``, then other methods by name."""
     return place(method, METHODS)
 
 
 def place(name: str, table: dict) -> tuple[int, str]:
-    """Sort key: in the order of ``table``, then others by name."""
+    """A sort key: first the order of ``table``, then other names."""
     return (list(table).index(name), "") if name in table else (len(table), name)

@@ -1,8 +1,8 @@
-"""Random views of images as tensors: crops, flips and AugMix, which gradients go through.
+"""Random views of images: crops, flips and AugMix on tensors, which can be differentiated.
 
-A view is a function of its image and a seed, whatever the other images are. Numbers are those of
-R-TPT's published code (TomSheng21/R-TPT, ``data/datautils.py`` and ``data/augmix_ops.py``), which
-works on 8-bit images: values are not rounded here, and images are the encoder's, not larger ones.
+A view depends on its image and a seed only, not on the other images. Numbers are those of R-TPT's
+published code (TomSheng21/R-TPT, ``data/datautils.py`` and ``data/augmix_ops.py``). That code works
+on larger 8-bit images; here images have the encoder's size, and values are not rounded.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _bilinear(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(N, size, size): weights of an axis's pixels in each pixel of a part resized to ``size``.
+    """(N, size, size): the matrices that resize a part of an axis to ``size`` pixels.
 
-    As ``F.interpolate`` of the part: it reads nothing beyond its ends.
+    They give what ``F.interpolate`` gives for the part alone: pixels outside it have no weight.
     """
     pixels = torch.arange(size, dtype=start.dtype, device=start.device)
     at = (pixels + 0.5) * length[:, None] / size - 0.5
@@ -86,9 +86,9 @@ def _bilinear(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 def _augmix(views: Tensor, u: Tensor) -> Tensor:
     """m view + (1 - m) sum_i w_i chain_i(view); ``u`` (N, 34) in [0, 1)."""
-    kept, shares, depths, steps = u.split(
+    share, shares, depths, steps = u.split(
         [1, _CHAINS, _CHAINS, 3 * _CHAINS * _DEPTH], dim=1
-    )  # the shares are Dirichlet(1, 1, 1), ``kept`` is Beta(1, 1)
+    )  # ``shares`` become weights, Dirichlet(1, 1, 1); ``share`` is that of the view, Beta(1, 1)
     weights = -(1 - shares).log()
     weights = weights / weights.sum(dim=1, keepdim=True)
     depths = (1 + (depths * _DEPTH).floor()).flatten()
@@ -97,17 +97,17 @@ def _augmix(views: Tensor, u: Tensor) -> Tensor:
     for depth in range(_DEPTH):
         chains = _operate(chains, steps[:, depth], depths > depth)
     mixed = torch.einsum("ni,nichw->nchw", weights, chains.unflatten(0, (-1, _CHAINS)))
-    kept = kept.view(-1, 1, 1, 1)
-    return kept * views + (1 - kept) * mixed
+    share = share.view(-1, 1, 1, 1)
+    return share * views + (1 - share) * mixed
 
 
 def _operate(images: Tensor, u: Tensor, on: Tensor) -> Tensor:
-    """One of nine operations on each image where ``on``; ``u`` (N, 3): which, level, sign."""
+    """One of nine operations on each image where ``on``; ``u`` (N, 3): which, level and sign."""
     which = (u[:, 0] * 9).floor().long()
     level = 0.1 + 0.9 * u[:, 1]
     sign = torch.where(u[:, 2] > 0.5, -1.0, 1.0).to(images.dtype)
     on_values = (_autocontrast, _equalize, _posterize, _solarize)
-    kinds = len(on_values) + 2  # all geometric ones are one, and there is none
+    kinds = len(on_values) + 2  # one kind for all geometric operations, one for no operation
     kind = torch.where(on, which.clamp_max(len(on_values)), kinds - 1)
     order = kind.argsort(stable=True)
     counts = kind.bincount(minlength=kinds).tolist()
@@ -130,7 +130,7 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Pillow's ``ImageOps.equalize``; its derivative on the way back is that of the identity."""
+    """Pillow's ``ImageOps.equalize``; its backward pass is that of the identity."""
     levels = (images.detach() * 255).round().long().flatten(2)
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=images.device)
     counts.scatter_add_(2, levels, torch.ones_like(levels))
@@ -144,7 +144,7 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, _: Tensor) -> Tensor:
-    """The four upper bits; derivative as for ``_equalize``."""
+    """The four upper bits of each value; the backward pass is that of the identity."""
     upper = (images.detach() * 255).round().div(16).floor() * 16 / 255
     return images + (upper - images.detach())
 
@@ -159,7 +159,7 @@ def _matrix(which: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     angle = sign * (level * 30 / 10).floor() * (which == 4) * math.pi / 180
     shear_x, shear_y = (sign * level * 0.3 / 10 * (which == kind) for kind in (5, 6))
     shift = 2 * sign * (level * (_SIZE / 3) / 10).floor() / _SIZE
-    # Pillow's shears leave the upper left corner where it is, which is at (-1, -1) here
+    # Pillow's shears do not move the upper left corner, which is at (-1, -1) here
     rows = (
         (angle.cos(), shear_x - angle.sin(), shear_x + shift * (which == 7)),
         (shear_y + angle.sin(), angle.cos(), shear_y + shift * (which == 8)),

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 
 class Format(NamedTuple):
-    """How one is written.
+    """How a format is written.
 
     Attributes:
-        suffix: what its files end in; "": it is a folder.
-        module, writer: of the function that writes a classifier to a path, and returns a function
-            from images to the logits of what stands there.
+        suffix: of its files; "": it is a folder.
+        module, writer: of the function that writes a classifier to a path. It returns a function
+            from images to logits that computes with the written file.
     """
 
     suffix: str

@@ -1,4 +1,4 @@
-"""Writing a classifier in one of the formats, and holding the file against it."""
+"""Writing a classifier in one of the formats, and comparing the file's logits with its own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def export(model: PromptedClassifier, target: str | os.PathLike, form: str) -> f
         The largest difference of a logit, on random images in batches of two sizes.
 
     Raises:
-        UserError: there is such a file, its suffix is another, a library is missing, the model
-            is not in float32, or the format cannot hold it.
-        ImpossibleResult: the logits of what was written are others; then nothing is left.
+        UserError: the file exists, its suffix is wrong, a library is missing, the model is not in
+            float32, or the format cannot represent it.
+        ImpossibleResult: the written file gives other logits; it is removed.
     """
     target, (suffix, module, writer) = Path(target), FORMATS[form]
     if suffix and target.suffix != suffix:

@@ -1,4 +1,4 @@
-"""What an exported file says of itself."""
+"""The metadata in exported files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from apd.models.saved import to_config
 
 
 def as_json(classifier: PromptedClassifier) -> str:
-    """All that a saved classifier's config.json says (``apd.models.saved``)."""
+    """The text of a saved classifier's config.json (``apd.models.saved``)."""
     return json.dumps(to_config(classifier.model, classifier.description))
 
 
 def metadata(classifier: PromptedClassifier) -> dict[str, str]:
-    """As ONNX and safetensors have it: texts by their names."""
+    """The metadata of ONNX and safetensors files: texts by their names."""
     return {"class_names": json.dumps(classifier.class_names), "config.json": as_json(classifier)}

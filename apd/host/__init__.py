@@ -47,15 +47,15 @@ _TOOLBOX = [
 
 def _choose():
     """Return the name of the host and its module."""
-    wanted = os.environ.get("APD_HOST", "")
-    if wanted not in ("", "dassl", "embedded"):
-        raise UserError(f"APD_HOST is '{wanted}': it must be dassl or embedded, or not be set")
-    if wanted == "dassl" or (not wanted and find_spec("dassl")):
+    forced = os.environ.get("APD_HOST", "")
+    if forced not in ("", "dassl", "embedded"):
+        raise UserError(f"APD_HOST is '{forced}': it must be dassl or embedded, or not be set")
+    if forced == "dassl" or (not forced and find_spec("dassl")):
         try:
             return "dassl", import_module("apd.host.upstream")
         except Exception as error:  # Dassl imports much, and an old one may fail in any way
             reason = f"Dassl does not import ({type(error).__name__}: {error})"
-            if wanted:
+            if forced:
                 raise UserError(
                     f"APD_HOST is dassl, but {reason}: install what is missing, or unset APD_HOST"
                 ) from error

@@ -7,8 +7,8 @@ RUN is a run's folder, one that save wrote, hf:USER/NAME, or a checkpoint of ano
 several of them have a column each. Folders are searched at any depth; - reads paths from the
 standard input, one a line. No data set is needed.
 
-Exit codes: 0 done, 1 some images could not be read (each is told, the others are classified), 2 bad
-input.
+Exit codes: 0 done, 1 some images could not be read (they are named, the others are classified), 2
+bad input.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from apd.ranges import whole
 if TYPE_CHECKING:
     from apd.models.classifier import Prediction, PromptedClassifier
 
-Row = tuple[str, "list[Prediction] | str"]  # an image, and what each run says or why none does
+Row = tuple[str, "list[Prediction] | str"]  # a path, and each run's prediction or an error
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def predictions(
     models: Sequence[PromptedClassifier], paths: Iterator[str], top: int, batch_size: int
 ) -> Iterator[Row]:
-    """What each model says of each image, in batches; why, of those that cannot be read."""
+    """Each model's prediction for each image, or why the image cannot be read."""
     while batch := list(islice(paths, batch_size)):
         images, faults = {}, {}
         for path in batch:
@@ -60,16 +60,22 @@ def predictions(
                 images[path] = open_rgb(path)
             except ValueError as error:
                 faults[path] = one_line(error)
-        said = [model.predict(images.values(), top=top) for model in models] if images else []
-        found = dict(zip(images, map(list, zip(*said))))
+        answers = [model.predict(images.values(), top=top) for model in models] if images else []
+        answers_of = dict(zip(images, map(list, zip(*answers))))
         for path in batch:
-            yield path, found.get(path) or faults[path]
+            yield path, answers_of.get(path) or faults[path]
 
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """A row per image, a column per run."""
     lines = [
-        [path, *(", ".join(f"{label} {share:.1%}" for label, share in said.top) for said in row)]
+        [
+            path,
+            *(
+                ", ".join(f"{label} {share:.1%}" for label, share in prediction.top)
+                for prediction in row
+            ),
+        ]
         for path, row in rows
         if not isinstance(row, str)
     ]
@@ -80,8 +86,8 @@ def as_json(path: str, row: list[Prediction] | str, names: Sequence[str]) -> str
     """An object with image, and either error or predictions, by run."""
     if isinstance(row, str):
         return json.dumps({"image": path, "error": row})
-    said = {name: prediction._asdict() for name, prediction in zip(names, row)}
-    return json.dumps({"image": path, "predictions": said})
+    by_run = {name: prediction._asdict() for name, prediction in zip(names, row)}
+    return json.dumps({"image": path, "predictions": by_run})
 
 
 def csv_rows(rows: Sequence[Row], names: Sequence[str]) -> list[dict]:
@@ -106,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     names = short_names(sources, models)
     rows: list[Row] = []
     damaged = 0
-    found = predictions(models, paths, args.top, args.batch_size)
-    for path, row in tqdm(found, desc="apd-predict", unit="image", disable=None):
+    results = predictions(models, paths, args.top, args.batch_size)
+    for path, row in tqdm(results, desc="apd-predict", unit="image", disable=None):
         if isinstance(row, str):
             damaged += 1
             print(f"{one_line(path)}: {row}", file=sys.stderr)

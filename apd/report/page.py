@@ -38,8 +38,12 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
     for name in fitting(runs):
         try:
             tables += [
-                {"title": one.title, "html": one.format("html"), "long": len(one.rows) > _LONG}
-                for one in TABLES[name](runs)
+                {
+                    "title": table.title,
+                    "html": table.format("html"),
+                    "long": len(table.rows) > _LONG,
+                }
+                for table in TABLES[name](runs)
             ]
         except UserError as error:
             refused.append(f"No table {name}: {error}")
@@ -54,7 +58,7 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
         if shown:
             figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
     configs = _configs(runs)
-    evaluations = [one for run in runs.values() for one in run["evaluations"]]
+    evaluations = [evaluation for run in runs.values() for evaluation in run["evaluations"]]
     data = sorted({run["dataset"] for run in runs.values()})
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -69,7 +73,7 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
             figures=figures,
             threats=_threats(runs),
             flags=_flags(runs),
-            flagged=sum(bool(one.get("flags")) for one in evaluations),
+            flagged=sum(bool(evaluation.get("flags")) for evaluation in evaluations),
             evaluations=f"{len(evaluations):,}",
             methods=_methods(runs, configs),
             keys=_keys(configs),

@@ -43,7 +43,8 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
                 distant[figure] = reason.odds
                 continue
             except _Incomparable as reason:
-                reasons[str(reason)].append(_figure_text(figure, kind))
+                name = " on ".join(_labels(figure).values())
+                reasons[str(reason)].append(f"{name} ({kind})")
                 continue
             ours.difference = mean(ours) - theirs
             cells = {"published": Numbers([Accuracy(theirs)]), "ours": ours}
@@ -176,10 +177,6 @@ def _labels(figure: Figure) -> dict:
     source = f", from {figure.trained_on}" if figure.trained_on else ""
     shots = f", {shots_text(figure.shots)}" if figure.shots else ""
     return {"method": figure.method, "data set": f"{name}{classes}{source}{shots}"}
-
-
-def _figure_text(figure: Figure, kind: str) -> str:
-    return f"{' on '.join(_labels(figure).values())} ({kind})"
 
 
 def _own_accuracy(

@@ -145,7 +145,7 @@ def harmonic(cells: list[Numbers]) -> Numbers:
         return _combined([], cells)
     parts = [value for cell in cells for value in cell]
     cell = _combined([Accuracy.made_from(harmonic_mean(map(mean, cells)), parts)], cells)
-    cell.n = min(part.n for part in cells)
+    cell.n = min(cell.n for cell in cells)
     return cell
 
 
@@ -190,7 +190,10 @@ class Grid:
         for by_seed in self._runs.values():
             _check_config(by_seed)
         self.rows = sorted(self._siblings, key=rank)
-        self.places = sorted({place for _, place in self._runs}, key=_place_rank)
+        self.places = sorted(
+            {place for _, place in self._runs},
+            key=lambda place: (data_rank(place.dataset), place.subsample, shots_rank(place.shots)),
+        )
         alike = stand_ins(runs)
         self._columns = {name: header(evaluation) for name, evaluation in alike.items()}
         self._images = {
@@ -346,7 +349,3 @@ def _check_config(by_seed: dict[int, tuple[Path, dict]]) -> None:
                 f"seeds of {run['method']} have different configs: {listed(changed, 3)} in "
                 f"{where}, {folder}"
             )
-
-
-def _place_rank(place: Place) -> tuple:
-    return (data_rank(place.dataset), place.subsample, shots_rank(place.shots))

@@ -27,10 +27,10 @@ def mkdir_if_missing(dirname: str) -> None:
 
 def check_isfile(fpath: str) -> bool:
     """Whether ``fpath`` is a file; warns if it is not."""
-    found = os.path.isfile(fpath)
-    if not found:
+    exists = os.path.isfile(fpath)
+    if not exists:
         warnings.warn(f"there is no file {fpath}")
-    return found
+    return exists
 
 
 def write_json(obj, fpath: str) -> None:
