@@ -10,8 +10,7 @@ VAGUE = {"asked", "beside", "doubts", "fine", "forgive", "found", "hush", "kept"
 VAGUE |= {"wanted"}
 # files and folders of apd that still have such names: a line goes once they are gone
 STILL = tuple(
-    f"apd/{room}"
-    for room in ("doctor/", "evaluate/", "figures/gallery.py", "models/", "show/", "training/")
+    f"apd/{room}" for room in ("evaluate/", "figures/gallery.py", "models/", "show/", "training/")
 )
 
 

@@ -1,1 +1,1 @@
-"""What a data root holds."""
+"""Checks of a data root, of zero-shot CLIP, and of attacks on a device."""

@@ -1,5 +1,5 @@
-"""Looks at a data root: which data sets are there, whole and readable, and what to fetch next.
-And at an installation: is zero-shot CLIP as good as published, and do attacks work?
+"""Check a data root: which data sets are complete and readable, and what to download next.
+Check an installation: is zero-shot CLIP as good as published, and do attacks work?
 
     python -m apd.doctor --root DATA [--dataset NAME ...] [--deep]
     python -m apd.doctor --root DATA --dataset NAME --make-split [--seed 1]
@@ -7,11 +7,11 @@ And at an installation: is zero-shot CLIP as good as published, and do attacks w
     python -m apd.doctor --root DATA --zeroshot mini --dataset Digits
     python -m apd.doctor --attack [--device cuda]
 
-Counts of classes and images stand beside the published ones. --deep decodes every image.
+Counts of classes and images are shown beside the published ones. --deep decodes every image.
 --make-split writes the split file of a data set from its raw annotations, by CoOp's rules and
 with a seed: for those who cannot get the published file, and not comparable with its numbers.
---zeroshot evaluates hand-written prompts on a part of the test images of what is there, and
-holds it against published figures. It also takes the data sets that come with this package.
+--zeroshot evaluates templates on some test images of each usable data set, and compares the
+accuracy with published figures. It also takes the data sets that come with this package.
 --attack tests attacks on this device, in seconds.
 
 Exit codes: 0 all that was asked for is usable, 1 something is not, 2 bad input.
@@ -45,7 +45,7 @@ from apd.images import open_rgb
 from apd.ranges import whole
 
 DATASETS = published()
-BUNDLED = {  # that come with this package
+BUNDLED = {  # data sets that come with this package
     name: DATASET_REGISTRY.get(name) for name in ("Clothing", "Digits", "Letters", "RenderedDigits")
 }
 BACKBONES = (
@@ -56,12 +56,12 @@ HELP = """CoOp's instructions have the same folders,
 with $DATA for --root: https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md
 For those who cannot get a split file, --dataset NAME --make-split makes a seeded one, whose
 numbers cannot be compared with published ones."""
-SHOWN = 10  # faulty images that are named
+SHOWN = 10  # at most so many faulty images are named
 
 
 @dataclass
 class Finding:
-    """What was found of one data set; ``advice`` is what to read below the table, a line each."""
+    """The state of one data set; ``advice`` has the lines about it below the table."""
 
     dataset: type[Published]
     folder: Path
@@ -138,7 +138,7 @@ def examine(dataset: type[Published], root: Path, deep: bool = False) -> Finding
 
 
 def _counts(dataset, train: list[Entry], val: list[Entry], test: list[Entry]) -> Counts:
-    """With None for splits that are published as such: an ImageNet shift is all test."""
+    """Counts of the splits; None for those that have no published count."""
     sizes = (
         len(split) if published is not None else None
         for split, published in zip((train, val, test), dataset.counts[1:])
@@ -163,18 +163,18 @@ def _why_undecodable(path: str) -> str:
 
 
 def report(findings: list[Finding]) -> str:
-    """The table, and below it a line for everything that should be done."""
+    """The table of data sets, and below it what to do, a line each."""
     headers = ["data set", "state", "folder", "split file", *Counts._fields]
     deep = any(finding.unreadable is not None for finding in findings)
     if deep:
         headers.append("unreadable")
     rows = []
     for finding in findings:
-        found = finding.counts or [None] * len(Counts._fields)
+        counts = finding.counts or [None] * len(Counts._fields)
         row = [finding.dataset.__name__, finding.state, finding.folder, finding.split_file]
         row += [
             f"{_number(n)} of {_number(p)}" if p else "–"
-            for n, p in zip(found, finding.dataset.counts)
+            for n, p in zip(counts, finding.dataset.counts)
         ]
         if deep:
             row.append(_number(finding.unreadable))
@@ -243,10 +243,10 @@ def zeroshot(args: argparse.Namespace, root: Path, datasets: list[type[FewShotDa
             f"--dataset {' '.join(BUNDLED)}"
         )
     rows, well = [], True
-    for name, accuracy, count, said, good in zero_shot(
+    for name, accuracy, count, text, good in zero_shot(
         args.zeroshot, datasets, root, args.subset, args.device
     ):
-        rows.append([name, f"{accuracy:.1f}", f"{count:,}", said])
+        rows.append([name, f"{accuracy:.1f}", f"{count:,}", text])
         well &= good
     headers = ["data set", f"zero-shot {args.zeroshot} (%)", "images", "held against the published"]
     print("\n" + tabulate(rows, headers=headers, disable_numparse=True))

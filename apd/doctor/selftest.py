@@ -1,4 +1,4 @@
-"""Do attacks work on this device? What ``--attack`` of the doctor looks at, on the mini CLIP."""
+"""The checks of ``--attack``: do attacks on the mini CLIP work on this device?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNT = 8  # images
 
 
 class Check(NamedTuple):
-    """One thing that must hold, whether it does, and what was seen."""
+    """A property that must hold, whether it does, and the values that were measured."""
 
     name: str
     good: bool
@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 def self_test(device: str) -> Iterator[Check]:
-    """Checks of attacks on ``device``, with made images of a fixed seed; about ten seconds."""
+    """Checks of attacks on ``device``, with random images of a fixed seed; about ten seconds."""
     draw = torch.Generator().manual_seed(0)
     reference = build_prompted_clip(load_clip("mini"), NAMES, n_ctx_text=2, n_ctx_visual=2)
     size = reference.clip.visual.input_resolution
@@ -37,18 +37,18 @@ def self_test(device: str) -> Iterator[Check]:
     start = (images + noise * THREAT.eps / 255).clamp(0, 1)
     model = copy.deepcopy(reference).to(device)
     labels = reference(images).argmax(1)
-    here = images.to(device), labels.to(device)
-    yield _gradients_flow(model, *here)
-    yield _ball_and_box(model, *here, start.to(device))
+    on_device = images.to(device), labels.to(device)
+    yield _gradients_flow(model, *on_device)
+    yield _ball_and_box(model, *on_device, start.to(device))
     yield _plain_loop(copy.deepcopy(reference).double(), images.double(), labels, start.double())
     if torch.device(device).type != "cpu":
         yield _devices_agree(reference, model, images, labels)
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        yield _half(name, dtype, model, *here)
+        yield _half(name, dtype, model, *on_device)
 
 
 def gradients(logits_fn: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Of the cross-entropy of each image, for the image: as attacks take them."""
+    """The gradients of each image's cross-entropy for the image, as attacks compute them."""
     images = images.detach().clone().requires_grad_()
     logits = logits_fn(images)
     weights = logits.detach().float().softmax(1) - F.one_hot(labels, logits.shape[1])
@@ -56,7 +56,7 @@ def gradients(logits_fn: Callable[[Tensor], Tensor], images: Tensor, labels: Ten
 
 
 def _lost(gradient: Tensor) -> int:
-    """How many images have a gradient of zeros, or one that is not finite."""
+    """How many images have a gradient that is all zeros or not finite."""
     flat = gradient.flatten(1)
     return int((~(flat.isfinite().all(1) & flat.any(1))).sum())
 
@@ -85,7 +85,7 @@ def _ball_and_box(model: PromptedCLIP, images: Tensor, labels: Tensor, start: Te
 
 @torch.no_grad()
 def _plain_loop(model: PromptedCLIP, images: Tensor, labels: Tensor, start: Tensor) -> Check:
-    """In float64 on the CPU, where nothing is rounded that matters."""
+    """PGD against a plain loop, in float64 on the CPU, where rounding does not matter."""
     classify = model.classifier()
     ours = pgd(classify, images, labels, THREAT, start=start)
     eps, alpha, x = THREAT.eps / 255, THREAT.alpha / 255, start
@@ -104,16 +104,16 @@ def _devices_agree(
 ) -> Check:
     device = model.mean.device
     with torch.no_grad():
-        apart = (reference(images) - model(images.to(device)).cpu()).abs().max().item()
-    there = gradients(reference.classifier(), images, labels)
-    here = gradients(model.classifier(), images.to(device), labels.to(device)).cpu()
-    alike = (there.sign() == here.sign()).float().mean().item()
-    seen = f"logits {apart:.0e} apart, {alike:.2%} of the gradients' signs alike"
-    return Check(f"CPU and {device.type} agree", apart < 0.05 and alike > 0.97, seen)
+        distance = (reference(images) - model(images.to(device)).cpu()).abs().max().item()
+    on_cpu = gradients(reference.classifier(), images, labels)
+    on_device = gradients(model.classifier(), images.to(device), labels.to(device)).cpu()
+    alike = (on_cpu.sign() == on_device.sign()).float().mean().item()
+    seen = f"logits {distance:.0e} apart, {alike:.2%} of the gradients' signs alike"
+    return Check(f"CPU and {device.type} agree", distance < 0.05 and alike > 0.97, seen)
 
 
 def _half(name: str, dtype: torch.dtype, model: PromptedCLIP, images: Tensor, labels: Tensor):
-    """With labels that the model is sure of, whose gradients are the smallest."""
+    """Half precision, with labels that the model is sure of: these have the smallest gradients."""
     classify, device = model.classifier(), images.device.type
     whole = gradients(lambda x: 4 * classify(x), images, labels)
     try:

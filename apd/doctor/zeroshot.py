@@ -1,4 +1,4 @@
-"""Is zero-shot CLIP as good here as published? What ``--zeroshot`` of the doctor does."""
+"""The check of ``--zeroshot``: is zero-shot CLIP as good on this machine as published?"""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from apd.images import read_image
 from apd.results.published import papers, read_paper
 from apd.results.words import signed
 
-SLACK = 0.5  # points for versions of Pillow and PyTorch, and for papers' half precision
+SLACK = 0.5  # points allowed for other versions of Pillow and PyTorch, and papers' half precision
 
 
 def published_accuracy(backbone: str, dataset: str) -> tuple[float, str] | None:
-    """The clean zero-shot accuracy in percent of hand-written prompts, and its source."""
+    """The published clean accuracy of the templates, in percent, and its source."""
     for name in papers():
         paper = read_paper(name)
         for figure in paper.figures:
@@ -41,13 +41,13 @@ def published_accuracy(backbone: str, dataset: str) -> tuple[float, str] | None:
 def zero_shot(
     backbone: str, datasets: list[type[FewShotDataset]], root: Path, subset: int, device: str
 ) -> Iterator[tuple[str, float, int, str, bool]]:
-    """Evaluate hand-written prompts on each data set's test images.
+    """Evaluate the template on each data set's test images.
 
     Args:
         subset: how many of them, drawn with a fixed seed; 0: all.
 
     Yields:
-        Data set, accuracy (%), images, what to think of it in a line, and whether it is well.
+        Data set, accuracy (%), number of images, a line that compares it, and whether it is fine.
     """
     clip_model = load_clip(backbone).to(device)
     size = clip_model.visual.input_resolution
@@ -67,14 +67,14 @@ def zero_shot(
         right = _right(model, _Images(items, build_transform(cfg, is_train=False)), cls.__name__)
         accuracy = 100 * right / len(items)
         # None for data sets that come with this package
-        known = published_accuracy(backbone, cls.__name__) if issubclass(cls, Published) else None
-        well, said = True, f"no published figure of {backbone} here"
-        if known:
-            well, said = judge(accuracy, len(items), len(dataset.test), *known)
+        figure = published_accuracy(backbone, cls.__name__) if issubclass(cls, Published) else None
+        well, text = True, f"no published figure of {backbone} here"
+        if figure:
+            well, text = judge(accuracy, len(items), len(dataset.test), *figure)
         if not well:
             made = cls.source(root / cls.dataset_dir).made
-            said += f": {likely(accuracy, dataset.classnames, made)}"
-        yield cls.__name__, accuracy, len(items), said, well
+            text += f": {likely(accuracy, dataset.classnames, made)}"
+        yield cls.__name__, accuracy, len(items), text, well
 
 
 def judge(accuracy: float, n: int, total: int, known: float, source: str) -> tuple[bool, str]:
@@ -82,10 +82,10 @@ def judge(accuracy: float, n: int, total: int, known: float, source: str) -> tup
     p = known / 100
     error = 100 * math.sqrt(p * (1 - p) / n * (1 - n / total)) if n < total else 0.0
     bound = 3 * error + SLACK
-    said = f"{signed(accuracy - known)} to the published {known:.2f} ({source})"
+    text = f"{signed(accuracy - known)} to the published {known:.2f} ({source})"
     if abs(accuracy - known) <= bound:
-        return True, f"{said}, within {bound:.1f}"
-    return False, f"{said}, more than {bound:.1f} apart"
+        return True, f"{text}, within {bound:.1f}"
+    return False, f"{text}, more than {bound:.1f} apart"
 
 
 def likely(accuracy: float, classnames: list[str], made: str) -> str:

@@ -47,13 +47,15 @@ def settings(run: dict) -> dict:
     method does not read. Where a run evaluates another run's prompts, the keys of training have the
     values of that other run. Keys that a run of an earlier version lacks have their defaults.
     """
-    found = _defaults(run["method"]) | _compared(run["config"], run["method"])
-    return found | {k: v for k, v in _source_settings(run).items() if k in found}
+    own = _defaults(run["method"]) | _compared(run["config"], run["method"])
+    return own | {k: v for k, v in _source_settings(run).items() if k in own}
 
 
 def _source_settings(run: dict) -> dict:
-    """The settings that trained the prompts which a run evaluates; empty if it trained them itself
-    or nothing tells."""
+    """The settings that trained the prompts which a run evaluates.
+
+    Empty if the run trained them itself, or if the settings are not known.
+    """
     record = run.get("trained_on") if run.get("prompts_from") else None
     return (record or {}).get("settings", {})
 

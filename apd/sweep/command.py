@@ -2,7 +2,7 @@
 
     apd-sweep SPEC.yaml [--dry-run | --plan FILE] [--jobs K] [--root DATA] [--dataset ...] ...
 
-A cell is one combination of the grid; it makes one run, and with some protocols several.
+A cell is a planned run: each combination of the grid makes one, with some protocols several.
 apd/sweep/spec.py describes SPEC; configs/sweeps/ has examples. Runs have the same folders as with
 scripts/*.sh. The same command again continues a sweep: finished cells are left alone, killed ones
 go on where they were. Several sweeps, on one machine or on many, may share an output folder.
