@@ -3,9 +3,9 @@
 #   bash scripts/study.sh ZIPS DATA    # lays the photographs of ZIPS out in DATA first
 #   bash scripts/study.sh - DATA       # they are there already
 # OUTPUT (default: output/study) has the runs, FLAGS goes to apd-sweep ("--jobs 2 --threads 1").
-# Finished runs are kept, those in docs/study/runs.tar.gz too, and killed ones resume. PARTS chooses
-# among: gate search confirm claims attack tasks tables (default: all). Runs are made from a clone as
-# it is committed; DIRTY=1 lets its files differ.
+# Finished runs are kept, those in docs/study/*runs.tar.gz too, and killed ones resume. PARTS chooses
+# among: gate search confirm claims attack tables (default: these), tasks_search tasks (round 4).
+# Runs are made from a clone as it is committed; DIRTY=1 lets its files differ.
 set -euo pipefail
 shopt -s inherit_errexit  # what fails in $(...) ends this
 [ $# -eq 2 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
@@ -15,8 +15,9 @@ source "$(dirname "$0")/env.sh"
 
 OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
-KNOWN="gate search confirm claims attack tasks tables"
-PARTS=${PARTS:-$KNOWN}
+DEFAULT="gate search confirm claims attack tables"
+KNOWN="$DEFAULT tasks_search tasks"
+PARTS=${PARTS:-$DEFAULT}
 for part in $PARTS; do
     [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
 done
@@ -24,7 +25,9 @@ done
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
 # results (no prompts) of cells that have finished already: they are not run again
-tar -xzf "$TABLES/runs.tar.gz" -C "$OUTPUT" --skip-old-files
+for archive in runs tasks_runs; do
+    tar -xzf "$TABLES/$archive.tar.gz" -C "$OUTPUT" --skip-old-files
+done
 
 sweep() {
     local more=(--output "$OUTPUT" --chosen "$TABLES/search.json")
@@ -61,10 +64,16 @@ if part attack; then
     finished=$(sweep study --trainer APD AdvIVLP --seed 1 --folders)
     apd-eval $finished --attack autoattack --subset 100
 fi
-if part tasks; then  # round 4
+if part tasks_search; then  # round 4: the control's search
     run study_tasks_search
     finished=$(folders study_tasks_search)
     table "$finished" search control_search --criterion harmonic
+fi
+if part tasks; then
+    if [ ! -f "$TABLES/tasks_plan.json" ]; then
+        echo "tasks: no $TABLES/tasks_plan.json: write it (apd-sweep --plan), commit it" >&2
+        exit 2
+    fi
     run study_tasks
     finished=$(middle_radius)
     apd-eval $finished --attack autoattack --subset 50
