@@ -185,14 +185,16 @@ def test_no_task_is_left_out_silently(arms, save, tmp_path, capsys):
     assert "with fewer radii than the arm has elsewhere: AdvIVLP on New (1 of 3)" in out
 
 
-def test_curves_that_rise_are_told(arms, save, tmp_path, capsys):
-    arms({"A": 1.0, "B": 3.0}, radii=(3.0, 6.0))
+@pytest.mark.parametrize(
+    ("robust", "rises"), [(70, True), (38.4, True), (25.6, True), (37.6, False), (26.4, False)]
+)
+def test_curves_that_rise_are_told(arms, save, tmp_path, capsys, robust, rises):
+    arms({"A": 1.0, "B": 3.0}, radii=(3.0, 6.0))  # APD on A: 55/26 and 43/38, clean/robust
     config = {"AT": {"TRAIN": {"EPS": 4.5}}, "TRAINER": {"APD": {}}}
-    save("runs/A/APD/4.5", method="APD", dataset="A", clean=54, robust=70, config=config)
+    save("runs/A/APD/4.5", method="APD", dataset="A", clean=54, robust=robust, config=config)
     _, out = made(tmp_path, capsys, *FRONTIER, "--difference", "APD", "AdvIVLP")
-    assert "in 1 of 6 curves robust accuracy rises with clean accuracy somewhere" in " ".join(
-        out.split()
-    )
+    said = "in 1 of 6 curves robust accuracy rises with clean accuracy somewhere"
+    assert (said in " ".join(out.split())) == rises
 
 
 def test_seeds_of_a_radius_are_averaged_first(save, tmp_path, capsys):

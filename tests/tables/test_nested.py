@@ -130,3 +130,10 @@ def test_holm_keeps_the_order_and_is_no_less_than_what_it_was(ps):
     adjusted = holm(ps)
     assert all(p <= q <= 1 for p, q in zip(ps, adjusted))
     assert [q for _, q in sorted(zip(ps, adjusted))] == sorted(adjusted)
+
+
+@pytest.mark.parametrize(("sources", "columns"), [("aab", 2), ("aab", 3), ("aa", 2), ("a", 2)])
+def test_there_are_more_sources_than_columns(sources, columns):
+    X = np.vander(np.arange(1.0, len(sources) + 1), columns)
+    with pytest.raises(ValueError, match="too few sources"):
+        Fit(np.ones(len(sources)), X, sources)

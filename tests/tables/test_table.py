@@ -520,6 +520,17 @@ def test_commands_say_where_schedules_may_differ(save, tmp_path, capsys):
     assert command.endswith("DATASET.NUM_SHOTS 1")
 
 
+@pytest.mark.parametrize(("lacking", "nearest"), [(2, "1 shot"), (8, "4 shots"), (32, "16 shots")])
+def test_a_run_of_the_nearest_shots_is_copied(save, tmp_path, capsys, lacking, nearest):
+    for shots in (1, 4, 16, lacking):
+        save_run(save, "APD", shots=shots)
+    for shots in (1, 4, 16):
+        save_run(save, "CoOp", shots=shots)
+    comment, command = printed_commands(capsys, tmp_path)
+    assert comment.startswith(f"# from a run with {nearest}:")
+    assert command.endswith(f"DATASET.NUM_SHOTS {lacking}")
+
+
 def test_a_run_of_the_same_shots_is_copied_before_one_of_the_same_data(save, tmp_path, capsys):
     for dataset, name, shots in (
         ("DTD", "dtd", 4),
