@@ -73,6 +73,8 @@ setup(
         "attacks": ["foolbox>=3.3", "adversarial-robustness-toolbox>=1.17", "pyautoattack>=0.2"],
         # apd-export --format onnx
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2"],
+        "demo": ["gradio>=6"],  # apd-demo
+        "browser": ["playwright>=1.40"],  # drives Chromium in the test of its page
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },
@@ -86,6 +88,7 @@ setup(
             "apd-doctor = apd.doctor.command:main",
             "apd-eval = apd.arguments.evaluate:main",
             "apd-predict = apd.predict.command:main",
+            "apd-demo = apd.demo.command:main",
             "apd-show = apd.show.command:main",
             "apd-convert = apd.interchange.command:main",
             "apd-export = apd.export.command:main",

@@ -93,7 +93,7 @@ def draw(gallery: Gallery) -> Figure:
                 _note(delta, "wrong before\nthe attack")
                 after.set_axis_off()
             else:
-                _image(delta, 0.5 + factor * (attacked.images[i] - gallery.clean[i]))
+                _image(delta, magnified(gallery, run, i))
                 _image(after, attacked.images[i])
                 _frame(after, attacked.said[run][i][0] == gallery.labels[run][i])
                 _say(after, gallery, attacked.said, i, own=run)
@@ -108,6 +108,13 @@ def magnification(gallery: Gallery) -> int:
     """What perturbations are multiplied with: the largest of all fills half the range of grey."""
     largest = max(float((a.images - gallery.clean).abs().max()) for a in gallery.attacked)
     return max(int(0.5 / largest), 1) if largest else 1
+
+
+def magnified(gallery: Gallery, run: int, image: int) -> Tensor:
+    """The perturbation of one image by the attack on one classifier, to be looked at: (3, R, R) in
+    [0, 1], times ``magnification(gallery)`` around a grey that means no change."""
+    delta = gallery.attacked[run].images[image] - gallery.clean[image]
+    return (0.5 + magnification(gallery) * delta).clamp(0, 1)
 
 
 def _image(axes: Axes, image: Tensor) -> None:

@@ -89,6 +89,13 @@ def _is_source(text: str) -> bool:
     return path.is_dir() and any(True for layout in layouts for _ in path.glob(layout))
 
 
+def check_alike(models: Sequence[PromptedClassifier]) -> None:
+    """Raise UserError unless one image can be shown to all of the models, as the same classes."""
+    for what in ("class_names", "resolution"):
+        if len({str(getattr(model, what)) for model in models}) > 1:
+            raise UserError(f"these runs differ in {what}: show them one by one")
+
+
 def short_names(sources: Sequence[str], models: Sequence[PromptedClassifier]) -> list[str]:
     """What to call each: its method, with its seed, or its source, whatever tells them apart."""
     methods = [model.description.method for model in models]

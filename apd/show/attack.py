@@ -7,10 +7,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apd.attacks import Attack
+from apd.attacks import Attack, ThreatModel, find_attack
 from apd.attacks.stream import attack_batch
+from apd.errors import UserError
 from apd.figures.gallery import Answer, Attacked, Gallery
 from apd.models.classifier import PromptedClassifier
+
+
+def find_attack_on(
+    model: PromptedClassifier, name: str = "", eps: float | None = None, norm: str | None = None
+) -> Attack:
+    """An attack; what is not said is as in the model's own evaluation.
+
+    Args:
+        name: as of ``find_attack``; "": PGD with as many steps as the evaluation had.
+        eps: radius, in units of 1/255.
+        norm: "linf" or "l2".
+
+    Raises:
+        UserError: nothing says the radius, or no attack has this name.
+    """
+    own = model.threat_model["test"] or {}
+    eps = own.get("eps") if eps is None else eps
+    if eps is None:
+        raise UserError("nothing says how far the attack may go: give --eps, in units of 1/255")
+    ratio = own["alpha"] / own["eps"] if own.get("eps") else 0.25
+    threat = ThreatModel(
+        norm=norm or own.get("norm", "linf"),
+        eps=float(eps),
+        alpha=ratio * float(eps),
+        steps=own.get("steps", 100),
+        restarts=own.get("restarts", 1),
+        loss=own.get("loss", "ce"),
+    )
+    return find_attack(name or threat.name, threat)
 
 
 def attack_all(

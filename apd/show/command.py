@@ -27,13 +27,12 @@ from tabulate import tabulate
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes
 from apd.files import check_writable
-from apd.models.arguments import add_flags, classifier, image_paths, short_names, split
+from apd.models.arguments import add_flags, check_alike, classifier, image_paths, short_names, split
 from apd.ranges import number, per_255, whole
 from apd.results.schema import RESULTS_NAME, SPLITS, read_results
 from apd.results.words import attack_text
 
 if TYPE_CHECKING:
-    from apd.attacks import Attack
     from apd.figures.gallery import Gallery
     from apd.models.classifier import PromptedClassifier
 
@@ -74,31 +73,6 @@ def words(model: PromptedClassifier, source: str, count: int) -> str:
     )
 
 
-def find_attack_of(model: PromptedClassifier, args: argparse.Namespace) -> Attack:
-    """The attack that is asked for, by default as the model's own evaluation.
-
-    Raises:
-        UserError: nothing says the radius.
-    """
-    from apd.attacks import ThreatModel, find_attack
-
-    own = model.threat_model["test"] or {}
-    eps = own.get("eps") if args.eps is None else args.eps
-    if eps is None:
-        raise UserError("nothing says how far the attack may go: give --eps, in units of 1/255")
-    ratio = own["alpha"] / own["eps"] if own.get("eps") else 0.25
-    steps = own.get("steps", 100)
-    threat = ThreatModel(
-        norm=args.norm or own.get("norm", "linf"),
-        eps=float(eps),
-        alpha=ratio * float(eps),
-        steps=steps,
-        restarts=own.get("restarts", 1),
-        loss=own.get("loss", "ce"),
-    )
-    return find_attack(args.attack or threat.name, threat)
-
-
 def of_files(
     models: Sequence[PromptedClassifier], names: Sequence[str], paths: list[str], args
 ) -> Gallery:
@@ -106,9 +80,9 @@ def of_files(
     import torch
 
     from apd.images import read_image
-    from apd.show.attack import attack_all
+    from apd.show.attack import attack_all, find_attack_on
 
-    attack = find_attack_of(models[0], args)
+    attack = find_attack_on(models[0], args.attack, args.eps, args.norm)
     classes = {name.replace("_", " ").lower(): name for name in models[0].class_names}
     folders = [Path(path).absolute().parent.name for path in paths]
     truth = [classes.get(folder.replace("_", " ").lower()) for folder in folders]
@@ -130,12 +104,12 @@ def of_test_set(
     """A sample of the test set of the run in ``source``, whose model is the first."""
     import apd
     from apd.evaluate.run import Run, SavedRun
-    from apd.show.attack import attack_all
+    from apd.show.attack import attack_all, find_attack_on
     from apd.show.sample import draw_sample
 
     if not (Path(source) / RESULTS_NAME).is_file():
         raise UserError(f"{source} has no test set: name images to show")
-    attack = find_attack_of(models[0], args)
+    attack = find_attack_on(models[0], args.attack, args.eps, args.norm)
     apd.register()
     run = Run(SavedRun(Path(source), read_results(source), args.root))
     sample = draw_sample(run, models[0], attack, args.images, args.split, args.seed)
@@ -176,9 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.words:
         print("\n\n".join(words(model, s, args.top) for model, s in zip(models, sources)))
         return 0
-    for what in ("class_names", "resolution"):
-        if len({str(getattr(model, what)) for model in models}) > 1:
-            raise UserError(f"these runs differ in {what}: show them one by one")
+    check_alike(models)
     names = short_names(sources, models)
     if paths:
         gallery = of_files(models, names, paths, args)
