@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from apd.errors import UserError, exit_codes
-from apd.results.runs import judged, load_runs
+from apd.results.runs import image_verdicts, load_runs
 
 ROWS = {  # folder -> name
     "ZeroshotCLIP": "zero-shot CLIP",
@@ -72,7 +72,7 @@ def verdicts(root: Path, sets: list[str], row: str, what: str) -> list[np.ndarra
     for name in sets:
         folder = root / name / row
         record = evaluations(folder).get(column(row, what))
-        judgement = record and judged(folder, record)
+        judgement = record and image_verdicts(folder, record)
         if judgement is None:
             raise UserError(f"{folder} has no evaluation for the column {what}: run the script")
         found.append(judgement[0])

@@ -77,11 +77,11 @@ def test_a_slurm_job_out_of_time_is_put_into_the_queue_again(cells, tmp_path):
     submitit = pytest.importorskip("submitit")
     from apd.jobs.cluster import _Submission
     from apd.jobs.lock import Lock
-    from apd.jobs.worker import _held
+    from apd.jobs.worker import _locks
 
     lock = Lock(cells[0].folder, cells[0].output)
     assert lock.acquire()
-    _held.append(lock)
+    _locks.append(lock)
     again = _Submission(cells[0], ".", 1).checkpoint()
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert owner(cells[0].folder) is None  # wherever the queue sends it

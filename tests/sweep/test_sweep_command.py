@@ -10,7 +10,7 @@ import pytest
 
 from apd.errors import UserError
 from apd.jobs.job import FAILED_NAME, State
-from apd.jobs.lock import LOCK_NAME, _self
+from apd.jobs.lock import LOCK_NAME, _this_process
 from apd.results import read_results
 from apd.sweep.spec import read_spec
 from apd.sweep.training_job import TrainingJob
@@ -125,7 +125,7 @@ def test_the_dry_run_lists_all_states_and_the_time_left(sweep, write_spec):
     ):
         Path(folder).mkdir(parents=True)
         Path(folder, "log.txt").write_text(log)
-    Path(running, LOCK_NAME).write_text(json.dumps({**_self(), "token": ""}))
+    Path(running, LOCK_NAME).write_text(json.dumps({**_this_process(), "token": ""}))
     for folder in (done, read_spec(spec)[1].folder):
         path = Path(folder, "results.json")
         results = json.loads(path.read_text())
@@ -231,7 +231,7 @@ def test_a_cell_with_an_owner_is_not_run(write_spec, sweep):
     (cell,) = read_spec(write_spec())
     Path(cell.folder).mkdir(parents=True)
     lock = Path(cell.folder, LOCK_NAME)
-    lock.write_text(json.dumps({**_self(), "token": ""}))
+    lock.write_text(json.dumps({**_this_process(), "token": ""}))
     os.utime(lock, (time.time() - 10_000,) * 2)
     run_job(cell, ".")
     assert [p.name for p in Path(cell.folder).iterdir()] == [LOCK_NAME]
