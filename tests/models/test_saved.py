@@ -37,7 +37,9 @@ def edited(saved, tmp_path):
     return edited
 
 
+@pytest.mark.parametrize("method", ["ZeroshotCLIP2", "CoOp", "VPT", "MaPLe", "FAP", "MMoP", "APD"])
 def test_what_is_saved_is_loaded_to_the_bit(trained, method, images, tmp_path):
+    """Prompts of each kind."""
     model = apd.load(trained(method)[0])
     again = apd.load(model.save(tmp_path / "saved"))
     assert torch.equal(again(images), model(images))
