@@ -3,8 +3,8 @@
     apd-plot RUN [RUN...] -o FOLDER [--kind KIND...] [--format FORMAT...]
 
 RUN is a run's folder, or a folder above several. The kinds:
-    few-shot  accuracy against shots, for each data set and the average of all
     scatter   clean against robust accuracy, of the average where there are several data sets
+    few-shot  accuracy against shots, for each data set and the average of all
     eps       robust accuracy against the radius of the attack, evaluations by apd-eval included
     training  what history.csv holds, against the epoch
 Lines and points are means over seeds; bands and bars are one sample standard deviation.

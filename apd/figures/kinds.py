@@ -162,8 +162,8 @@ def training(runs: dict[Path, dict]) -> Figures:
 
 
 KINDS: dict[str, Callable[[dict[Path, dict]], Figures]] = {
-    "few-shot": few_shot,
     "scatter": scatter,
+    "few-shot": few_shot,
     "eps": eps_curves,
     "training": training,
 }

@@ -29,10 +29,17 @@ _SHOWN_ELSEWHERE = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.
 _WIDE = 7  # inches; wider figures scroll on a narrow screen
 
 
-def page(runs: dict[Path, dict], title: str = "") -> str:
+def page(
+    runs: dict[Path, dict],
+    title: str = "",
+    galleries: tuple[list[dict], list[str]] = ([], []),
+) -> str:
     """The page as HTML, in which all text from the runs' files is escaped.
 
     A table or figure that cannot be made of these runs is named on the page, with the reason.
+
+    Args:
+        galleries: as ``apd.report.galleries.galleries`` gives them.
     """
     tables, figures, refused = [], [], []
     for name in fitting(runs):
@@ -71,6 +78,8 @@ def page(runs: dict[Path, dict], title: str = "") -> str:
             tables=tables,
             refused=refused,
             figures=figures,
+            galleries=galleries[0],
+            no_galleries=galleries[1],
             threats=_threats(runs),
             flags=_flags(runs),
             flagged=sum(bool(evaluation.get("flags")) for evaluation in evaluations),

@@ -48,6 +48,11 @@ def verdicts_path(run_dir: str | Path, key: str) -> Path:
     return Path(run_dir) / EVALUATIONS / f"{key}.json"
 
 
+def gallery_path(run_dir: str | Path, key: str) -> Path:
+    """Of some of its images, as drawn for the report."""
+    return verdicts_path(run_dir, key).with_suffix(".png")
+
+
 def verdicts_keys(run_dir: str | Path) -> list[str]:
     """Keys of the run's finished evaluations, sorted."""
     try:

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from apd.attacks import Attack
 from apd.attacks.stream import attack_batch
 from apd.errors import UserError
+from apd.evaluate.loop import places_of
 from apd.evaluate.run import Run
 from apd.models.classifier import PromptedClassifier
+from apd.results.verdicts import Verdicts
 
 _TRIED = 8  # batches of images, before what was found is shown
 
@@ -59,11 +62,47 @@ def draw_sample(
             f"{run.folder}: of {len(order)} images, the first {_TRIED * size} drawn are all "
             "misclassified before any attack: name images to show"
         )
-    stood, fell = both
-    half = count // 2
-    stood = stood[: max(count - len(fell), half)]
-    rows = torch.cat([stood, fell[: count - len(stood)]]).sort()[0]
+    rows = _of_both(tried.stands, count)
     return Sample(*(column[rows] for column in tried))
+
+
+def sample_of_verdicts(run: Run, verdicts: Verdicts, count: int, seed: int) -> Sample:
+    """Images that the model is right about, in the order of a seeded draw, by what an evaluation
+    of it has found: half of them withstand the attack and half do not, as far as there are both.
+
+    Raises:
+        UserError: it is right about none, or these are not the images of the evaluation.
+    """
+    about = verdicts.record["images"]
+    loader = run.trainer.split_loader(verdicts.record["split"])
+    index = places_of(loader, 0 if about == "all" else about["count"]).index
+    index = torch.arange(len(loader.dataset)) if index is None else index
+    if len(index) != len(verdicts.labels):
+        raise UserError(
+            f"{run.folder} was evaluated on {len(verdicts.labels)} images, but here are "
+            f"{len(index)}: give the folder that holds its data set by --root"
+        )
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))
+    order = order[torch.from_numpy(verdicts.was_right)[order]]
+    if not len(order):
+        raise UserError(f"{run.folder} is right about no image before the attack")
+    stands = torch.from_numpy(verdicts.stands)[order]
+    rows = _of_both(stands, count)
+    images, labels = [], []
+    for place in index[order[rows]].tolist():
+        image, label = run.parse_batch(default_collate([loader.dataset[place]]))
+        images.append(image[0].cpu())
+        labels.append(int(label))
+    if labels != verdicts.labels[order[rows].numpy()].tolist():
+        raise UserError(f"{run.folder}: its test images have other classes than when evaluated")
+    return Sample(torch.stack(images), torch.tensor(labels), index[order[rows]], stands[rows])
+
+
+def _of_both(stands: Tensor, count: int) -> Tensor:
+    """Rows of ``count`` images at most, as many that stand as that do not, if there are so many."""
+    stood, fell = (_first(stands == outcome, count) for outcome in (True, False))
+    stood = stood[: max(count - len(fell), count // 2)]
+    return torch.cat([stood, fell[: count - len(stood)]]).sort()[0]
 
 
 def _first(which: Tensor, count: int) -> Tensor:

@@ -104,7 +104,7 @@ def test_it_has_every_figure_that_the_runs_suit(made):
     _, text = made
     titles = re.findall(r'<img .*?alt="(.*?)"', text)
     what = [re.search(": (.*?),", title)[1] for title in titles]
-    assert what == ["accuracy by shots", *["clean and robust accuracy"] * 2, "training"]
+    assert what == [*["clean and robust accuracy"] * 2, "accuracy by shots", "training"]
     assert "4 shots" in titles[-1]  # the most
 
 
@@ -217,3 +217,38 @@ def test_no_runs_are_an_error(tmp_path, capsys):
     assert main([str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
     assert capsys.readouterr().err.startswith("error: no finished run")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_images_under_attack_are_drawn_once_from_the_verdicts(run, tmp_path, capsys):
+    from apd.evaluate.run import Run, SavedRun
+    from apd.results.verdicts import read_verdicts, verdicts_path
+    from apd.show.stored import COUNT, SEED, of_verdicts
+
+    options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1, "AT.TEST.SUBSET", 17)
+    assert run("ZeroshotCLIP", tmp_path / "run", *options, "AT.TEST.EPS", 4.0).code == 0
+    (results,) = load_runs([tmp_path]).values()
+    attacked = results["evaluations"][1]
+    verdicts = read_verdicts(verdicts_path(tmp_path / "run", attacked["key"]))
+    gallery = of_verdicts(Run(SavedRun(tmp_path / "run", results)), verdicts)
+    answers = gallery.attacked[0].said[0]
+    survived = [answer == label for (answer, _), label in zip(answers, gallery.labels[0])]
+    stands, fell = verdicts.stands.sum(), (verdicts.lost_to > 0).sum()
+    assert stands and fell
+    expected = min(max(COUNT - fell, COUNT // 2), stands)
+    assert survived.count(True) == expected and len(survived) == min(COUNT, stands + fell)
+    assert f"drawn with seed {SEED}" in gallery.title and "PGD-3, linf eps 4/255" in gallery.title
+
+    report = tmp_path / "report.html"
+    assert main([str(tmp_path), "-o", str(report)]) == 0
+    assert "once" in capsys.readouterr().err
+    (stored,) = (tmp_path / "run" / "evaluations").glob("*.png")
+    assert base64.b64encode(stored.read_bytes()).decode() in report.read_text()
+    stored.write_bytes(b"drawn before")
+    assert main([str(tmp_path), "-o", str(report)]) == 0
+    assert "once" not in capsys.readouterr().err
+    assert base64.b64encode(b"drawn before").decode() in report.read_text()
+    stored.unlink()
+    assert main([str(tmp_path), "-o", str(report), "--root", str(tmp_path)]) == 0
+    assert "No gallery of ZeroshotCLIP, seed 1" in report.read_text() and not stored.exists()
+    assert main([str(tmp_path), "-o", str(report), "--no-gallery"]) == 0
+    assert "gallery of" not in report.read_text().lower()

@@ -1,0 +1,51 @@
+"""Galleries of the report: which runs' evaluations are shown as images."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from apd.errors import UserError, one_line
+from apd.figures.points import setting_of
+from apd.results.verdicts import gallery_path, verdicts_keys
+from apd.results.words import described, unusual
+
+
+def chosen(runs: dict[Path, dict]) -> list[tuple[Path, dict]]:
+    """The evaluations with the most and with the least robust accuracy, each with its run's folder,
+    of the white-box attack and setting that most runs have verdicts of."""
+    groups = defaultdict(list)
+    for folder, run in runs.items():
+        stored = set(verdicts_keys(folder))
+        for record in run["evaluations"]:
+            if record.get("key") in stored and not unusual(record["threat_model"]):
+                groups[setting_of(run), described(record)].append((folder, record))
+    most = max(groups.values(), key=len, default=[])
+    ranked = sorted(most, key=lambda shown: -shown[1]["accuracy"])
+    return ranked if len(ranked) < 2 else [ranked[0], ranked[-1]]
+
+
+def galleries(
+    runs: dict[Path, dict], store: Callable[[Path, dict, str], None]
+) -> tuple[list[dict], list[str]]:
+    """The galleries as images for the page, and why others are not there.
+
+    Args:
+        store: draws and stores the gallery of a run's folder, results and evaluation's key, if no
+            report has drawn it before.
+    """
+    shown, refused = [], []
+    for folder, record in chosen(runs):
+        run, path = runs[folder], gallery_path(folder, record["key"])
+        title = f"{run['method']}, seed {run['seed']}, {described(record)}"
+        try:
+            if not path.exists():
+                store(folder, run, record["key"])
+            image = base64.b64encode(path.read_bytes()).decode()
+        except (OSError, UserError) as error:
+            refused.append(f"No gallery of {title}: {one_line(error)}")
+            continue
+        shown.append({"title": title, "source": f"data:image/png;base64,{image}"})
+    return shown, refused
