@@ -105,8 +105,9 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def saved_prompts(folder):
-    path = folder / "prompt_learner" / "model-best.pth.tar"
+def saved_prompts(folder, epoch=None):
+    """Of an epoch; without it the best, or else the last ones."""
+    path = folder / "prompt_learner" / (f"model.pth.tar-{epoch}" if epoch else "model-best.pth.tar")
     if not path.exists():
         path = path.with_name((path.parent / "checkpoint").read_text().strip())
     return torch.load(path, weights_only=True)["state_dict"]
@@ -172,14 +173,24 @@ class Commands(RuleBasedStateMachine):
 
     # -- evaluation --------------------------------------------------------------------------
 
-    @rule(target=runs, run=runs, change=CHANGES, way=st.sampled_from(["", "", "theirs", "back"]))
-    def evaluate_prompts(self, run, change, way):
+    @rule(
+        target=runs,
+        run=runs,
+        change=CHANGES,
+        way=st.sampled_from(["", "", "theirs", "back"]),
+        epoch=st.sampled_from([None, None, 1]),
+    )
+    def evaluate_prompts(self, run, change, way, epoch):
         asked = replace(run.trained or run.spec, **change)
-        place = self.converted(run, way)
+        place, prompts = self.converted(run, way), run.prompts
         if place is None:
             return multiple()
+        flags = ["--eval-only", "--model-dir", str(place)]
+        if epoch and run.own and run.trained and not way:
+            flags += ["--load-epoch", str(epoch)]
+            prompts = saved_prompts(place, epoch)
         folder = self.new_folder()
-        result = self.bench.call(asked, folder, flags=("--eval-only", "--model-dir", str(place)))
+        result = self.bench.call(asked, folder, flags=flags)
         trained = self.names(run.trained) if run.trained else ()
         if refused_prompts(asked, run, self.names(asked), trained):
             assert result.code == 2 and not folder.exists(), (asked, run.trained)
@@ -187,7 +198,7 @@ class Commands(RuleBasedStateMachine):
             return multiple()
         assert result.code == 0, result.err
         self.bench.seen["evaluation accepted"] += 1
-        learned = (run.trained, run.prompts) if asked.learns else (None, {})
+        learned = (run.trained, prompts) if asked.learns else (None, {})
         origin = run if asked.learns and not way else None
         return self.finished(Run(folder, asked, *learned, own=False, origin=origin))
 
