@@ -314,7 +314,7 @@ def test_command_writes_every_kind_that_suits(sweep, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--kind", "pie"], "no kind pie: use few-shot, scatter, eps, training"),
+        (["--kind", "pie"], "no kind pie: use scatter, few-shot, eps, training"),
         (["--format", "jpg"], "no format jpg: use png, pdf, svg"),
         (["--kind", "few-shot"], "nothing to draw"),
         ([], "nothing to draw"),
