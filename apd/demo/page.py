@@ -43,7 +43,9 @@ def build(models: Sequence[PromptedClassifier], names: Sequence[str]) -> gr.Bloc
         try:
             gallery = attacked(models, names, path, eps, int(steps), label, runs)
         except UserError as error:
-            raise gr.Error(one_line(error), title="Cannot attack it") from error
+            raise gr.Error(
+                one_line(error), title="Cannot attack it", print_exception=False
+            ) from error
         shown = gallery.names
         updates = [heading(gallery)]
         for name, model in zip(names, models):

@@ -84,7 +84,6 @@ def test_a_picture_is_dropped_and_attacked(served, browser, sources, tiny):
     if folder := os.environ.get("APD_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/demo.png", full_page=True)
 
-    assert page.get_by_text(re.compile(r"^Change \N{MULTIPLICATION SIGN} \d+$")).count() == 2
     page.get_by_label("ZeroshotCLIP").uncheck()
     page.get_by_role("button", name="Attack", exact=True).click()
     page.get_by_role("heading", name="ZeroshotCLIP").wait_for(state="hidden")
