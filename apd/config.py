@@ -339,6 +339,13 @@ def rule_of(key: str) -> Rule | None:
     return _RULES.get(key)
 
 
+def flag_type(key: str) -> Rule:
+    """The rule of ``key``, which has one, as the type of a command's flag."""
+    rule = rule_of(key)
+    assert rule is not None, key
+    return rule
+
+
 def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], where: str) -> None:
     """Set keys of ``cfg``, in place, each read by its rule.
 
@@ -458,7 +465,7 @@ def _of_files(files: tuple[tuple[str, str, str], ...]) -> CfgNode:
 
 def _copy(node: CfgNode) -> CfgNode:
     """``node.clone()``, but many times as fast: of the values, only lists are copied."""
-    twin = type(node).__new__(type(node))
+    twin = dict.__new__(type(node))
     vars(twin).update(vars(node))
     for key, value in node.items():
         copy = _copy if isinstance(value, CfgNode) else deepcopy
@@ -604,7 +611,7 @@ def differences(config: dict, other: dict) -> list[str]:
     their defaults, which change nothing.
     """
     values, others = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
-    skipped = unread(values.get("TRAINER.NAME"))
+    skipped = unread(str(values.get("TRAINER.NAME")))
     return [
         f"{key}: {values.get(key)!r}, was {others.get(key)!r}"
         for key in sorted(values.keys() | others.keys())

@@ -49,7 +49,7 @@ def config_sha256(config: dict, evaluates: bool, keys: Collection[str] | None = 
     """
     defaults = dict(flat(KEYS))
     values = {**defaults, **dict(flat(config))}
-    skipped = unread(values.get("TRAINER.NAME", ""))
+    skipped = unread(str(values.get("TRAINER.NAME", "")))
     counts = {
         key: value
         for key, value in values.items()

@@ -95,7 +95,7 @@ class BatchSlice(NamedTuple):
         weight: of this slice's mean loss in the batch's mean loss; those of all ranks sum to 1.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple's method
     first: int = 0
     step: int = 1
     weight: float = 1.0
@@ -167,9 +167,9 @@ def total_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 def total_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Give every rank the sum of all ranks' gradients."""
     if size() > 1:
-        with_gradient = [p for p in parameters if p.grad is not None]
-        for p, gradient in zip(with_gradient, total_of([p.grad for p in with_gradient])):
-            p.grad.copy_(gradient)
+        own = [p.grad for p in parameters if p.grad is not None]
+        for gradient, summed in zip(own, total_of(own)):
+            gradient.copy_(summed)
 
 
 def gather_batch(own: Tensor, images: BatchSlice) -> Tensor:

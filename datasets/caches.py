@@ -20,9 +20,9 @@ def digest(*parts: str | bytes) -> str:
     """SHA-256 of the parts in this order, its first 32 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
-        part = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        encoded = part.encode(errors="surrogateescape") if isinstance(part, str) else part
         # a hash of hashes, so that ("ab", "c") and ("a", "bc") differ
-        total.update(hashlib.sha256(part).digest())
+        total.update(hashlib.sha256(encoded).digest())
     return total.hexdigest()[:32]
 
 
@@ -46,10 +46,10 @@ def cached(path: Path, key: str, make: Callable[[], dict]) -> dict:
         print(f"note: {path} is damaged: it is made again")
     value = make()
     text = json.dumps(value)
-    head = json.dumps({"key": key, "hash": digest(text)})
+    start = json.dumps({"key": key, "hash": digest(text)})
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(f'{head[:-1]}, "value": {text}}}', encoding="utf-8")
+            temporary.write_text(f'{start[:-1]}, "value": {text}}}', encoding="utf-8")
     except OSError as error:
         print(f"note: {path} is not kept ({error.strerror}): it is made again in each run")
     return value

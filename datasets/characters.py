@@ -50,7 +50,7 @@ class _Characters(FewShotDataset):
         images = np.stack([_render(drawn[label], face, source) for label, face, _ in draws])
         paths = stored(cfg, data_root(cfg, must_exist=False) / self.folder, images)
         names = list(self.characters)
-        splits = {split: [] for split in VARIANTS}
+        splits: dict[str, list[Datum]] = {split: [] for split in VARIANTS}
         for path, (label, _, split) in zip(paths, draws):
             splits[split].append(Datum(impath=path, label=label, classname=names[label]))
         super().__init__(cfg, splits["train"], splits["val"], splits["test"])

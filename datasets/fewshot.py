@@ -93,7 +93,7 @@ class FewShotDataset(DatasetBase):
         _warn_of_test_images(source, train, test)
         super().__init__(train_x=data[id(train)], val=data[id(val)], test=data[id(test)])
 
-    def draw(self, cfg, train: Sequence, val: Sequence) -> tuple[list, list]:
+    def draw(self, cfg, train: Sequence, val: Sequence) -> tuple[Sequence, Sequence]:
         """Return this run's training and validation images, drawn in this order."""
         shots = cfg.DATASET.NUM_SHOTS
         _warn_of_shortage(type(self).__name__, train, shots)
@@ -287,7 +287,8 @@ def _in_common(mark: Callable, left: set[str], right: set[str]) -> tuple[set[str
         except OSError:
             marks[path] = path  # unreadable: equal to the same path only
     common = {marks[path] for path in left} & {marks[path] for path in right}
-    return tuple({path for path in side if marks[path] in common} for side in (left, right))
+    left, right = ({path for path in side if marks[path] in common} for side in (left, right))
+    return left, right
 
 
 def _middle_bytes(path: str) -> bytes:

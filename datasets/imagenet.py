@@ -44,7 +44,8 @@ class ImageNet(Published):
         trees = [folder / "images" / split for split in ("train", "val")]
         pickled = folder / "preprocessed.pkl"
         if pickled.is_file():
-            state, listing = [pickled], partial(_coops_list, pickled)
+            listing = partial(_coops_list, pickled)
+            state: list[Path | os.DirEntry] = [pickled]
         else:
             state = [f for tree in trees for f in class_folders(tree)]
             listing = partial(_list_trees, trees)
@@ -162,11 +163,11 @@ def read_classnames(path: Path) -> dict[str, str]:
 
 def named_folders(folders: Iterable[str], names: dict[str, str], path: Path) -> dict[str, str]:
     """Class folder to class name; UserError if ``names``, read from ``path``, lack one."""
-    named = {folder: names.get(folder) for folder in folders}
-    unnamed = [folder for folder, name in named.items() if name is None]
+    folders = list(folders)
+    unnamed = [folder for folder in folders if folder not in names]
     if unnamed:
         raise UserError(f"{path} has no name for the class folders {listed(unnamed, most=3)}")
-    return named
+    return {folder: names[folder] for folder in folders}
 
 
 def class_folders(tree: Path) -> list[os.DirEntry]:
@@ -211,7 +212,8 @@ def _list_trees(trees: list[Path]) -> dict[str, Tree]:
 
 def _coops_list(path: Path) -> dict[str, Tree]:
     """The trees in CoOp's preprocessed.pkl; its paths may have been written on another machine."""
-    content, trees = read_pickle(path), {}
+    content = read_pickle(path)
+    trees: dict[str, Tree] = {}
     for split, folder in (("train", "train"), ("test", "val")):
         tree = trees.setdefault(folder, {})
         for item in content.get(split, ()):

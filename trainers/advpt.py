@@ -51,8 +51,8 @@ class AdvPT(CoOp):
 
     def before_train(self) -> None:
         began = time.time()
-        self.train_loader_x = DataLoader(
-            self.adversarial_embeddings(),
+        self.train_loader_x: DataLoader = DataLoader(
+            self.adversarial_embeddings(),  # type: ignore[arg-type]  # a list is a data set
             batch_size=self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
             shuffle=True,
         )

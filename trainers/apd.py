@@ -220,7 +220,7 @@ class APD(AdversarialTraining, IVLP):
         frozen, tuned = (m.eval().classifier() for m in (self.zero_shot(), self.teacher))
         right = dict.fromkeys(("frozen", "mean", "tuned"), 0)
         with torch.random.fork_rng(devices=[]):  # a loader draws a random number when it starts
-            for batch in self.val_loader:
+            for batch in self.split_loader("val"):
                 images, labels = self.parse_batch_test(batch)
                 images = self.for_teacher(images)
                 logits = {"frozen": frozen(images), "tuned": tuned(images)}

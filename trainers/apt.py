@@ -36,14 +36,18 @@ class APT(AdversarialTraining, CoOp):
             constant = self.build_prompted_clip(self.clip_model, templates=["a photo of a {}"])
             self.constant_text = constant.text_features()
 
-    def attack(self, images: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+    def attack(
+        self, images: Tensor, labels: Tensor, text: Tensor, reference: Tensor | None = None
+    ) -> Tensor:
         if self.strategy == "constant":
-            return super().attack(images, labels, self.constant_text)
+            return super().attack(images, labels, self.constant_text, reference)
         if self.strategy == "perturbed":
-            return self.attack_with_prompts(images, labels)
-        return super().attack(images, labels, text)
+            return self.attack_with_prompts(images, labels, reference)
+        return super().attack(images, labels, text, reference)
 
-    def attack_with_prompts(self, images: Tensor, labels: Tensor) -> Tensor:
+    def attack_with_prompts(
+        self, images: Tensor, labels: Tensor, reference: Tensor | None = None
+    ) -> Tensor:
         """PGD in which a copy of the prompts makes a step up the mean loss at each step."""
         model = self.model
         perturbed = copy.deepcopy(model.prompt_learner)
@@ -59,7 +63,7 @@ class APT(AdversarialTraining, CoOp):
             gradients = ranks.total_of(torch.autograd.grad(weight * loss, contexts))
             with torch.no_grad():
                 for context, gradient in zip(contexts, gradients):
-                    context += self.cfg.AT.TRAIN.PALPHA * gradient
+                    context.add_(self.cfg.AT.TRAIN.PALPHA * gradient)
             return model.logits(image, text.detach())
 
-        return self.pgd(logits, images, labels)
+        return self.pgd(logits, images, labels, reference)

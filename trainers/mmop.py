@@ -24,7 +24,8 @@ class MMoP(AdversarialTraining, IVLP):
 
     def parameter_groups(self, learner: nn.Module) -> list[dict]:
         """All parameters, without weight decay for the scales of the mixtures [P]."""
-        scales, weights = [], []
+        scales: list[nn.Parameter] = []
+        weights: list[nn.Parameter] = []
         for name, parameter in learner.named_parameters():
             (scales if name.endswith((".tau", ".alpha")) else weights).append(parameter)
         return [{"params": weights}, {"params": scales, "weight_decay": 0.0}]

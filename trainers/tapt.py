@@ -52,7 +52,8 @@ class TAPT(TestTimeDefence):
         layers = len(self.contexts("text"))
 
         def loss(contexts: list[Tensor]) -> Tensor:
-            text, tokens = model.text_features_each(contexts[:layers]), []
+            text = model.text_features_each(contexts[:layers])
+            tokens: list[Tensor] = []
             visual = [c.repeat_interleave(views.shape[1], dim=0) for c in contexts[layers:]]
             features = model.image_features_each(views.flatten(0, 1), visual, tokens)
             logits = self.logits(features.unflatten(0, views.shape[:2]), text)
@@ -88,6 +89,7 @@ class TAPT(TestTimeDefence):
         for layer in range(o.LAYER_FROM, o.LAYER_TO - 1):
             of_views = self.of_image(tokens[layer]).unflatten(0, (count, -1))
             mean, variance = of_views.mean(dim=1), of_views.var(dim=1, correction=0)
+            assert self.statistics is not None  # ``image_logits`` has computed them
             for weight, statistics in self.statistics:
                 reference = statistics[layer]
                 distance = (mean - reference[0]).abs() + (variance - reference[1]).abs()
@@ -123,7 +125,8 @@ class TAPT(TestTimeDefence):
     @torch.no_grad()
     def tokens_of(self, attacked: bool) -> Statistics:
         """The statistics of this run's training images, clean or under AT.TRAIN's attack."""
-        count, sums, squares = 0, 0, 0
+        count = 0
+        sums = squares = torch.zeros(())
         for images in self.training_images(attacked):
             tokens: list[Tensor] = []
             visual = [c.expand(len(images), *c.shape) for c in self.contexts("visual")]

@@ -24,7 +24,7 @@ import sys
 
 from apd.choices import ATTACKS, NORMS, RULES
 from apd.commandline import Parser
-from apd.config import rule_of
+from apd.config import flag_type
 from apd.errors import exit_codes
 from apd.jobs import options
 from apd.ranges import number, per_255, several, whole
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", choices=SPLITS, help="on these images (default: the run's TEST.SPLIT)")
     add(
         "--subset",
-        type=rule_of("AT.TEST.SUBSET"),
+        type=flag_type("AT.TEST.SUBSET"),
         help="how many test images, the same for all runs; 0: all",
     )
     add("--root", default="", help="folder that holds the datasets (default: the run's)")

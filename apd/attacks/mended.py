@@ -23,10 +23,10 @@ class Dropping:
 
     def attack_single_run(self, x: Tensor, y: Tensor):
         if not self.model.drops:
-            return super().attack_single_run(x, y)
+            return super().attack_single_run(x, y)  # type: ignore[misc]  # APGD's
         run = self.__dict__["run"] = _Run(x, y)  # torchattacks' __setattr__ compares its values
         try:
-            best, right, loss, attacked = super().attack_single_run(x, y)
+            best, right, loss, attacked = super().attack_single_run(x, y)  # type: ignore[misc]
         except _AllFooled:
             return x, run.standing, None, run.fooling
         finally:
@@ -36,7 +36,9 @@ class Dropping:
 
     def get_logits(self, inputs: Tensor, *args, **more) -> Tensor:
         run = self.__dict__.get("run")
-        return run.logits_of(inputs, self.model) if run else super().get_logits(inputs)
+        if run:
+            return run.logits_of(inputs, self.model)
+        return super().get_logits(inputs)  # type: ignore[misc]
 
 
 class _AllFooled(Exception):

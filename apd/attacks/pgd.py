@@ -310,6 +310,7 @@ class _Attack:
         """Move the rows ``which`` (B,), on the CPU, of ``pool`` on from ``x``, in place."""
         if not which.any():
             return
+        assert gradient is not None  # it was asked for, because rows are to move
         threat = self.pgd.threat
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
         moving = to_device(which, x.device)
@@ -384,6 +385,7 @@ def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: 
     if loss == "ce":
         return F.cross_entropy(logits, labels, reduction="sum")
     if loss == "kl":
+        assert reference is not None  # ``pgd`` has checked it
         target = reference.detach().log_softmax(dim=1)
         return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum", log_target=True)
     right = F.one_hot(labels, logits.shape[1]).bool()

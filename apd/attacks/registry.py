@@ -96,7 +96,7 @@ _KINDS = {
 }
 
 
-def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> Attack:
+def find_attack(name: str, threat: ThreatModel | None, last_iterate: bool = False) -> Attack:
     """The attack ``name`` with ``threat``'s norm and eps.
 
     ``-<steps>`` after a name sets its steps (Square's queries). autoattack-<k> has k/100 of the
@@ -107,12 +107,15 @@ def find_attack(name: str, threat: ThreatModel, last_iterate: bool = False) -> A
     their step sizes themselves; only difgsm has the threat model's alpha.
 
     Raises:
-        UserError: no such attack, or not in this norm.
+        UserError: no such attack, or not in this norm, or no threat model (only clean needs none).
     """
     match = re.fullmatch(r"(.+?)(?:-(\d+))?", name.strip().lower())
-    base, steps = (match[1], match[2] and int(match[2])) if match else (name, None)
+    base, digits = (match[1], match[2]) if match else (name, None)
+    steps = int(digits) if digits else None
     if base == "clean" and steps is None:
         return Attack("clean", (), {})
+    if threat is None:
+        raise UserError(f'attack "{name}" needs a threat model: give its eps')
     if base == "pgd" and steps is not None:
         return _pgd(name, replace(threat, steps=steps), last_iterate)
     if base == "fgsm" and steps is None:

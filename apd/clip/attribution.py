@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from apd.clip import text, visual
-from apd.clip.blocks import Attended
+from apd.clip.blocks import Attended, Context
 from apd.clip.text import ClassPrompts
+
+if TYPE_CHECKING:
+    from clip.model import CLIP, VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class LastAttention:
 
 
 def image_attention(
-    encoder: nn.Module, images: Tensor, contexts: Sequence[Tensor] = ()
+    encoder: VisionTransformer, images: Tensor, contexts: Sequence[Context] = ()
 ) -> LastAttention:
     """The last attention of a ViT's class token; the map is over the image patches, row by row.
 
@@ -65,10 +69,10 @@ def image_attention(
 
 
 def text_attention(
-    clip_model: nn.Module,
+    clip_model: CLIP,
     prompts: ClassPrompts,
     classes: Tensor,
-    contexts: Sequence[Tensor] = (),
+    contexts: Sequence[Context] = (),
 ) -> LastAttention:
     """The last attention of the end-of-text token of ``classes`` (N,), which may repeat.
 
@@ -87,7 +91,7 @@ def text_attention(
 
 
 def _last(
-    attended: Attended, tokens: slice, shown: Tensor, encoder: nn.Module, embed: Callable
+    attended: Attended, tokens: slice, shown: Tensor, encoder: VisionTransformer, embed: Callable
 ) -> LastAttention:
     dtype = encoder.positional_embedding.dtype
     query, keys, values = (

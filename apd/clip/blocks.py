@@ -8,11 +8,14 @@ on the same weights, without these limits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clip.model import ResidualAttentionBlock
 
 KeysValues = tuple[Tensor, Tensor]
 Context = Tensor | Callable[[Tensor], Tensor]  # vectors, or a router that makes them from tokens
@@ -24,7 +27,7 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)
 
 
-def context_vectors(context: Context, block: nn.Module, tokens: Tensor) -> Tensor:
+def context_vectors(context: Context, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     """The context vectors of ``block``; a router computes them from the tokens (N, L, D).
 
     A router is given the tokens, without context, after the block's first layer norm.
@@ -51,7 +54,7 @@ class Attended(NamedTuple):
     own: KeysValues
 
 
-def residual_block(block: nn.Module, x: Tensor, **how) -> tuple[Tensor, KeysValues]:
+def residual_block(block: ResidualAttentionBlock, x: Tensor, **how) -> tuple[Tensor, KeysValues]:
     """Run one block on tokens ``x``: ``attend`` with the same arguments, then ``update``.
 
     Returns:
@@ -62,7 +65,7 @@ def residual_block(block: nn.Module, x: Tensor, **how) -> tuple[Tensor, KeysValu
 
 
 def attend(
-    block: nn.Module,
+    block: ResidualAttentionBlock,
     x: Tensor,
     *,
     past: KeysValues | None = None,
@@ -102,7 +105,7 @@ def attend(
     return Attended(x, y.transpose(1, 2).flatten(2), q, k, v, own)
 
 
-def update(block: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+def update(block: ResidualAttentionBlock, tokens: Tensor, output: Tensor) -> Tensor:
     """The tokens (N, Q, D) after a block whose attention gave ``output`` (N, Q, D) for them."""
     x = tokens + block.attn.out_proj(output)
     return x + block.mlp(layer_norm(block.ln_2, x))

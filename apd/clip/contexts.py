@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from apd.clip.text import tokenizer
 from apd.clip.visual import NEEDS_VIT, is_vit
 from apd.errors import UserError
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
 
 _STD = 0.02  # of random context vectors, as in CoOp and MaPLe
 _TAU, _ALPHA = (0.7, 1.3), (0.0, 2.0)  # MMoP's TAU_MIN, TAU_MAX, ALPHA_MIN, ALPHA_MAX [P]
@@ -105,6 +109,9 @@ class Mixture(nn.Module):
         experts: (E, M, D); the base starts from their mean.
     """
 
+    tau: nn.Parameter
+    alpha: nn.Parameter
+
     def __init__(self, experts: Tensor):
         super().__init__()
         self.base = nn.Parameter(experts.mean(dim=0))
@@ -164,7 +171,7 @@ def words_of(n_ctx: int, ctx_init: str) -> str:
 
 
 def init_text(
-    clip_model: nn.Module, n_ctx: int, depth: int, ctx_init: str = "", classes: int = 0
+    clip_model: CLIP, n_ctx: int, depth: int, ctx_init: str = "", classes: int = 0
 ) -> list[Tensor]:
     """Fresh text context for ``depth`` layers: (n_ctx, D) each.
 
@@ -186,7 +193,7 @@ def init_text(
     return contexts
 
 
-def init_visual(clip_model: nn.Module, n_ctx: int, depth: int) -> list[Tensor]:
+def init_visual(clip_model: CLIP, n_ctx: int, depth: int) -> list[Tensor]:
     """Fresh visual context for ``depth`` layers of a ViT: (n_ctx, D) each, from N(0, 0.02).
 
     Raises:
@@ -201,7 +208,7 @@ def init_experts(reference: Tensor, experts: int, n_ctx: int, layers: int) -> li
     return [_random_like(reference, experts, n_ctx) for _ in range(layers)]
 
 
-def visual_width(clip_model: nn.Module, depth: int) -> int:
+def visual_width(clip_model: CLIP, depth: int) -> int:
     """Token width D of a ViT with at least ``depth`` layers.
 
     Raises:

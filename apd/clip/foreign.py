@@ -197,8 +197,8 @@ def _folder(folder: Path, name: str) -> Foreign:
         if files[0].endswith(".index.json"):
             files = sorted(set(_json(folder / files[0])["weight_map"].values()))
         candidates = [*(each.get("image_processor") for each in pixels), *pixels[-1:]]
-        pixels = next(filter(None, candidates), {})
-        return transformers_model([folder / file for file in files], settings, pixels, name)
+        chosen: dict = next(filter(None, candidates), {})
+        return transformers_model([folder / file for file in files], settings, chosen, name)
     except UserError as error:
         message = str(error)
         raise UserError(message if name in message else f"{name}: {message}") from error
@@ -369,7 +369,7 @@ def transformers_model(files: list[Path], config: dict, pixels: dict, name: str)
     return Foreign(
         files,
         from_transformers,
-        Design(*towers, *_pixels(name, mean, std)),
+        Design(towers[0], towers[1], *_pixels(name, mean, std)),
         {
             **_text_sizes(
                 text,

@@ -12,7 +12,13 @@ import clip
 import torch
 import torch.nn.functional as F
 from clip import clip as clip_module
-from clip.model import CLIP, build_model
+from clip.model import (
+    CLIP,
+    ModifiedResNet,
+    ResidualAttentionBlock,
+    VisionTransformer,
+    build_model,
+)
 from torch import nn
 
 from apd.about import ASSETS
@@ -30,7 +36,7 @@ SHIPPED = {"mini": ASSETS / "mini_clip.pt", "mini-photo": ASSETS / "mini_photo.p
 
 def load_clip(
     name: str, robust: str = "", resolution: int = 0, device: torch.device | str = "cpu"
-) -> nn.Module:
+) -> CLIP:
     """A frozen CLIP in float32 and eval mode.
 
     Its attributes ``mean`` and ``std`` are those with which its training images were normalised.
@@ -89,7 +95,7 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def backbone_sha256(clip_model: nn.Module) -> str:
+def backbone_sha256(clip_model: CLIP) -> str:
     """SHA-256 of a frozen CLIP's function; it does not depend on the kind of file.
 
     It is made of the weights (``weights_sha256``), activations, heads, eps of the layer norms, and
@@ -103,12 +109,12 @@ def backbone_sha256(clip_model: nn.Module) -> str:
     return _BACKBONES[clip_model]
 
 
-def _blocks(encoder: nn.Module) -> Sequence[nn.Module]:
+def _blocks(encoder: nn.Module) -> Sequence[ResidualAttentionBlock]:
     """The blocks of a transformer; none for a ResNet."""
     return getattr(getattr(encoder, "transformer", None), "resblocks", ())
 
 
-def load_robust_encoder(visual: nn.Module, path: str) -> None:
+def load_robust_encoder(visual: VisionTransformer | ModifiedResNet, path: str) -> None:
     """Replace the weights of CLIP's image encoder by adversarially fine-tuned ones.
 
     Args:
@@ -166,7 +172,7 @@ def _shape(value) -> tuple:
     return tuple(getattr(value, "shape", ()))
 
 
-def resize(visual: nn.Module, resolution: int) -> None:
+def resize(visual: VisionTransformer | ModifiedResNet, resolution: int) -> None:
     """Let a ViT read images of another resolution, by interpolating its positional embedding.
 
     The interpolation is bicubic with antialiasing, as in OpenCLIP's ``resize_pos_embed``.
@@ -218,13 +224,13 @@ _OF_ANY_CLIP = {
 }
 
 
-def _of_openai(path: str | os.PathLike, design: Design | None = None) -> nn.Module:
+def _of_openai(path: str | os.PathLike, design: Design | None = None) -> CLIP:
     """A CLIP from a file with OpenAI's names. Properties that it does not tell are OpenAI's."""
     weights, modules = read_weights(path)
     _check_names(path, weights)
     if design is None:
         described = [_described(modules, encoder) for encoder in ("visual.", "")]
-        design = Design(*(Tower(**each) for each in described))
+        design = Design(Tower(**described[0]), Tower(**described[1]))
         _note_assumed(path, described[1])
     return _model(path, weights, design)
 
@@ -277,7 +283,8 @@ def _check_names(path: str | os.PathLike, weights: dict[str, torch.Tensor]) -> N
 
 def _of_others(name: str, foreign: Foreign) -> nn.Module:
     """A CLIP of another library; UserError if its weights do not fit its config."""
-    weights, modules = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    modules: dict[str, Module] = {}
     for file in foreign.files:
         read = read_weights(file)
         weights |= read.tensors
@@ -310,7 +317,7 @@ def _no_clip(name: str | os.PathLike, why: object) -> UserError:
     return UserError(f"{name} does not hold the weights of a CLIP: {one_line(why)}")
 
 
-def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
+def _model(name: str | os.PathLike, weights: dict, design: Design) -> CLIP:
     try:
         model = _build(weights)
         for encoder, tower in ((model, design.text), (model.visual, design.image)):
@@ -321,7 +328,7 @@ def _model(name: str | os.PathLike, weights: dict, design: Design) -> nn.Module:
     return model
 
 
-def _build(weights: dict) -> nn.Module:
+def _build(weights: dict) -> CLIP:
     model = build_model(dict(weights), **_plain(build_model)).float()
     # build_model rounds the weights to float16: load the exact ones again
     model.load_state_dict({name: weights[name] for name in model.state_dict()})

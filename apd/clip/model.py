@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.clip.attribution import LastAttention, image_attention, text_attention
+from apd.clip.blocks import Context
 from apd.clip.contexts import (
     CoupledPrompts,
     IndependentPrompts,
@@ -26,6 +28,11 @@ from apd.clip.text import ClassPrompts, encode_text, encode_text_each
 from apd.clip.visual import encode_image
 from apd.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    from clip.model import CLIP
+
+PromptLearner = IndependentPrompts | CoupledPrompts | ReverseCoupledPrompts | RoutedPrompts
+
 
 class PromptedCLIP(nn.Module):
     """CLIP classifying images in [0, 1] by prompted class names; only prompts are trained.
@@ -41,16 +48,22 @@ class PromptedCLIP(nn.Module):
         text_chunk: see ``encode_text``.
     """
 
+    clip: CLIP
+    class_prompts: Sequence[ClassPrompts]
+    prompt_learner: PromptLearner
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        clip_model: nn.Module,
+        clip_model: CLIP,
         class_prompts: Sequence[ClassPrompts],
-        prompt_learner: IndependentPrompts | CoupledPrompts | ReverseCoupledPrompts | RoutedPrompts,
+        prompt_learner: PromptLearner,
         text_chunk: int = 0,
     ):
         super().__init__()
         self.clip = clip_model.requires_grad_(False).eval()
-        self.class_prompts = nn.ModuleList(class_prompts)
+        self.class_prompts = nn.ModuleList(class_prompts)  # type: ignore[assignment]
         self.prompt_learner = prompt_learner
         self.text_chunk = text_chunk
         weight = clip_model.positional_embedding
@@ -61,7 +74,7 @@ class PromptedCLIP(nn.Module):
         self._fixed_text: Tensor | None = None
         self._compiled: Callable | None = None  # the image encoder, for training
 
-    def text_features(self, prompt_learner: nn.Module | None = None) -> Tensor:
+    def text_features(self, prompt_learner: PromptLearner | None = None) -> Tensor:
         """(C, embed_dim), unit length. Run it once per step, never inside an attack.
 
         ``prompt_learner``: other prompts, used instead of the model's own.
@@ -74,16 +87,18 @@ class PromptedCLIP(nn.Module):
             # cached in full precision, and not as an inference tensor, because training may use it
             plain = torch.autocast(self.mean.device.type, enabled=False)
             with torch.inference_mode(False), torch.no_grad(), plain:
-                self._fixed_text = self.encode_classes(())
-        return self._fixed_text
+                fixed = self._fixed_text = self.encode_classes(())
+        return fixed
 
-    def encode_classes(self, contexts: Sequence[Tensor]) -> Tensor:
+    def encode_classes(self, contexts: Sequence[Context]) -> Tensor:
         """(C, embed_dim), unit length, with these context vectors; () for templates."""
         features = [
             self.unit(encode_text(self.clip, prompts, contexts, chunk=self.text_chunk))
             for prompts in self.class_prompts
         ]
-        return features[0] if len(features) == 1 else self.unit(sum(features))
+        return (
+            features[0] if len(features) == 1 else self.unit(sum(features[1:], start=features[0]))
+        )
 
     def text_features_each(self, contexts: Sequence[Tensor]) -> Tensor:
         """(B, C, embed_dim), unit length, for B images with contexts (B, M, D) of their own."""
@@ -189,7 +204,7 @@ def compiled(function: Callable, setting: str, **options) -> Callable:
 
 
 def build_prompted_clip(
-    clip_model: nn.Module,
+    clip_model: CLIP,
     classnames: Sequence[str],
     *,
     n_ctx_text: int = 0,
@@ -241,6 +256,7 @@ def build_prompted_clip(
     else:
         class_prompts = [_hand_written(clip_model, classnames, form) for form in templates]
         text = []
+    learner: PromptLearner
     if coupled:
         width = visual_width(clip_model, depth_text)
     if coupled == "text-to-visual":
@@ -261,7 +277,7 @@ def build_prompted_clip(
     return PromptedCLIP(clip_model, class_prompts, learner, text_chunk)
 
 
-def _hand_written(clip_model: nn.Module, classnames: Sequence[str], template: str) -> ClassPrompts:
+def _hand_written(clip_model: CLIP, classnames: Sequence[str], template: str) -> ClassPrompts:
     if template.count("{}") != 1:
         raise UserError(f'the template "{template}" needs one {{}} where the class name goes')
     before, after = template.split("{}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from clip.simple_tokenizer import SimpleTokenizer
@@ -37,6 +38,9 @@ from apd.clip.blocks import (
     update,
 )
 from apd.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
 
 # Smaller groups cost more (calls) than they save (padding).
 _MIN_GROUP = 64
@@ -89,9 +93,13 @@ class ClassPrompts(nn.Module):
         UserError: a prompt longer than the model's context (77 tokens), by class name.
     """
 
+    embedding: Tensor  # (C, L, D)
+    slots: Tensor  # (C, M)
+    eot: Tensor  # (C,)
+
     def __init__(
         self,
-        clip_model: nn.Module,
+        clip_model: CLIP,
         classnames: Sequence[str],
         *,
         n_ctx: int = 0,
@@ -107,7 +115,7 @@ class ClassPrompts(nn.Module):
         start, end = tokenizer().encoder["<|startoftext|>"], tokenizer().encoder["<|endoftext|>"]
         if n_ctx > len(encode(words)):
             raise ValueError(f"{n_ctx} context slots do not fit the {len(encode(words))} words")
-        sequences, slots = [], []
+        sequences, places = [], []
         for name in (name.replace("_", " ") for name in classnames):
             tokens = encode(f"{words} {name}{ending}")
             context, rest = tokens[:n_ctx], tokens[n_ctx:]
@@ -117,7 +125,7 @@ class ClassPrompts(nn.Module):
             sequences.append(
                 [start, *context[:before], *rest[:cut], *context[before:], *rest[cut:], end]
             )
-            slots.append([1 + m + (cut if m >= before else 0) for m in range(n_ctx)])
+            places.append([1 + m + (cut if m >= before else 0) for m in range(n_ctx)])
             if len(sequences[-1]) > clip_model.context_length:
                 raise UserError(
                     f'the prompt of class "{name}" has {len(sequences[-1])} tokens, CLIP reads '
@@ -125,7 +133,7 @@ class ClassPrompts(nn.Module):
                 )
         length = clip_model.context_length if routed else max(map(len, sequences))
         ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in sequences])
-        slots = torch.tensor(slots, dtype=torch.long).reshape(len(ids), n_ctx)
+        slots = torch.tensor(places, dtype=torch.long).reshape(len(ids), n_ctx)
         eot = torch.tensor([len(tokens) - 1 for tokens in sequences])
 
         # the common front ends before the first position that differs, and before any end token
@@ -182,7 +190,7 @@ class ClassPrompts(nn.Module):
 
 
 def encode_text(
-    clip_model: nn.Module,
+    clip_model: CLIP,
     prompts: ClassPrompts,
     contexts: Sequence[Context] = (),
     *,
@@ -217,9 +225,7 @@ def encode_text(
     return features[torch.cat(order).argsort()]
 
 
-def encode_text_each(
-    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Tensor]
-) -> Tensor:
+def encode_text_each(clip_model: CLIP, prompts: ClassPrompts, contexts: Sequence[Tensor]) -> Tensor:
     """Text features for each of B images with contexts of its own, (B, C, embed_dim).
 
     As ``encode_text``, but with contexts (B, M, D) that all classes share. The tokens with which
@@ -231,7 +237,12 @@ def encode_text_each(
     for group, end in prompts.groups():
         rows = [context.repeat_interleave(len(group), dim=0) for context in contexts]
         expanded = [
-            None if both is None else tuple(t.repeat_interleave(len(group), dim=0) for t in both)
+            None
+            if both is None
+            else (
+                both[0].repeat_interleave(len(group), dim=0),
+                both[1].repeat_interleave(len(group), dim=0),
+            )
             for both in past
         ]
         attended = to_last(
@@ -244,7 +255,7 @@ def encode_text_each(
 
 
 def front(
-    clip_model: nn.Module, prompts: ClassPrompts, contexts: Sequence[Context] = ()
+    clip_model: CLIP, prompts: ClassPrompts, contexts: Sequence[Context] = ()
 ) -> list[KeysValues | None]:
     """Keys and values, in each block, of the tokens with which all classes begin.
 
@@ -254,12 +265,14 @@ def front(
         return [None] * len(clip_model.transformer.resblocks)
     slots = prompts.prefix_slots
     x = prompts.embedding[:1, : prompts.prefix]
-    if slots and contexts and contexts[0].dim() == 3:
-        x = x.expand(len(contexts[0]), -1, -1)
+    # a prompt with routers has no prefix
+    vectors = [context for context in contexts if isinstance(context, Tensor)]
+    if slots and vectors and vectors[0].dim() == 3:
+        x = x.expand(len(vectors[0]), -1, -1)
     past: list[KeysValues | None] = []
     for i, block in enumerate(clip_model.transformer.resblocks):
-        if i < len(contexts) and slots:
-            x = fill(x, contexts[i][..., :slots, :], prompts.slots[:1, :slots])
+        if i < len(vectors) and slots:
+            x = fill(x, vectors[i][..., :slots, :], prompts.slots[:1, :slots])
         if i == 0:
             x = x + clip_model.positional_embedding[: prompts.prefix].to(x.dtype)
         x, keys_values = residual_block(block, x, causal=True)
@@ -267,14 +280,14 @@ def front(
     return past
 
 
-def _encode_rest(clip_model: nn.Module, *arguments) -> Tensor:
+def _encode_rest(clip_model: CLIP, *arguments) -> Tensor:
     """(len(group), embed_dim) of the classes of a group; arguments as ``to_last``."""
     attended = to_last(clip_model, *arguments)
     return embed(clip_model, attended.tokens, attended.output)
 
 
 def to_last(
-    clip_model: nn.Module,
+    clip_model: CLIP,
     prompts: ClassPrompts,
     contexts: Sequence[Context],
     past: Sequence[KeysValues | None],
@@ -305,11 +318,11 @@ def to_last(
     x = prompts.embedding[group, start:end]
     for i, (block, keys_values) in enumerate(zip(blocks, past)):
         if i < len(contexts) and slots.shape[1]:
-            if callable(contexts[i]):
-                context = context_vectors(contexts[i], block, _outside_slots(x, slots))
-            else:
-                context = contexts[i]
-                context = context[group] if context.dim() == 3 and not of_rows else context
+            context = contexts[i]
+            if not isinstance(context, Tensor):
+                context = context_vectors(context, block, _outside_slots(x, slots))
+            elif context.dim() == 3 and not of_rows:
+                context = context[group]
             x = fill(x, context[..., shared:, :], slots)
         if i == 0:
             x = x + clip_model.positional_embedding[start:end].to(x.dtype)
@@ -319,7 +332,7 @@ def to_last(
     return attend(blocks[-1], x, past=past[-1], mask=mask, select=end_of_text)
 
 
-def embed(clip_model: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+def embed(clip_model: CLIP, tokens: Tensor, output: Tensor) -> Tensor:
     """(N, embed_dim), from the end-of-text tokens and their last attention, each (N, 1, D)."""
     x = update(clip_model.transformer.resblocks[-1], tokens, output)
     return layer_norm(clip_model.ln_final, x[:, 0]) @ clip_model.text_projection

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apd.clip.blocks import (
     Attended,
@@ -18,19 +19,22 @@ from apd.clip.blocks import (
 )
 from apd.errors import UserError
 
+if TYPE_CHECKING:
+    from clip.model import ModifiedResNet, VisionTransformer
+
 NEEDS_VIT = (
     "visual prompts need a ViT backbone, this one is a ResNet: "
     "choose a text-prompt trainer (CoOp, APT) or a ViT"
 )
 
 
-def is_vit(visual: nn.Module) -> bool:
+def is_vit(visual: VisionTransformer | ModifiedResNet) -> bool:
     """Whether a ``clip.model`` image encoder is a ViT (else a ModifiedResNet)."""
     return hasattr(visual, "class_embedding")
 
 
 def encode_image(
-    visual: nn.Module,
+    visual: VisionTransformer | ModifiedResNet,
     images: Tensor,
     contexts: Sequence[Context] = (),
     tokens: list[Tensor] | None = None,
@@ -62,7 +66,7 @@ def encode_image(
 
 
 def to_last(
-    visual: nn.Module,
+    visual: VisionTransformer,
     images: Tensor,
     contexts: Sequence[Context] = (),
     tokens: list[Tensor] | None = None,
@@ -76,6 +80,7 @@ def to_last(
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
     length = x.shape[1]
     if len(contexts):
+        assert isinstance(contexts[0], Tensor)  # routers are of deeper layers
         x = append(x, contexts[0])
     x = layer_norm(visual.ln_pre, x)
     blocks = visual.transformer.resblocks
@@ -90,7 +95,7 @@ def to_last(
     return attend(blocks[-1], x, select=lambda tokens: tokens[:, :1])
 
 
-def embed(visual: nn.Module, tokens: Tensor, output: Tensor) -> Tensor:
+def embed(visual: VisionTransformer, tokens: Tensor, output: Tensor) -> Tensor:
     """(B, embed_dim), from the class tokens and their last attention, each (B, 1, D)."""
     x = update(visual.transformer.resblocks[-1], tokens, output)
     return layer_norm(visual.ln_post, x[:, 0]) @ visual.proj

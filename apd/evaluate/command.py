@@ -12,7 +12,7 @@ from pathlib import Path
 import apd
 from apd.attacks import Draws, ThreatModel, find_attack, threat_warnings
 from apd.errors import UserError
-from apd.evaluate.evaluated import Evaluated
+from apd.evaluate.evaluated import Evaluated, Saved
 from apd.evaluate.examples import attacked_examples
 from apd.evaluate.flags import ERROR
 from apd.evaluate.imported import ImportedModel
@@ -21,7 +21,7 @@ from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source, threa
 from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Merger
 from apd.evaluate.table import table
-from apd.evaluate.workers import Saved, run_shards
+from apd.evaluate.workers import run_shards
 from apd.files import check_writable
 from apd.jobs import options
 from apd.jobs.local import warm_up
@@ -82,12 +82,12 @@ def threats(run: Evaluated, args: argparse.Namespace) -> list[ThreatModel]:
     """One for each eps."""
     test = run.cfg.AT.TEST
     own = None if test.EPS is None else threat_model(run.cfg, "TEST")
-    if own is None and not args.eps:
+    radii = [float(eps) for eps in args.eps] or ([own.eps] if own else [])
+    if not radii:
         raise UserError(f"{run.folder} has no AT.TEST.EPS: give --eps")
     norm = args.norm or test.NORM
     if norm != test.NORM and not args.eps:
         raise UserError(f"--norm {norm}: give its --eps too")
-    radii = [float(eps) for eps in args.eps] or [own.eps]
     for eps in radii:
         for _, text in threat_warnings(eps, test.STEPS):
             print(f"warning: {text}")
@@ -112,7 +112,7 @@ def evaluations(
                 for run in group
             }
         if args.shards:
-            todo = [(run.saved, mergers[run]) for run in group]
+            todo = [(run.saved, mergers[run]) for run in group if run.saved]
             run_shards(todo, args.shards, options.ExecutorOptions.of(args).start, args.jobs)
         for run in group:
             yield run, run.records(requests[run], mergers.get(run, ()))
@@ -175,7 +175,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     try:
         if args.shard:
             return one_shard(saved, args)
-        runs = [one.load() for one in saved]
+        runs: list[Evaluated] = [one.load() for one in saved]
         evaluated = [(run, run.flagged(records)) for run, records in evaluations(runs, args)]
         print(table((run.results, records) for run, records in evaluated))
         for run, records in evaluated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ from apd.results.verdicts import (
 )
 
 
+class Saved(Protocol):
+    """What another process needs to load something that can be evaluated."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def load(self) -> Evaluated: ...
+
+
 class Evaluated(ABC):
     """What can be evaluated: a run's model (``Run``), or any other (``EvaluatedModel``).
 
@@ -38,7 +48,7 @@ class Evaluated(ABC):
         saved: what another process needs to load it; None: it cannot.
     """
 
-    saved = None
+    saved: Saved | None = None
 
     folder: Path
     results: dict

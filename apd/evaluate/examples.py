@@ -71,7 +71,9 @@ def _answers(run: Evaluated, images: Tensor) -> list[tuple[str, float]]:
 
 def _first_right(run: Evaluated, split: str, count: int) -> tuple[Tensor, Tensor]:
     """Correctly classified images, of as many classes as there are; the first, if none is."""
-    images, labels, seen = [], [], set()
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    seen: set[int] = set()
     for batch in run.loader(split):
         x, y = run.parse_batch(batch)
         with torch.no_grad():

@@ -32,18 +32,19 @@ class EvaluationFiles(NamedTuple):
     shard: Shard | None
 
     @property
-    def unfinished(self) -> Path | None:
-        return self.folders[0] / f"{self.key}.pt" if self.folders else None
+    def unfinished(self) -> Path:
+        """The state of an attack that goes on. This and ``finished`` need a folder."""
+        return self.folders[0] / f"{self.key}.pt"
 
     @property
-    def finished(self) -> Path | None:
+    def finished(self) -> Path:
         """Verdicts of all images, or the state of a shard that has ended."""
         suffix = "done.pt" if self.shard else "json"
-        return self.folders[0] / f"{self.key}.{suffix}" if self.folders else None
+        return self.folders[0] / f"{self.key}.{suffix}"
 
     @property
     def ended(self) -> bool:
-        return self.finished is not None and self.finished.exists()
+        return bool(self.folders) and self.finished.exists()
 
     def read(self) -> Verdicts:
         """The verdicts of an attack that has ended, written to the folders that lack them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -169,7 +169,7 @@ def finish(
 class Places(NamedTuple):
     """Which of a data set's images an evaluation is about."""
 
-    index: Tensor | None  # None: all
+    index: Tensor | None  # type: ignore[assignment]  # None: all
     stated: str | dict  # in records: "all", or size and seed of the subset
 
 
@@ -271,8 +271,11 @@ def _clean_pass(
     stand when the attack may do anything.
     """
     checks = request.checks and bool(request.attacks)
-    defended = isinstance(model, DefendedModel)
-    predicted, label, tested, stood = [], [], [], []
+    defended = model if isinstance(model, DefendedModel) else None
+    predicted: list[Tensor] = []
+    label: list[Tensor] = []
+    tested: list[Tensor] = []
+    stood: list[Tensor] = []
     seconds, batch_size, count, right = 0.0, 0, 0, 0
     random_logits = probabilities = False
     digest = ImageDigest()
@@ -286,7 +289,7 @@ def _clean_pass(
             began = time.perf_counter()
             if defended:
                 places = data.places(count, len(labels))
-                logits = _voted(model, images, labels, places, request)
+                logits = _voted(defended, images, labels, places, request)
             else:
                 logits = model(images)
             check_classes(logits, labels)
@@ -297,9 +300,9 @@ def _clean_pass(
             if checks and not label:
                 part = images[: batch_of(model, len(images))]
                 twice = [model(part) for _ in range(2)]
-                random_logits = not torch.allclose(*twice, rtol=1e-3, atol=1e-3)
+                random_logits = not torch.allclose(twice[0], twice[1], rtol=1e-3, atol=1e-3)
                 probabilities = _are_probabilities(twice[0])
-        attackable = not defended or model.backward != "none"
+        attackable = not defended or defended.backward != "none"
         if checks and attackable and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
             some = is_right.nonzero()[:left, 0]
             tested.append(count + some)
@@ -336,8 +339,8 @@ def _voted(
     size = batch_of(model, len(images))
     classes = model(images[:1]).shape[1]
     predicted = [
-        predictions(model, *part, request.seed, request.draws)
-        for part in zip(*(tensor.split(size) for tensor in (images, labels, places)))
+        predictions(model, *batch, seed=request.seed, draws=request.draws)
+        for batch in zip(images.split(size), labels.split(size), places.split(size))
     ]
     return F.one_hot(torch.cat(predicted), classes).float()
 
@@ -373,7 +376,8 @@ class _RunningAttack:
         self.attack, self.model, self.data, self.clean = attack, model, data, clean
         self.files = files
         self.state = AttackState(clean.right, bool(attack.conditions["last_iterate"]))
-        self.state.load(files.unfinished)
+        self.path = files.unfinished if files.folders else None  # of the state
+        self.state.load(self.path)
 
     def run(self, request: EvaluationRequest, desc: str) -> None:
         state, count = self.state, len(self.clean.labels)
@@ -424,9 +428,9 @@ class _RunningAttack:
             # a run that is killed before its state is saved writes the same file again
             with atomic_write(self.files.adv / f"{self.state.files:06d}.npz") as temporary:
                 with open(temporary, "wb") as file:
-                    np.savez_compressed(file, **columns)
+                    np.savez_compressed(file, **columns)  # type: ignore[arg-type]
             self.state.files += 1
-        self.state.save(self.files.unfinished)
+        self.state.save(self.path)
 
 
 def _record(attack: str, threat_model: dict | None, right: Tensor, seconds: float) -> dict:
@@ -441,7 +445,7 @@ def _record(attack: str, threat_model: dict | None, right: Tensor, seconds: floa
 
 
 def _length(loader: Iterable) -> int | None:
-    return len(loader) if hasattr(loader, "__len__") else None
+    return len(loader) if isinstance(loader, Sized) else None
 
 
 def check_range(images: Tensor) -> None:

@@ -42,7 +42,7 @@ class Shard(NamedTuple):
     """One of ``count`` parts of the images: the ``number``-th (from 1) and each ``count``-th on."""
 
     number: int
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple's method
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"

@@ -201,9 +201,10 @@ def robustness(
             seed=seed,
             draws=Draws(eot, draws, rule),
             store=Path(folder, EVALUATIONS),
-            save_adv=save_adv,
+            save_adv=None if save_adv is None else Path(save_adv),
             shard=Shard.parse(shard) if shard else None,
         )
+        class_names: Sequence[str] = classes or getattr(model, "class_names", None) or ()
         evaluated = EvaluatedModel(
             model,
             labelled_images(
@@ -211,7 +212,7 @@ def robustness(
                 batch_size=batch_size,
                 workers=workers,
                 preprocess=preprocess or getattr(model, "preprocess", None),
-                class_names=classes or getattr(model, "class_names", ()),
+                class_names=class_names,
             ),
             Path(folder),
             About(

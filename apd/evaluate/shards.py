@@ -107,8 +107,8 @@ class Merger:
         are deleted. ``on_clean`` is given the predictions, one-hot, for want of logits.
         """
         shards = list(self.images.digests)
-        parts = [self._part(CLEAN, shard).finished for shard in shards]
-        clean = Clean.join(parts, self.images.digest)
+        passes = [self._part(CLEAN, shard).finished for shard in shards]
+        clean = Clean.join(passes, self.images.digest)
         if on_clean:
             on_clean(F.one_hot(clean.predicted).float(), clean.labels)
         records, fresh = [clean_record(clean)], []
@@ -136,6 +136,7 @@ class Merger:
                     path.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # not empty, or not there
                     files.finished.parent.rmdir()
+        assert self.request.store is not None
         _clear_folders(self.request.store, self.images.digests)
 
     def _whole(self, attack: Attack) -> EvaluationFiles:
@@ -161,6 +162,7 @@ def _clear_folders(store: Path, shards: Iterable[Shard]) -> None:
 def _move_images(parts: list[EvaluationFiles], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
+        assert part.adv and part.shard
         for path in sorted(part.adv.glob("*.npz")):
             os.replace(path, folder / f"{part.shard.number}-of-{part.shard.count}-{path.name}")
 

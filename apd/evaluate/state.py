@@ -83,8 +83,8 @@ class AttackState:
         whole = cls(join_shards([part["lost"] for part in parts]) == 0, attack_all=True)
         for name in ("lost", "done", "zero", "broken"):
             setattr(whole, name, join_shards([part[name] for part in parts]))
-        moved = [part.get("moved") for part in parts]
-        whole.moved = None if any(part is None for part in moved) else join_shards(moved)
+        moved = [part["moved"] for part in parts if part.get("moved") is not None]
+        whole.moved = join_shards(moved) if len(moved) == len(parts) else None
         whole.seconds = sum(part["seconds"] for part in parts)
         return whole
 
@@ -139,7 +139,8 @@ class Clean:
         )
         order = tested.argsort()
         return cls(
-            *(join_shards([part[name] for part in parts]) for name in ("predicted", "labels")),
+            predicted=join_shards([part["predicted"] for part in parts]),
+            labels=join_shards([part["labels"] for part in parts]),
             tested=tested[order],
             stood=torch.cat([part["stood"] for part in parts])[order],
             random_logits=any(part["random_logits"] for part in parts),
@@ -207,8 +208,9 @@ def structure(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         kind = type(module)
         code = getattr(kind.forward, "__code__", None)
-        own = code and not kind.__module__.startswith("torch.")
-        yield f"{name} {kind.__qualname__} {_code(code) if own else ''}"
+        if kind.__module__.startswith("torch."):
+            code = None
+        yield f"{name} {kind.__qualname__} {_code(code) if code else ''}"
         for key, value in sorted(vars(module).items()):
             if key not in _OF_EVERY_MODULE and (text := _plain(value)) is not None:
                 yield f"{name}.{key} {text}"
@@ -246,4 +248,4 @@ def _constant(value) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apd.errors import WorkerFailed
-from apd.evaluate.imported import ImportedModel
+from apd.evaluate.evaluated import Saved
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard
-from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Merger
 from apd.jobs.engine import StartExecutor, run_jobs
 from apd.jobs.job import Job, State
 from apd.jobs.local import start_local, visible_gpus
 from apd.precision import forbid_tf32
 from apd.results import EVALUATIONS
-
-Saved = SavedRun | ImportedModel  # what a process loads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +90,8 @@ def run_shards(
         job.clear_failure()  # of an earlier time
     slots = min(slots or len(visible_gpus()) or count, len(jobs))
     ended = run_jobs(jobs, start_executor or start_local, slots, "shard", file=sys.stderr)
-    for job, state in ended.items():
-        if state.kind != "done":
+    for job in jobs:
+        if (state := ended[job]).kind != "done":
             raise WorkerFailed(
                 f"{job.saved.folder}, shard {job.shard}: {state.note}"
                 + (f" ({state.log[-1].removeprefix('error: ')})" if state.log else "")

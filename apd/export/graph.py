@@ -36,8 +36,8 @@ class ImagesToLogits(nn.Module):
         model = copy.deepcopy(classifier.model)
         self.register_buffer("weight", model.clip.logit_scale.detach().exp() * classifier.text)
         contexts = model.prompt_learner.visual_contexts()
-        if not any(map(callable, contexts)):
-            vectors = [context.detach() for context in contexts]
+        vectors = [context.detach() for context in contexts if isinstance(context, Tensor)]
+        if len(vectors) == len(contexts):
             model.prompt_learner = IndependentPrompts(visual=vectors).requires_grad_(False)
         del model.class_prompts
         for name, _ in [*model.clip.named_children(), *model.clip.named_parameters(recurse=False)]:
@@ -93,6 +93,7 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # as always with dynamo
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(classifier))
     onnx.save_model(model, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from clip.model import QuickGELU
+from clip.model import CLIP, ModifiedResNet, QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from apd.clip.load import load_clip
@@ -70,7 +70,7 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     path.write_bytes(save(whole, metadata=metadata))
 
 
-def openclip_config(clip_model: nn.Module, classifier: PromptedClassifier) -> dict:
+def openclip_config(clip_model: CLIP, classifier: PromptedClassifier) -> dict:
     """``open_clip_config.json`` of a CLIP.
 
     Raises:
@@ -111,7 +111,7 @@ def openclip_config(clip_model: nn.Module, classifier: PromptedClassifier) -> di
     }
 
 
-def _vision(visual: nn.Module) -> dict:
+def _vision(visual: VisionTransformer | ModifiedResNet) -> dict:
     if not is_vit(visual):
         layers = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         return {

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, listed
-from apd.figures.kinds import KINDS
+from apd.figures.kinds import KINDS, Figures
 from apd.figures.style import FORMATS, save
 from apd.figures.tasks import frontier, moderator
 from apd.results.runs import load_runs
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"there is no {noun} {listed(unknown)}: use {', '.join(known)}")
     runs = load_runs(args.runs, args.split)
-    figures = {}
+    figures: Figures = {}
     for kind in args.kind:
         if kind in KINDS:
             figures |= KINDS[kind](runs)

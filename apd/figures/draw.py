@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from statistics import mean, stdev
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from apd.methods import rank
@@ -37,7 +41,7 @@ def draw_points(
     """A point at the mean of each method's (x, y) over seeds; bars are one standard deviation."""
     for method in sorted(clouds, key=rank):
         x, y = zip(*clouds[method])
-        bars = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}
+        bars: dict[str, Any] = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}
         look = looks[method] | {"linestyle": "none"}
         axes.errorbar(mean(x), mean(y), **bars, **look, label=method)
 
@@ -52,10 +56,13 @@ _PLACES = [(7, 4), (7, -11), (-7, 4), (-7, -11), (0, 10), (0, -18), (7, 18), (7,
 
 def label_points(axes: Axes) -> None:
     """Write its name beside each point of ``draw_points``, without overlaps if there is room."""
-    names = [container.get_label() for container in axes.containers]
-    points = [tuple(container.lines[0].get_xydata()[0]) for container in axes.containers]
-    axes.figure.draw_without_rendering()
-    pad = 4 * axes.figure.dpi / 72  # half a marker
+    containers = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    names = [str(container.get_label()) for container in containers]
+    points = [tuple(np.asarray(container.lines[0].get_xydata())[0]) for container in containers]
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)  # no figure within a figure
+    figure.draw_without_rendering()
+    pad = 4 * figure.dpi / 72  # half a marker
     boxes = [
         Bbox.from_extents(x - pad, y - pad, x + pad, y + pad)
         for x, y in axes.transData.transform(points)

@@ -63,11 +63,11 @@ def _classes(run, shown: list[Verdicts]) -> Figure:
     names = run.classnames
     figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), layout="constrained")
     axes = figure.add_subplot()
-    order = None
+    order = np.arange(0)
     for verdicts in shown:
         count = np.bincount(verdicts.labels, minlength=len(names)).clip(min=1)
         share = 100 * np.bincount(verdicts.labels[verdicts.stands], minlength=len(names)) / count
-        order = share.argsort(kind="stable") if order is None else order
+        order = order if len(order) else share.argsort(kind="stable")
         axes.plot(share[order], markersize=3, linewidth=1, label=described(verdicts.record))
     axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
     axes.set_ylabel("robust accuracy (%)")

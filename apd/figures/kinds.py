@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -85,9 +86,9 @@ def scatter(runs: dict[Path, dict]) -> Figures:
         for axes, attack in zip(all_axes, shown):
             axes.margins(0.12)
             axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)", title=attack)
-            clouds = defaultdict(list)
+            clouds: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for point in attacked:
-                if point.attack == attack:
+                if point.attack == attack and point.clean is not None:
                     clouds[point.method].append((point.clean, point.accuracy))
             draw_points(axes, clouds, looks)
         legend(figure)
@@ -133,7 +134,7 @@ def training(runs: dict[Path, dict]) -> Figures:
     """A panel for each logged term, and one for the learning rate."""
     figures, names = {}, name_runs(runs)
     looks = styles(names.values())
-    trained = defaultdict(dict)
+    trained: dict[tuple, dict[Path, dict]] = defaultdict(dict)
     for folder, run in runs.items():
         if history := read_history(folder):
             trained[setting_of(run), shots_of(run)][folder] = history
@@ -152,7 +153,7 @@ def training(runs: dict[Path, dict]) -> Figures:
                         lines[names[folder]][epoch][runs[folder]["seed"]] = value
             draw_lines(axes, lines, looks)
             for line in axes.get_lines():
-                line.set_markevery(max(1, len(line.get_xdata()) // 8))
+                line.set_markevery(max(1, np.size(line.get_xdata()) // 8))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             axes.set_xlabel("epochs")
             axes.set_ylabel({"lr": "learning rate", "loss": "loss"}.get(term, f"loss term {term}"))

@@ -59,7 +59,9 @@ def points(runs: dict[Path, dict]) -> list[Point]:
     Raises:
         UserError: two threat models with the same name in ``described``, or a run twice.
     """
-    names, by_key, first = name_runs(runs), {}, {}
+    names = name_runs(runs)
+    by_key: dict[tuple, tuple[Path, Point | None]] = {}
+    first: dict[tuple, tuple[Path, dict]] = {}
     for folder, run in runs.items():
         setting, shots = setting_of(run), shots_of(run)
         for evaluation in run["evaluations"]:
@@ -79,7 +81,7 @@ def points(runs: dict[Path, dict]) -> list[Point]:
                 raise UserError(f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}")
             clean = clean_accuracy(folder, run, evaluation)
             by_key[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
-    return [point for _, point in by_key.values()]
+    return [point for _, point in by_key.values() if point]
 
 
 def averages(points: list[Point]) -> list[Point]:
@@ -90,17 +92,15 @@ def averages(points: list[Point]) -> list[Point]:
         sets[everywhere].add(point.setting.dataset)
         members_of[(everywhere, *point[1:5])].append(point)
     averaged = []
-    for (everywhere, *key), members in members_of.items():
+    for (everywhere, *_), members in members_of.items():
         count = len(sets[everywhere])
         if 1 < count == len(members):
-            clean = [p.clean for p in members]
+            clean = [p.clean for p in members if p.clean is not None]
             averaged.append(
-                Point(
-                    Setting("", *everywhere[:3], count),
-                    *key,
-                    mean(p.accuracy for p in members),
-                    None if None in clean else mean(clean),
-                    members[0].evaluation,
+                members[0]._replace(
+                    setting=Setting("", *everywhere[:3], count),
+                    accuracy=mean(p.accuracy for p in members),
+                    clean=mean(clean) if len(clean) == count else None,
                 )
             )
     return averaged

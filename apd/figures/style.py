@@ -13,6 +13,8 @@ from itertools import count
 from pathlib import Path
 
 import matplotlib
+from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +28,7 @@ _SOLID, _DASHED = "-", "--"
 # of other methods; 7 and 5 have no common divisor, so that 35 of them differ
 _COLOURS = (PURPLE, BLUE, ORANGE, GREEN, RED, SKY, GREY)
 _MARKERS = ("<", "p", ">", "h", "d")
-_CYCLE = matplotlib.cycler(color=_COLOURS, marker=["o", "s", "^", "D", "v", "P", "X"])
+_CYCLE = cycler(color=_COLOURS, marker=["o", "s", "^", "D", "v", "P", "X"])
 
 LOOK = {
     "figure.dpi": 150,
@@ -48,7 +50,7 @@ LOOK = {
     "svg.hashsalt": "apd",
     "pdf.fonttype": 42,  # text that can be searched and edited
 }
-look = matplotlib.rc_context(LOOK)  # decorates functions that draw
+look = matplotlib.rc_context(LOOK)  # type: ignore[arg-type]  # decorates functions that draw
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict]:
@@ -89,11 +91,12 @@ def panels(
 
 def legend(figure: Figure) -> None:
     """One for all panels."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     order = sorted(handles, key=rank)
-    figure.legend([handles[label] for label in order], order, loc="outside right upper")
+    shown = [handles[label] for label in order]
+    figure.legend(shown, order, loc="outside right upper")  # type: ignore[call-overload]
 
 
 def check_format(form: str) -> None:

@@ -16,7 +16,7 @@ class CachedDataset(Dataset):
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.items: list = [None] * len(dataset)
+        self.items: list = [None] * len(dataset)  # type: ignore[arg-type]  # not every Dataset has a length
 
     def __len__(self) -> int:
         return len(self.items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -37,10 +38,10 @@ class EpochSchedule(LRScheduler):
         self._cfg = optim_cfg
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [self._rate(base, self.last_epoch) for base in self.base_lrs]
 
-    def _rate(self, base: float, epoch: int) -> float:
+    def _rate(self, base: float | Tensor, epoch: int) -> float | Tensor:
         if epoch >= self._warmup:
             if self._cfg.WARMUP_RECOUNT:
                 return base * self._decay(epoch - self._warmup)

@@ -162,6 +162,7 @@ def read_prompts(checkpoint, where) -> SavedPrompts:
         for name, v in state.items()
     }
     ours, frozen, vectors, unknown = {}, {}, {}, []
+    tokens: object
     # MMoP's; its other mixtures of experts have no base
     mixtures = any(_MIXTURES[f"{word}.1.base"] in state for word in ("text", "visual"))
     for name, value in state.items():

@@ -41,7 +41,8 @@ class Ray:
         # max_calls: a new process for each job; max_retries: our scheduler tries again itself
         remote = self.ray.remote(max_calls=1, max_retries=0)(run_job)
         self.run = remote.options(num_cpus=threads, num_gpus=gpus)
-        self.threads, self.running = threads, set()
+        self.threads = threads
+        self.running: set = set()
 
     def room(self, running: int) -> int:
         return 10**9  # Ray has a queue

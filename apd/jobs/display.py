@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -23,7 +24,9 @@ class Display:
         file: where the lines of jobs that end are printed (default: stdout).
     """
 
-    def __init__(self, jobs: list[Job], output: str, unit: str, file: TextIO | None = None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], output: str, unit: str, file: TextIO | None = None
+    ) -> None:
         self.file = file or sys.stdout
         self.bar = tqdm(total=len(jobs), unit=unit, desc=output, disable=None, position=0)
         self.lines: list[tqdm] = []

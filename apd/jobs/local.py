@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from apd.errors import disk_full
 from apd.jobs.job import Job
@@ -63,7 +64,8 @@ class Local:
         self.running = {slot: p for slot, p in self.running.items() if p is not handle}
         if handle.exitcode == errno.ENOSPC:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), handle.name)
-        return f"killed by signal {-handle.exitcode}" if handle.exitcode < 0 else ""
+        code = handle.exitcode or 0
+        return f"killed by signal {-code}" if code < 0 else ""
 
     def close(self) -> None:
         for process in self.running.values():
@@ -78,7 +80,7 @@ def start_local(output: str, slots: int) -> Local:
     return Local(slots)
 
 
-def warm_up() -> multiprocessing.context.BaseContext:
+def warm_up() -> Any:  # a context, of the kind that the system has
     """Start the process that local jobs are forked from; it begins to import at once."""
     check_system()
     from multiprocessing import forkserver, resource_tracker  # which Windows lacks
@@ -121,7 +123,8 @@ def _process(job: Job, folder: str, threads: int, gpu: str | None) -> None:
 
 
 def processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

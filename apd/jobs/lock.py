@@ -17,7 +17,7 @@ from apd.files import read_json
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = "sweep.lock"
 HEARTBEAT = 15.0  # seconds after which an owner touches its lock's file again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from apd.jobs.job import Job, State
 
@@ -21,13 +22,13 @@ class Scheduler:
         show: called repeatedly with this object, to display the progress.
     """
 
-    def __init__(self, jobs: list[Job], executor, show=lambda scheduler: None) -> None:
+    def __init__(self, jobs: Sequence[Job], executor, show=lambda scheduler: None) -> None:
         self.executor, self.show = executor, show
         self.waiting = list(jobs)
         self.running: dict[Job, object] = {}  # job -> the executor's handle
         self.elsewhere: list[Job] = []  # jobs that another scheduler's processes run
         self.ended: dict[Job, State] = {}
-        self.lost = Counter()  # job -> how many of its processes died
+        self.lost: Counter[Job] = Counter()  # job -> how many of its processes died
         self.before: dict[
             Job, float
         ] = {}  # job -> when its logs were last written before its start
@@ -81,7 +82,7 @@ class Scheduler:
 
     def _start(self) -> None:
         """Start the jobs that there is room for, in order."""
-        room, ready = self.executor.room(len(self.running)), []
+        room, ready = self.executor.room(len(self.running)), list[Job]()
         ends = {job.folder: state for job, state in self.ended.items()}
         waiting, self.waiting = self.waiting, []
         open_folders = {job.folder for job in [*waiting, *self.running, *self.elsewhere]}

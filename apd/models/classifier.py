@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from apd.errors import UserError, listed
 from apd.images import as_tensor, read_image
 from apd.models.description import Description
 from apd.models.saved import write_folder
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
 
 ImageLike = str | os.PathLike | Image.Image | Tensor
 
@@ -232,7 +235,7 @@ class PromptedClassifier(nn.Module):
         )
 
 
-def prompted(clip_model: nn.Module, class_names: Sequence[str], prompts: dict) -> PromptedCLIP:
+def prompted(clip_model: CLIP, class_names: Sequence[str], prompts: dict) -> PromptedCLIP:
     """``build_prompted_clip`` whose fresh prompts draw nothing from the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         return build_prompted_clip(clip_model, class_names, **prompts)

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +80,8 @@ def load(
     given = _Given(classes, device, epoch, trainer, backbone, robust, options or {}, revision)
     hub = str(source).startswith(HUB)
     folder = download(str(source).removeprefix(HUB), revision) if hub else Path(source)
+    build_it: Callable[[Path, _Given], PromptedClassifier]
+    refused: tuple[str, ...]
     if is_saved(folder):
         kind, build_it, refused = "was written by save", _from_saved, _NOT_SAVED
     elif hub:
@@ -228,12 +230,13 @@ def _from_run(folder: Path, given: _Given) -> PromptedClassifier:
     own = results.get("class_names") or (
         None if results.get("prompts_from") else checkpoint.get("classnames")
     )
-    if own is None and given.classes is None:
+    class_names = own if given.classes is None else given.classes
+    if class_names is None:
         raise UserError(
             f"{folder} is of an older version, and does not say its class names: "
             "give them as classes=[...]"
         )
-    names = check_class_names(own if given.classes is None else given.classes)
+    names = check_class_names(class_names)
     measured = given.epoch is None and own is not None and names == tuple(own)
     about = replace(about, class_names=names, results=results if measured else {})
     model, about = build(about, given.device)

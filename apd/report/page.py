@@ -101,7 +101,7 @@ def _summary(runs: dict[Path, dict]) -> str:
         return f"{noun if len(values) == 1 else f'{noun}s'}: {listed(map(str, values))}"
 
     methods = sorted({run["method"] for run in runs.values()}, key=rank)
-    shots = sorted({shots_of(run) for run in runs.values()} - {None})
+    shots = sorted({known for run in runs.values() if (known := shots_of(run)) is not None})
     parts = [
         counted(len(runs), "run"),
         f"{counted(len(methods), 'method')}: {listed(methods, 15)}",
@@ -193,7 +193,8 @@ def _configs(runs: dict[Path, dict]) -> dict[str, dict[str, list]]:
     """Method -> key -> the values of its runs, each once."""
     configs: dict = {}
     for method in sorted({run["method"] for run in runs.values()}, key=rank):
-        configs[method] = values_of_key = defaultdict(list)
+        values_of_key: dict[str, list] = defaultdict(list)
+        configs[method] = values_of_key
         for run in runs.values():
             if run["method"] == method:
                 for key, value in flat(run["config"]):
@@ -207,7 +208,7 @@ def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> lis
     return [
         {
             "name": method,
-            "command": commands[method] and f"train.py {shlex.join(map(str, commands[method]))}",
+            "command": (argv := commands[method]) and f"train.py {shlex.join(map(str, argv))}",
             "config": "\n".join(
                 f"{key}: {_format_values(values[key], 20)}" for key in sorted(values)
             ),

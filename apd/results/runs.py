@@ -99,7 +99,7 @@ def image_verdicts(folder: Path, evaluation: dict) -> tuple[np.ndarray, str] | N
     """
     if evaluation["threat_model"] is not None:
         verdicts = _verdicts_of(folder, evaluation)
-        return verdicts and (verdicts.stands, verdicts.identity["images"])
+        return (verdicts.stands, verdicts.identity["images"]) if verdicts else None
     # A clean evaluation writes no file, but that of an attack on the same images says which were
     # wrong before the attack. Not so if it attacked these too; then the counts differ.
     counts = (evaluation["correct"], evaluation["total"])
@@ -126,7 +126,7 @@ def clean_accuracy(folder: Path, run: dict, evaluation: dict) -> float | None:
     if evaluation["threat_model"]["last_iterate"]:
         return None
     verdicts = _verdicts_of(folder, evaluation)
-    return verdicts and 100 * float(verdicts.was_right.mean())
+    return 100 * float(verdicts.was_right.mean()) if verdicts else None
 
 
 def _verdicts_of(folder: Path, evaluation: dict) -> Verdicts | None:

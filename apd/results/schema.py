@@ -243,7 +243,16 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     if not CLONE or not (CLONE / ".git").exists():
         return None
-    command = ["git", "-C", CLONE, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(CLONE),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

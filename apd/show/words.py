@@ -39,6 +39,7 @@ def nearest_words(model: PromptedClassifier, count: int = 5) -> list[Vector]:
     if not contexts:
         raise UserError(f"{model.description.method} learns no text vectors: there are no words")
     vectors = contexts[0]
+    assert isinstance(vectors, torch.Tensor)  # routers are of deeper layers
     owners = model.class_names if vectors.dim() == 3 else [""]
     found = []
     for owner, context in zip(owners, vectors.reshape(len(owners), -1, vectors.shape[-1])):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
@@ -23,11 +24,11 @@ from tabulate import tabulate
 
 import apd
 from apd.commandline import Parser
-from apd.config import plain, rule_of
+from apd.config import flag_type, plain
 from apd.errors import UserError, counted, exit_codes
 from apd.jobs import options
 from apd.jobs.engine import run_jobs
-from apd.jobs.job import State
+from apd.jobs.job import Job, State
 from apd.jobs.local import visible_gpus
 from apd.plans import write_plan
 from apd.ranges import whole
@@ -57,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         group.add_argument(f"--{axis}", nargs="+", metavar="NAME")
     group.add_argument("--targets", nargs="+", metavar="NAME", help="data sets to transfer to")
     group.add_argument("--chosen", metavar="FILE", help="config keys that a search has chosen")
-    group.add_argument("--shots", nargs="+", type=rule_of("DATASET.NUM_SHOTS"), metavar="N")
+    group.add_argument("--shots", nargs="+", type=flag_type("DATASET.NUM_SHOTS"), metavar="N")
     group.add_argument("--seed", nargs="+", type=whole(0), metavar="N")
     group.add_argument(
         "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every cell"
@@ -126,7 +127,7 @@ def _run(args: argparse.Namespace, states: dict[TrainingJob, State], slots: int)
     return int(any(state.kind != "done" for state in ended.values()))
 
 
-def _summarise(ended: dict[TrainingJob, State], before: int) -> None:
+def _summarise(ended: Mapping[Job, State], before: int) -> None:
     for job, state in ended.items():
         if state.kind != "done":
             print(f"\n{state.kind}: {job.folder}: {state.note}")

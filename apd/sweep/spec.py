@@ -123,8 +123,8 @@ def _checked(spec: dict) -> dict:
     spec = {"output": "output", "root": "data", "protocol": "few-shot", "targets": [], **spec}
     for key in ("grid", "set"):
         spec[key] = spec.get(key) or {}
-    for key, empty in (("variants", [{}]), ("where", [])):
-        spec[key] = spec.get(key) or empty
+    spec["variants"] = spec.get("variants") or [{}]
+    spec["where"] = spec.get("where") or []
     for key, kind in (("grid", dict), ("set", dict), ("variants", list), ("where", list)):
         if not isinstance(spec[key], kind):
             raise UserError(f"{key} is no {'mapping' if kind is dict else 'list'}")

@@ -215,7 +215,7 @@ def _own_accuracy(
 
 def _differences(run: dict, figure: Figure) -> list[str]:
     """In what a run differs from a figure, in words; evaluations are compared elsewhere."""
-    about = {"method": (run["method"], figure.method)}
+    about: dict[str, tuple] = {"method": (run["method"], figure.method)}
     if run["dataset"] not in figure.datasets:
         about["data set"] = run["dataset"], listed(figure.datasets, 1)
     about["classes"] = run["subsample"], figure.subsample
@@ -247,7 +247,8 @@ def _evaluation(run: dict, paper: Paper, kind: str) -> str:
         differing.append(odd)
     if not differing:
         raise _Incomparable("no attack on all test images")
-    raise _Incomparable(f"under another threat model ({'; '.join(min(differing, key=len))})")
+    fewest = min(differing, key=lambda odd: len(odd))
+    raise _Incomparable(f"under another threat model ({'; '.join(fewest)})")
 
 
 def _attack_differences(evaluation: dict, published: dict) -> list[str]:

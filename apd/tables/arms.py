@@ -176,7 +176,8 @@ def _whole_dataset(run: dict) -> str:
 
 def _arms(runs: dict[Path, dict], design: Design) -> dict[Path, str]:
     """The arm of each run."""
-    arms, by_method = {}, defaultdict(dict)
+    arms: dict[Path, str] = {}
+    by_method: dict[str, dict[Path, dict]] = defaultdict(dict)
     for folder, run in runs.items():
         named = next((name for name, keys in design.arms.items() if _has_values(run, keys)), None)
         if named is None:

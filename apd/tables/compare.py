@@ -31,7 +31,7 @@ def compare(tables: list, baseline: str, over: str = "images") -> None:
     if baseline not in names:
         raise UserError(f"no {label} {baseline} in these tables: there are {listed(names)}")
     for table in tables:
-        base = next((row for row in table.rows if row[label] == baseline), {})
+        base: dict = next((row for row in table.rows if row[label] == baseline), {})
         table.baseline, table.over = (baseline if base else None), over
         for row in table.rows:
             for name, cell in row.items():
@@ -63,8 +63,9 @@ def paired_interval(cell: Numbers, base: Numbers) -> tuple[float, float] | None:
         return None
     rng, means = np.random.default_rng(0), []
     for parts in strata:
-        per_run = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
-        if None in per_run or len({images for _, images in per_run}) != 1:
+        known = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
+        per_run = [verdicts for verdicts in known if verdicts is not None]
+        if len(per_run) < len(known) or len({images for _, images in per_run}) != 1:
             return None
         right = np.stack([verdicts for verdicts, _ in per_run])
         difference = right[: len(cell)].mean(axis=0) - right[len(cell) :].mean(axis=0)

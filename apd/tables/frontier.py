@@ -138,7 +138,7 @@ def _levels(curve_set: Curves, title: str) -> Table:
         every = [point for points in tasks.values() for point in points]
         for radius in sorted({point.radius for point in every}):
             points = [point for point in every if point.radius == radius]
-            row = {"arm": arm, "trained at (1/255)": f"{radius:g}", "tasks": f"{len(points)}"}
+            row: dict = {"arm": arm, "trained at (1/255)": f"{radius:g}", "tasks": f"{len(points)}"}
             for kind in ("clean", "robust"):
                 value = mean(getattr(point, kind) for point in points)
                 row[f"{kind} (%)"] = Numbers([Accuracy(value)])

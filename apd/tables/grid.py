@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
@@ -244,7 +244,7 @@ class Grid:
         values = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
         return self._made([value for value in values if value is not None], row, place)
 
-    def _made(self, values: list[float], row: str, place: Place) -> Numbers:
+    def _made(self, values: Sequence[float], row: str, place: Place) -> Numbers:
         missing = self._lacks(row, place)
         return Numbers(values, missing, absent=bool(missing) and (row, place) not in self._runs)
 
@@ -269,7 +269,7 @@ def stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
             of_all = header({**evaluation, "images": "all"})
             _, totals = alike[of_all].setdefault(header(evaluation), (evaluation, {}))
             totals[run["dataset"], run["subsample"]] = evaluation["total"]
-    columns = {}
+    columns: dict[str, dict] = {}
     for of_all, by_header in alike.items():
         columns |= {name: evaluation for name, (evaluation, _) in by_header.items()}
         _, whole = by_header.get(of_all, (None, {}))
@@ -316,7 +316,8 @@ def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
     for run in filter(learns, runs.values()):
         learned[run["dataset"], run["subsample"]].add(run["shots"])
     anywhere = set().union(*learned.values()) or {0}
-    made, stands = {}, set()
+    made: dict = {}  # run's key and shots -> its folder and itself
+    stands = set()
     for folder, run in runs.items():
         dataset, subsample, shots = run["dataset"], run["subsample"], run["shots"]
         key = (run["method"], dataset, subsample, run["seed"])

@@ -119,7 +119,7 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
     def table(header: str, group: list[str]) -> Table:
         rows = []
         for method in grid.rows:
-            row = {"method": method}
+            row: dict = {"method": method}
             for k in shots:
                 places = [Place(name, subsample, k) for name in group]
                 row[shots_text(k)] = _mean([grid.accuracies(method, p, header) for p in places])
@@ -156,7 +156,7 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
     def table(group: list[str]) -> Table:
         rows = []
         for method in grid.rows:
-            row = {"method": method}
+            row: dict = {"method": method}
             for header in grid.headers:
                 halves = ([Place(name, half, shots) for name in group] for half in ("base", "new"))
                 base, new = (
@@ -169,9 +169,10 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
         shared = _title(runs, "shots", "backbone")
         table = Table("base-to-new", f"base-to-new, {_named(group)}, {shared}", rows, notes)
         for header in grid.headers:
-            base, new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
-            table.about[f"base {header}"], table.about[f"new {header}"] = (base,), (new,)
-            table.about[f"H {header}"] = base, new
+            of_base, of_new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
+            table.about[f"base {header}"] = (of_base,)
+            table.about[f"new {header}"] = (of_new,)
+            table.about[f"H {header}"] = of_base, of_new
         return table
 
     return [table(group) for group in _with_all([[dataset] for dataset in data_sets])]
@@ -272,7 +273,8 @@ def search(
     if {item["split"] for item in evaluations} != {"val"}:
         raise UserError("a search chooses on validation images: run it with TEST.SPLIT val")
     methods = {run["method"]: None for run in runs.values()}
-    changes, varied = {}, {}
+    changes: dict[Path, dict] = {}
+    varied = {}
     for method in methods:
         changed, varied[method] = config_changes(_of_method(runs, method))
         changes |= changed
@@ -337,7 +339,7 @@ def cost(runs: dict[Path, dict]) -> list[Table]:
             places = [place for place in grid.places if place.dataset == dataset]
             # zero-shot is the same at every number of shots
             for place in places if learns(first) else places[:1]:
-                row = {"method": method}
+                row: dict = {"method": method}
                 if several:
                     row["shots"] = shots_text(place.shots) if learns(first) else "-"
                 row["parameters"] = first["trainable_parameters"]

@@ -41,7 +41,9 @@ class Fit:
         ValueError: not more sources than columns of X.
     """
 
-    def __init__(self, y: Sequence[float], X: np.ndarray, sources: Sequence[Hashable]) -> None:
+    def __init__(
+        self, y: Sequence[float] | np.ndarray, X: np.ndarray, sources: Sequence[Hashable]
+    ) -> None:
         self.y, self.X = np.asarray(y, float), np.asarray(X, float)
         self.by_task = len(set(sources)) == 1
         names = list(range(len(self.y))) if self.by_task else list(sources)
@@ -56,8 +58,8 @@ class Fit:
         """The estimate of ``contrast`` (k,) times the coefficients."""
         from scipy.stats import t  # slow to import
 
-        contrast = np.asarray(contrast, float)
-        value, (variance, df) = float(contrast @ self.beta), self._cr2(contrast)
+        weights = np.asarray(contrast, float)
+        value, (variance, df) = float(weights @ self.beta), self._cr2(weights)
         if variance <= 1e-18 * max(1.0, value**2):  # the tasks do not vary
             return Estimate(value, value, value, float(value == 0), df)
         error = variance**0.5

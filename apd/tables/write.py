@@ -115,7 +115,7 @@ def _text(table: Table, style: _Style) -> str:
         alike = {cell.n for cell in cells if cell}
         # if all cells of a row have the same number of seeds, it is written once
         whole = alike.pop() if len(alike) == 1 else usual
-        line = []
+        line: list[str] = []
         for name, value in row.items():
             if name not in table.measured:
                 text = style.escape(f"{value:,}" if isinstance(value, int) else value)
@@ -123,7 +123,8 @@ def _text(table: Table, style: _Style) -> str:
                 line.append(text + marks(few))
                 continue
             text = _number(value, digits[name], style)
-            text = {1: style.best, 2: style.second}.get(ranks[name].get(number), "{}").format(text)
+            mark = {1: style.best, 2: style.second}.get(ranks[name].get(number, 0), "{}")
+            text = mark.format(text)
             flags = [flag for accuracy in value for flag in getattr(accuracy, "flags", {}).items()]
             few = [f"n = {value.n}"] if value and value.n not in (usual, whole) else []
             line.append(
@@ -326,7 +327,7 @@ def _csv(tables: list[Table]) -> str:
             for name in table.measured:
                 cell = _plain(row[name])
                 low, high = cell["interval"] or (None, None)
-                line = {"table": table.name, "title": table.title, "column": name}
+                line: dict = {"table": table.name, "title": table.title, "column": name}
                 line |= {label: row[label] for label in table.labels}
                 line |= {key: cell[key] for key in numbers[:-3]} | {"low": low, "high": high}
                 line["over"] = table.over if cell["interval"] else None

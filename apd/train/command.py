@@ -41,7 +41,7 @@ def _parser() -> Parser:
     add("--root", default="", help="folder that holds the datasets")
     add("--output-dir", default="", help="folder for this run")
     add("--resume", default="", help="folder of a run to continue (default: --output-dir)")
-    add("--seed", type=config.rule_of("SEED"), default=-1, help="0 or more fixes it")
+    add("--seed", type=config.flag_type("SEED"), default=-1, help="0 or more fixes it")
     add("--source-domains", nargs="+", help="source domains, for domain generalisation")
     add("--target-domains", nargs="+", help="target domains")
     add("--transforms", nargs="+", help="data augmentations")
@@ -181,7 +181,7 @@ def _run(args: argparse.Namespace, cfg) -> None:
     trainer.keep_results, trainer.prompts_from, trainer.argv = keep, prompts_from, args.argv
     if keep and not ranks.rank():
         host.setup_logger(cfg.OUTPUT_DIR)
-        sys.stdout.file.write(early.getvalue())
+        sys.stdout.file.write(early.getvalue())  # type: ignore[union-attr]  # a Logger's
     if args.eval_only:
         trainer.test()
     else:

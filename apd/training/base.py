@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +44,13 @@ from apd.results.provenance import training
 from apd.results.words import described
 from apd.training.resumable import ResumableTrainer
 
+if TYPE_CHECKING:
+    from clip.model import CLIP
+
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 class PromptTrainer(ResumableTrainer):
@@ -57,9 +61,10 @@ class PromptTrainer(ResumableTrainer):
     """
 
     section: str  # of cfg.TRAINER
+    model: PromptedCLIP
     adversarial = False  # whether training attacks images
     normalizes = True  # images, inside the model (apd.config._Config)
-    batches = ATTACKED  # what AT.TRAIN.AT_LOSS_TYPE may be
+    batches: tuple[str, ...] = ATTACKED  # what AT.TRAIN.AT_LOSS_TYPE may be
     keep_results = True  # False: only print the evaluation
     prompts_from: dict | None = None  # where evaluated prompts were loaded from
     argv: list[str] | None = None  # the command line, where it is train.py's
@@ -158,11 +163,11 @@ class PromptTrainer(ResumableTrainer):
         fp16 = DTYPES[self.options.PREC] is torch.float16  # bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
-    def load_clip(self, name: str, robust: str, resolution: int = 0) -> nn.Module:
+    def load_clip(self, name: str, robust: str, resolution: int = 0) -> CLIP:
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
         return load_clip(name, robust, resolution, self.device)
 
-    def build_prompted_clip(self, clip_model: nn.Module, **prompts) -> PromptedCLIP:
+    def build_prompted_clip(self, clip_model: CLIP, **prompts) -> PromptedCLIP:
         model = build_prompted_clip(
             clip_model,
             self.dm.dataset.classnames,
@@ -214,11 +219,11 @@ class PromptTrainer(ResumableTrainer):
         values = ranks.total(own.weight * torch.stack([x.detach() for x in losses.values()]))
         norm = self.gradient_norm().to(values)
         # the step's one look at numbers, which a GPU makes wait for
-        *values, norm = torch.cat([values, norm[None]]).tolist()
-        means = dict(zip(losses, values))
+        *numbers, length = torch.cat([values, norm[None]]).tolist()
+        means = dict(zip(losses, numbers))
         self.detect_anomaly(means["loss"], "loss")
         if not self.scaler.is_enabled():
-            self.detect_anomaly(norm, "gradient")
+            self.detect_anomaly(length, "gradient")
         for name, optim in self._optims.items():
             if limit := self.cfg.OPTIM.CLIP_NORM:
                 self.scaler.unscale_(optim)
@@ -252,9 +257,9 @@ class PromptTrainer(ResumableTrainer):
         norms = [p.grad.norm() for p in self.learned() if p.grad is not None]
         return torch.stack(norms).norm()
 
-    def detect_anomaly(self, value: float | Tensor, what: str) -> None:
+    def detect_anomaly(self, loss: float | Tensor, what: str = "loss") -> None:
         """Stop before a loss or gradient that is not finite reaches the prompts."""
-        if not math.isfinite(value):
+        if not math.isfinite(loss):
             used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
                 used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
@@ -268,7 +273,7 @@ class PromptTrainer(ResumableTrainer):
             if self.epoch:
                 kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
-                f"the {what} is {float(value)} at epoch {self.epoch + 1}, batch "
+                f"the {what} is {float(loss)} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
                 f"{self.get_current_lr():.3g}; likely {likely}{kept}"
             )
@@ -324,7 +329,9 @@ class PromptTrainer(ResumableTrainer):
             raise UserError(
                 f"{self.cfg.DATASET.NAME} has no validation images of its own: use test"
             )
-        return self.val_loader if split == "val" else self.test_loader
+        loader = self.val_loader if split == "val" else self.test_loader
+        assert loader is not None  # ``has_validation``
+        return loader
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -338,7 +345,7 @@ class PromptTrainer(ResumableTrainer):
             Clean accuracy in percent; on "val" what the model is chosen by.
         """
         final = split is None
-        request = self.final_request() if final else self.choosing_request(split)
+        request = self.final_request() if split is None else self.choosing_request(split)
         self.fingerprint = self.model_fingerprint() if final else ""
         print(f"Evaluate on the *{request.split}* set")
         self.evaluator.reset()

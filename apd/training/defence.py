@@ -32,9 +32,13 @@ class TestTimeDefence(UntrainedTrainer):
 
     randomised = True
     adapted = False
-    views = 1  # images that the encoder is given for one
     tuned: Sequence[str] = ()  # what it tunes for each image: "text", "visual"
     below: dict | None = None  # arguments of ``build_prompted_clip`` of the run that it defends
+
+    @property
+    def views(self) -> int:
+        """Images that the encoder is given for one."""
+        return 1
 
     def defended(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, R, R) in [0, 1]; row i has the draws of ``seeds[i]``."""

@@ -128,6 +128,7 @@ class ResumableTrainer(TrainerX):
         Returns what they were trained on, if that is known.
         """
         asked = asked or self.provenance()
+        assert asked is not None  # a method that trains nothing loads nothing
         path = checkpoint_path(folder, epoch)
         checkpoint = load_checkpoint(path, inert=True)
         saved = read_prompts(checkpoint, path)

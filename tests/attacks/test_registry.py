@@ -278,3 +278,9 @@ def test_help_names_every_attack():
 
     ours = {"clean", "fgsm", "pgd-<steps>", "cw", "autoattack", "autoattack-rand"}
     assert {*ATTACKS} == {*registry._KINDS} | ours
+
+
+def test_only_clean_needs_no_threat_model():
+    assert find_attack("clean", None).stages == ()
+    with pytest.raises(UserError, match='attack "pgd-10" needs a threat model: give its eps'):
+        find_attack("pgd-10", None)

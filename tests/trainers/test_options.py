@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apd.attacks import ThreatModel
+from apd.errors import NonFiniteLoss
 from apd.results import read_results
 
 MEAN = ("INPUT.PIXEL_MEAN", "[0.48, 0.46, 0.41]", "INPUT.PIXEL_STD", "[0.27, 0.26, 0.28]")
@@ -503,3 +504,15 @@ def test_mapts_identity_normalize_changes_nothing(run, tmp_path):
     assert (result.code, result.err) == (0, "")
     assert run("AdvIVLP", tmp_path / "without").code == 0
     assert same(state(tmp_path / "with"), state(tmp_path / "without"))
+
+
+def test_a_step_by_dassls_own_hook_stops_at_a_loss_that_is_not_finite(build, tmp_path):
+    trainer = build("CoOp", tmp_path)
+    before = [p.clone() for p in trainer.learned()]
+    loss = sum(p.sum() for p in trainer.learned())
+    trainer.batch_idx, trainer.num_batches = 0, 1
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at epoch 1, batch 1 of 1"):
+        trainer.model_backward_and_update(loss * float("nan"))
+    assert all(map(torch.equal, before, trainer.learned()))
+    trainer.model_backward_and_update(loss)
+    assert not any(map(torch.equal, before, trainer.learned()))

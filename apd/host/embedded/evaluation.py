@@ -47,7 +47,8 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
-        self._y_true, self._y_pred = [], []
+        self._y_true: list[int] = []
+        self._y_pred: list[int] = []
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Count a batch: ``mo`` are scores (B, C), ``gt`` labels (B,)."""
@@ -84,6 +85,7 @@ class Classification(EvaluatorBase):
 
     def _per_class(self, true: np.ndarray, predicted: np.ndarray) -> float:
         print("=> per-class result")
+        assert self._lab2cname is not None, "TEST.PER_CLASS_RESULT needs lab2cname"
         accuracies = []
         for label in np.unique(true).tolist():
             hits = predicted[true == label] == label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimize
     betas = {"betas": (c.ADAM_BETA1, c.ADAM_BETA2)}
     momentum = {"momentum": c.MOMENTUM}
     sgd = {**momentum, "dampening": c.SGD_DAMPNING, "nesterov": c.SGD_NESTEROV}
-    choices = {
+    choices: dict[str, tuple[Any, dict]] = {
         "adam": (optim.Adam, betas),
         "amsgrad": (optim.Adam, {**betas, "amsgrad": True}),
         "sgd": (optim.SGD, sgd),
@@ -52,7 +53,8 @@ def _staged(model: nn.Module, optim_cfg) -> list[dict]:
         model = model.module
     names = optim_cfg.NEW_LAYERS
     names = [names] if isinstance(names, str) else names
-    base, new = [], []
+    base: list[nn.Parameter] = []
+    new: list[nn.Parameter] = []
     for name, layer in model.named_children():
         (new if name in names else base).extend(layer.parameters())
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from apd.errors import UserError, similar
 
@@ -20,7 +21,7 @@ class Registry:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._objects = {}
+        self._objects: dict[str, Any] = {}
 
     def register(self, obj=None, force: bool = False):
         if obj is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from apd.checkpoint import BEST, load_checkpoint, resume_from_checkpoint, save_checkpoint
@@ -35,8 +36,10 @@ class TrainerBase:
     """
 
     def __init__(self) -> None:
-        self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
-        self._writer = None
+        self._models: OrderedDict[str, Any] = OrderedDict()
+        self._optims: OrderedDict[str, Any] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: Any = None  # a SummaryWriter
 
     # -- models --------------------------------------------------------------------------------
 
@@ -118,7 +121,7 @@ class TrainerBase:
             if self._scheds[name] is not None:
                 self._scheds[name].step()
 
-    def detect_anomaly(self, loss) -> None:
+    def detect_anomaly(self, loss: Tensor) -> None:
         if not torch.isfinite(loss).all():
             raise FloatingPointError(f"the loss is {loss.detach()}")
 
@@ -204,6 +207,8 @@ class TrainerBase:
 class SimpleTrainer(TrainerBase):
     """Data, model and evaluator of a config; checkpoints and tests at their times."""
 
+    model: Any  # of ``build_model``
+
     def __init__(self, cfg) -> None:
         super().__init__()
         self.check_cfg(cfg)
@@ -245,7 +250,7 @@ class SimpleTrainer(TrainerBase):
                 self.best_result = load_checkpoint(best)["val_result"]
         return start_epoch
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # as Dassl's
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:

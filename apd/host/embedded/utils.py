@@ -139,7 +139,8 @@ class AverageMeter:
         self.reset()
 
     def reset(self) -> None:
-        self.val = self.avg = self.sum = self.count = 0
+        self.val = self.avg = self.sum = 0.0
+        self.count = 0
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
         self.val = val.item() if isinstance(val, Tensor) else val
@@ -152,7 +153,7 @@ class MetricMeter:
     """An ``AverageMeter`` for each name; prints as ``name val (avg)``."""
 
     def __init__(self, delimiter: str = " ") -> None:
-        self.meters = defaultdict(AverageMeter)
+        self.meters: defaultdict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict: dict | None) -> None:
