@@ -259,7 +259,8 @@ class PromptTrainer(ResumableTrainer):
 
     def detect_anomaly(self, loss: float | Tensor, what: str = "loss") -> None:
         """Stop before a loss or gradient that is not finite reaches the prompts."""
-        if not math.isfinite(loss):
+        value = loss.item() if isinstance(loss, Tensor) else loss
+        if not math.isfinite(value):
             used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
                 used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
@@ -273,7 +274,7 @@ class PromptTrainer(ResumableTrainer):
             if self.epoch:
                 kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
-                f"the {what} is {float(loss)} at epoch {self.epoch + 1}, batch "
+                f"the {what} is {value} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
                 f"{self.get_current_lr():.3g}; likely {likely}{kept}"
             )
