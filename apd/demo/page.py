@@ -138,7 +138,8 @@ def attacked(
     chosen = [(model, name) for model, name in zip(models, names) if name in runs]
     attack = find_attack_on(models[0], f"pgd-{steps}", eps)
     return attack_all(
-        *zip(*chosen),
+        [model for model, _ in chosen],
+        [name for _, name in chosen],
         attack,
         models[0].preprocess(read_image(path))[None],
         [None if label == NOT_KNOWN else label],
