@@ -90,7 +90,7 @@ setup(
             "apd-predict = apd.predict.command:main",
             "apd-demo = apd.demo.command:main",
             "apd-show = apd.show.command:main",
-            "apd-convert = apd.interchange.command:main",
+            "apd-convert = apd.arguments.convert:main",
             "apd-export = apd.export.command:main",
             "apd-configs = apd.config:print_folder",
         ]

@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 
 from apd import choices, classes
 from apd.about import CONFIGS
-from apd.errors import UserError, one_line, similar
+from apd.commandline import Parser
+from apd.errors import UserError, exit_codes, one_line, similar
 from apd.files import read_text, read_yaml
 from apd.methods import METHODS
 from apd.ranges import (
@@ -585,8 +586,12 @@ def find_config(path: str) -> str:
     raise UserError(f"no config file {path}")
 
 
-def print_folder() -> int:
+@exit_codes
+def print_folder(argv: list[str] | None = None) -> int:
     """The command ``apd-configs``: print where the configs of this package lie."""
+    Parser(
+        prog="apd-configs", description="Print where the configs of this package lie."
+    ).parse_args(argv)
     print(CONFIGS)
     return 0
 

@@ -211,5 +211,5 @@ def test_other_errors_are_what_they_were(monkeypatch):
 
 
 def test_configs_lie_where_the_command_says(capsys):
-    assert apd.config.print_folder() == 0
+    assert apd.config.print_folder([]) == 0
     assert (Path(capsys.readouterr().out.strip()) / "trainers/APD/mini.yaml").is_file()

@@ -1,19 +1,14 @@
 """Commands tell their flags before they import what takes seconds."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-COMMANDS = {
-    "apd-export": "apd.export.command:main",
-    "apd-train": "apd.train.command:main",
-    "apd-eval": "apd.arguments.evaluate:main",
-    "apd-sweep": "apd.sweep.command:main",
-    "apd-table": "apd.tables.command:main",
-    "apd-plot": "apd.figures.command:main",
-    "apd-report": "apd.report.command:main",
-}
+SETUP = (Path(__file__).parents[1] / "setup.py").read_text(encoding="utf-8")
+COMMANDS = dict(re.findall(r'"(apd-\w+) = ([\w.]+:\w+)"', SETUP))
 SLOW = {"torch", "torchvision", "clip", "sklearn", "scipy", "torchattacks"}
 
 
@@ -23,6 +18,10 @@ def imported(code):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     return found.stdout.splitlines()[-1].split()[1:]
+
+
+def test_all_commands_are_here():
+    assert len(COMMANDS) == SETUP.count(" = apd.") and {"apd-doctor", "apd-convert"} < {*COMMANDS}
 
 
 def test_the_package_is_light():

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from apd.arguments.convert import main as convert
 from apd.arguments.evaluate import main as evaluate
 from apd.config import default, flat
 from apd.doctor.command import main as doctor
 from apd.figures.command import main as plot
-from apd.interchange.command import main as convert
 from apd.report.command import main as report
 from apd.results import read_results
 from apd.sweep.command import main as sweep

@@ -14,7 +14,7 @@ if hasattr(os, "sched_getaffinity"):
 from apd.train.command import main as train
 from apd.arguments.evaluate import main as evaluate
 from apd.figures.command import main as plot
-from apd.interchange.command import main as convert
+from apd.arguments.convert import main as convert
 from apd.report.command import main as report
 from apd.results import read_results
 from apd.sweep.command import main as sweep

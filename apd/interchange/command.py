@@ -1,27 +1,16 @@
-"""Write our prompts in the layout of CoOp, MaPLe, APT, FAP, AdvPT and MAPT, and theirs in ours; or
-write a classifier's folder, for apd.load.
-
-    apd-convert output/caltech101/MaPLe/vit_b16_16shots/seed1 elsewhere/seed1 --epoch 5
-    apd-convert output/caltech101/APD/vit_b16_16shots/seed1 folder --format apd [--push USER/NAME]
-
-The names in the checkpoint tell whose layout it has; it is written in the other one. The peers load
-the result with --model-dir and --load-epoch, and add the frozen CLIP and the class names
-themselves. --format apd writes the prompts, all that they need but the weights of CLIP, and a model
-card; --push uploads it to the Hugging Face hub (HF_TOKEN says who you are).
-"""
+"""What ``apd-convert`` does: prompts from one project's layout to another's, or for apd.load."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from apd.checkpoint import load_checkpoint, save_checkpoint
-from apd.commandline import Parser
-from apd.errors import UserError, exit_codes
+from apd.errors import UserError
 from apd.interchange.folders import OURS, checkpoint_path, prompts_folder
 from apd.interchange.layouts import PEERS, peers_state_dict, read_prompts
-from apd.models.arguments import SOURCES, add_flags, classifier
+from apd.models.arguments import classifier
 from apd.models.hub import push
 from apd.results.provenance import of_checkpoint
 
@@ -69,27 +58,13 @@ def _plain(value) -> bool:
     return isinstance(value, (str, int, float))
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="apd-convert", description=__doc__)
-    add = parser.add_argument
-    add("source", metavar="SRC", help=f"folder of a run; with --format apd {SOURCES}")
-    add("target", metavar="DST", type=Path, help="folder to write to")
-    add("--format", choices=("peers", "apd"), default="peers", help="default: peers")
-    add("--push", metavar="USER/NAME", help="with --format apd, upload it to the hub")
-    add_flags(parser)
-    args = parser.parse_args(argv)
-    if args.format == "apd":
-        folder = classifier(args.source, args).save(args.target)
-        print(f"{folder} is for apd.load")
-        if args.push:
-            print(push(folder, args.push))
+def run(args: argparse.Namespace) -> int:
+    """Do what the flags of ``apd-convert`` say; its exit code."""
+    if args.format == "peers":
+        convert(Path(args.source), args.target, args.epoch)
         return 0
+    folder = classifier(args.source, args).save(args.target)
+    print(f"{folder} is for apd.load")
     if args.push:
-        raise UserError("--push uploads what --format apd writes: give that too")
-    convert(Path(args.source), args.target, args.epoch)
+        print(push(folder, args.push))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -43,9 +43,9 @@ from plain_world import (
     write_images,
 )
 
+from apd.arguments.convert import main as convert
 from apd.arguments.evaluate import main as attack
 from apd.clip import load_clip
-from apd.interchange.command import main as convert
 from apd.results import read_results
 from apd.tables.command import main as table
 

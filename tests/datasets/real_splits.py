@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trees
 
-from apd.doctor.command import DATASETS
+from apd.doctor.checks import DATASETS
 
 FOLDER = Path(os.environ.get("COOP_SPLITS", "/dev/null"))
 NAMES = [name for name in trees.SPLIT_FILES if (FOLDER / f"split_zhou_{name}.json").is_file()]

@@ -11,7 +11,7 @@ import trees
 
 from apd.datasets import imagenet
 from apd.datasets.caches import cached, digest, read_pickle
-from apd.doctor.command import DATASETS
+from apd.doctor.checks import DATASETS
 from apd.errors import UserError
 from apd.host import Datum
 

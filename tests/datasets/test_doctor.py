@@ -4,8 +4,9 @@ import pytest
 import trees
 
 from apd.datasets.layout import Counts
-from apd.doctor import command as doctor
-from apd.doctor.command import DATASETS, main
+from apd.doctor import checks as doctor
+from apd.doctor.checks import DATASETS
+from apd.doctor.command import main
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import trees
 from scipy.io import savemat
 
 from apd.datasets.caches import cached
-from apd.doctor.command import DATASETS, examine
+from apd.doctor.checks import DATASETS, examine
 from apd.errors import UserError
 from apd.host import DATASET_REGISTRY, DataManager
 

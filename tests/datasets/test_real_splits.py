@@ -10,7 +10,7 @@ import pytest
 from real_splits import FOLDER, NAMES
 
 from apd.datasets.caches import digest
-from apd.doctor.command import DATASETS, examine
+from apd.doctor.checks import DATASETS, examine
 
 pytestmark = pytest.mark.skipif(not NAMES, reason="needs COOP_SPLITS, a folder of split files")
 

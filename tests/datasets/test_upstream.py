@@ -11,7 +11,7 @@ import pytest
 import real_splits
 import trees
 
-from apd.doctor.command import DATASETS
+from apd.doctor.checks import DATASETS
 
 COOP = os.environ.get("COOP_ROOT")
 pytestmark = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import peers
 import pytest
 import torch
 
-from apd.interchange.command import main
+from apd.arguments.convert import main
 
 NAMES = {  # the layout of each method, without what our peers recompute
     "CoOp": peers.coop,

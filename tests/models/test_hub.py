@@ -10,7 +10,7 @@ import torch
 from hub_stand_in import Hub
 
 import apd
-from apd.interchange.command import main
+from apd.arguments.convert import main
 
 pytest.importorskip("huggingface_hub", reason="the extra [hf] is not installed")
 
@@ -20,7 +20,7 @@ PROGRAM = """
 import contextlib, io, json, sys
 import torch
 import apd
-from apd.interchange.command import main
+from apd.arguments.convert import main
 
 def convert(*args):
     out, err = io.StringIO(), io.StringIO()
