@@ -33,11 +33,9 @@ def image_gradient(logits: Tensor, images: Tensor, weights: Tensor) -> Tensor:
     the model.
     """
     _, exponent = torch.frexp(weights.detach().abs().amax(dim=1, keepdim=True))
-    exponent = exponent.clamp(-100, 100)
-    ones = torch.ones_like(weights[:, :1])
-    scaled = weights * torch.ldexp(ones, -exponent)
-    (gradient,) = torch.autograd.grad(logits, images, scaled.to(logits.dtype))
-    return gradient * torch.ldexp(ones, exponent).view(-1, 1, 1, 1)
+    scale = torch.pow(2.0, exponent.clamp(-100, 100))
+    (gradient,) = torch.autograd.grad(logits, images, (weights / scale).to(logits.dtype))
+    return gradient * scale.view(-1, 1, 1, 1)
 
 
 class ImageGradient(torch.autograd.Function):

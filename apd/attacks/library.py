@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -149,21 +150,23 @@ class _Model(nn.Module):
 
         self.logits_fn = logits  # a function, because self.eval() changes submodules' modes
         self.precision, self.drops = precision, drops
-        self.running = False  # while the model runs, its own random numbers are not shared
+        # while the model runs, its own random numbers are not shared; an object of its own, because
+        # a module's attributes take long to set, and these change at every call
+        self.call = SimpleNamespace(running=False)
         # torchattacks reads the device from a parameter
         self.device_of = nn.Parameter(torch.zeros((), device=images.device), requires_grad=False)
         self.eval()
 
     def logits(self, images: Tensor) -> Tensor:
         enabled = self.precision is not None
-        self.running = True
+        self.call.running = True
         try:
             with torch.autocast(images.device.type, dtype=self.precision, enabled=enabled):
                 if images.requires_grad and torch.is_grad_enabled():
                     return ImageGradient.apply(images, self.logits_fn)
                 return self.logits_fn(images)
         finally:
-            self.running = False
+            self.call.running = False
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
@@ -186,7 +189,7 @@ class _Model(nn.Module):
 
         def shared(draw):
             def drawn(*size, **options):
-                if size and isinstance(size[0], (list, torch.Size)) and not self.running:
+                if size and isinstance(size[0], (list, torch.Size)) and not self.call.running:
                     count, *shape = size[0]
                     if len(shape) == 3:
                         return draw([1, *shape], **options).repeat(count, 1, 1, 1)

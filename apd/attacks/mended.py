@@ -54,21 +54,22 @@ class _Run:
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.labels, self.standing = labels, torch.ones_like(labels, dtype=torch.bool)
+        self.index: Tensor | None = None  # of the images that stand; None: all of them
         self.logits = images.new_empty(0)  # of the last iterate; empty before the first call
         self.fooling = images.clone()
 
     def logits_of(self, images: Tensor, model: _Model) -> Tensor:
-        on = self.standing.nonzero()[:, 0]
-        if len(on) == len(images):
+        if self.index is None:
             logits = model(images)
         else:
-            logits = self.logits.index_put((on,), model(images[on]))
+            logits = self.logits.index_put((self.index,), model(images[self.index]))
         self.logits = logits.detach()
         wrong = self.standing & (self.logits.argmax(dim=1) != self.labels)
         if wrong.any():
             self.fooling[wrong] = images.detach()[wrong]
             self.standing = self.standing & ~wrong
-            if not self.standing.any():
+            self.index = self.standing.nonzero()[:, 0]
+            if not len(self.index):
                 raise _AllFooled
         return logits
 
