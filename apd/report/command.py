@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apd.commandline import Parser
 from apd.errors import exit_codes
-from apd.files import atomic_write
+from apd.files import atomic_write, check_writable
 from apd.report.galleries import galleries
 from apd.report.page import page
 from apd.results.runs import load_runs
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", default="", help="folder of the data sets (default: the runs')")
     parser.add_argument("--no-gallery", action="store_true", help="show no images under attack")
     args = parser.parse_args(argv)
+    check_writable(Path(args.output).parent, "-o")  # before images are drawn
     runs = load_runs(args.runs, args.split)
     store = partial(_store_gallery, root=args.root)
     shown = ([], []) if args.no_gallery else galleries(runs, store)

@@ -119,8 +119,8 @@ def clone(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "docs" / "study").mkdir(parents=True)
-    with tarfile.open(folder / "docs/study/runs.tar.gz", "w:gz"):
-        pass
+    for archive in ("runs", "tasks_runs"):
+        tarfile.open(folder / f"docs/study/{archive}.tar.gz", "w:gz").close()
     who = "-c user.name=a -c user.email=a@b.c"
     subprocess.run(f"git init -q && git add -A && git {who} commit -qm a", shell=True, cwd=folder)
     return folder

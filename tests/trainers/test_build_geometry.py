@@ -83,7 +83,7 @@ def parameters(method, text, image, text_width, image_width):
     return independent * (2 if method == "APD" else 1)  # its online teacher has as many
 
 
-def clip_without_weights(name, robust, resolution):
+def clip_without_weights(name, robust, resolution, device):
     """As ``load_clip``; the memory of the weights is claimed but never touched."""
     from clip.model import CLIP
 
