@@ -126,7 +126,8 @@ def test_results_and_prompts_classify_without_the_data_set(build, tiny, runs, na
 
 def test_results_and_checkpoints_say_what_prompts_were_trained_on(run, runs, tmp_path):
     record = read_results(runs.coop)["trained_on"]
-    assert {k: v for k, v in record.items() if k not in ("keys", "backbone_sha256", "settings")} == {
+    apart = ("keys", "backbone_sha256", "settings")
+    assert {key: value for key, value in record.items() if key not in apart} == {
         "method": "CoOp",
         "dataset": "shapes",
         "subsample": "base",
