@@ -6,6 +6,7 @@ They may be closed from the start (``>&-``), or by their reader while we print (
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ def lasting() -> Iterator[None]:
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is: no text is refused
+        sys.stdout.reconfigure(errors="backslashreplace")
     consoles = {name: Console(stream) for name, stream in before.items()}
     vars(sys).update(consoles)
     try:

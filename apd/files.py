@@ -148,6 +148,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written; where the disk is full, it names ``path``.
+        UserError: ``path`` is a folder or a device.
     """
     path = Path(path)
     try:
@@ -161,6 +162,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
+    if path.exists() and not path.is_file():  # a device would be lost
+        raise UserError(f"{path} is no file that can be replaced: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     # same folder, so that the rename stays on one file system
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -229,7 +232,8 @@ def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     """Write ``rows``, one or more with the same keys, below a line of these, atomically."""
     with (
         atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
+        # the name of a file may hold any byte
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

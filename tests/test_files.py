@@ -1,9 +1,11 @@
 """What files of users may hold: plain data, finite, of a depth and size that programs can walk."""
 
+import os
+
 import pytest
 
 from apd.errors import UserError
-from apd.files import parse_json, parse_yaml, read_json, read_yaml
+from apd.files import parse_json, parse_yaml, read_json, read_yaml, write_json
 
 DEEP = "nested more than 50 levels deep"
 TENFOLD = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -61,3 +63,12 @@ def test_what_is_plain_is_read(tmp_path):
         "a": {"b": 1, "c": 2.5},
         "d": {"b": 1, "c": 3},
     }
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(UserError, match=f"{name} is no file that can be replaced"):
+            write_json(tmp_path / name, {})
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2

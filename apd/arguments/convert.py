@@ -30,8 +30,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--push", metavar="USER/NAME", help="with --format apd, upload it to the hub")
     add_flags(parser)
     args = parser.parse_args(argv)
-    if args.push and args.format != "apd":
-        parser.error("--push uploads what --format apd writes: give that too")
+    for name in ("push", "classes", "device", "backbone", "robust", "trainer", "revision"):
+        if getattr(args, name) and args.format != "apd":
+            parser.error(f"--{name} is of use with --format apd only: give that too")
     return args
 
 

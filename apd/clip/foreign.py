@@ -195,7 +195,10 @@ def _folder(folder: Path, name: str) -> Foreign:
         pixels = [_json(folder / file) for file in files if file in _PIXELS]
         files = [file for file in files if file not in _PIXELS]
         if files[0].endswith(".index.json"):
-            files = sorted(set(_json(folder / files[0])["weight_map"].values()))
+            shards = set(_json(folder / files[0])["weight_map"].values())
+            if strange := shards.difference(os.listdir(folder)):  # a path leads elsewhere
+                raise UserError(f"{folder} lacks {listed(sorted(map(one_line, strange)), 4)}")
+            files = sorted(shards)
         candidates = [*(each.get("image_processor") for each in pixels), *pixels[-1:]]
         chosen: dict = next(filter(None, candidates), {})
         return transformers_model([folder / file for file in files], settings, chosen, name)

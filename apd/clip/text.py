@@ -60,14 +60,19 @@ def read_alike(classnames: Sequence[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def same_prompts(classnames: Sequence[str]) -> str:
+    """Which classes share a prompt, in one line, or "": no image can tell them apart."""
+    alike = listed(" = ".join(map(repr, group)) for group in read_alike(classnames))
+    return alike and f"CLIP reads class names alike, so they share a prompt: {alike}"
+
+
 def warn_of_same_prompts(source: str, classnames: Sequence[str]) -> None:
-    """Print in one line which classes share a prompt: no image can tell them apart.
+    """Print which classes share a prompt (``same_prompts``).
 
     It is a warning only, because ImageNet's published names have two such pairs.
     """
-    if groups := read_alike(classnames):
-        alike = listed(" = ".join(map(repr, group)) for group in groups)
-        print(f"warning: {source}: CLIP reads class names alike, so they share a prompt: {alike}")
+    if message := same_prompts(classnames):
+        print(f"warning: {source}: {message}")
 
 
 class ClassPrompts(nn.Module):

@@ -9,6 +9,7 @@ from apd.errors import UserError, one_line
 from apd.files import read_text
 
 OURS = "prompt_learner"
+TEACHER = "teacher"  # beside it, what APD distils from: no prompts of the run itself
 
 
 def prompts_folder(directory: Path) -> Path:
@@ -26,6 +27,7 @@ def prompts_folder(directory: Path) -> Path:
     if any(directory.glob(files)):
         return directory
     folders = sorted({path.parent for path in directory.glob(f"*/{files}")})
+    folders = [folder for folder in folders if folder.name != TEACHER]
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise UserError(f"{directory} has prompts in several folders ({names}): name one of them")

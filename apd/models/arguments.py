@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import glob
+import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apd.errors import UserError
+from apd.errors import UserError, one_line
 from apd.files import read_text
 from apd.images import SUFFIXES
 from apd.models.description import CONFIG, HUB
@@ -40,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def classifier(source: str, args: argparse.Namespace) -> PromptedClassifier:
-    """The classifier that a command's arguments name.
+    """The classifier that a command's arguments name; a warning is one line of standard error.
 
     Raises:
         UserError: as ``apd.load``.
@@ -49,23 +51,37 @@ def classifier(source: str, args: argparse.Namespace) -> PromptedClassifier:
 
     from apd.models.sources import load
 
-    return load(
-        source,
-        classes=class_names(args.classes),
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        epoch=args.epoch,
-        trainer=args.trainer,
-        backbone=args.backbone,
-        robust=args.robust,
-        revision=args.revision,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        model = load(
+            source,
+            classes=class_names(args.classes),
+            device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            epoch=args.epoch,
+            trainer=args.trainer,
+            backbone=args.backbone,
+            robust=args.robust,
+            revision=args.revision,
+        )
+    for warning in caught:
+        print(f"warning: {one_line(warning.message)}", file=sys.stderr)
+    return model
 
 
 def class_names(text: str) -> list[str] | None:
-    """Names with commas between, or the lines of a file; None: none are given."""
+    """Names with commas between, or the lines of a file; None: none are given.
+
+    Raises:
+        UserError: there is neither a comma in it nor such a file.
+    """
     if not text:
         return None
-    names = read_text(text).splitlines() if Path(text).is_file() else text.split(",")
+    is_file = os.path.isfile(text)  # Path.is_file raises for a text longer than a file's name
+    if not is_file and "," not in text:
+        raise UserError(
+            f"--classes {one_line(text)}: there is no such file; names have commas between them"
+        )
+    names = read_text(text).splitlines() if is_file else text.split(",")
     return [name.strip() for name in names if name.strip()]
 
 
@@ -83,10 +99,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_source(text: str) -> bool:
     path = Path(text)
-    if text.startswith(HUB) or (path.is_file() and ".pth.tar" in path.name):
+    if text.startswith(HUB) or (os.path.isfile(text) and ".pth.tar" in path.name):
         return True
     layouts = (RESULTS_NAME, CONFIG, "model*.pth.tar*", "*/model*.pth.tar*")
-    return path.is_dir() and any(True for layout in layouts for _ in path.glob(layout))
+    return os.path.isdir(text) and any(True for layout in layouts for _ in path.glob(layout))
 
 
 def check_alike(models: Sequence[PromptedClassifier]) -> None:
@@ -130,4 +146,6 @@ def _files(text: str) -> list[str]:
 
 
 def _lines() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # the name of a file may hold any byte
+        sys.stdin.reconfigure(errors="surrogateescape")
     yield from (line.rstrip("\n") for line in sys.stdin if line.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from apd.clip import PromptedCLIP, build_prompted_clip
+from apd.clip.text import same_prompts
 from apd.errors import UserError, listed
 from apd.images import as_tensor, read_image
 from apd.models.description import Description
@@ -72,12 +74,7 @@ class PromptedClassifier(nn.Module):
     # -- what it computes ----------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        shape = (3, self.resolution, self.resolution)
-        if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
-            raise UserError(
-                f"images are {tuple(images.shape)} of {images.dtype}, but the model reads (B, 3, "
-                f"{shape[1]}, {shape[2]}) of floating point in [0, 1]: model.preprocess makes them"
-            )
+        self._check(images)
         return self.model.logits(self.model.image_features(images), self.text)
 
     def text_features(self) -> Tensor:
@@ -108,8 +105,12 @@ class PromptedClassifier(nn.Module):
             batch_size: images that go through the model together.
 
         Raises:
-            UserError: a file that cannot be read, or a tensor of another shape or range.
+            UserError: a file that cannot be read, a tensor of another shape or range, or a number
+                below 1.
         """
+        for name, number in (("top", top), ("batch_size", batch_size)):
+            if number < 1:
+                raise UserError(f"{name} is {number}: use a whole number from 1")
         predictions: list[Prediction] = []
         for batch in _batches(self._tensors(images), batch_size):
             probabilities = self.probabilities(torch.stack(batch))
@@ -123,6 +124,15 @@ class PromptedClassifier(nn.Module):
     def probabilities(self, images: Tensor) -> Tensor:
         """(B, C), on the CPU in float32, of images (B, 3, R, R) in [0, 1] on any device."""
         return self(images.to(self.text.device)).float().softmax(dim=1).cpu()
+
+    def _check(self, images: Tensor) -> None:
+        """Raise UserError unless they are (B, 3, R, R) of floating point."""
+        shape = (3, self.resolution, self.resolution)
+        if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
+            raise UserError(
+                f"images are {tuple(images.shape)} of {images.dtype}, but the model reads (B, 3, "
+                f"{shape[1]}, {shape[2]}) of floating point in [0, 1]: model.preprocess makes them"
+            )
 
     def _tensors(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Tensor]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
@@ -141,13 +151,15 @@ class PromptedClassifier(nn.Module):
             raise UserError(
                 f"an image is a {type(image).__name__}: use paths, PIL images or tensors"
             )
+        image = image.detach()
+        self._check(image[None])
         low, high = (float(edge) for edge in image.aminmax())
         if not (0 <= low and high <= 1):
             raise UserError(
                 f"an image has values from {low:g} to {high:g}, the model reads [0, 1] and "
                 "normalises by itself: divide by 255, or leave out your normalisation"
             )
-        return image.cpu()
+        return image.float().cpu()
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -176,7 +188,7 @@ class PromptedClassifier(nn.Module):
         return copy.deepcopy(self.description.results)
 
     def classes(
-        self, class_names: Sequence[str], templates: Sequence[str] = ()
+        self, class_names: Sequence[str], templates: Sequence[str] | str = ()
     ) -> PromptedClassifier:
         """The same prompts before other class names: a new module with a copy of all weights.
 
@@ -196,7 +208,7 @@ class PromptedClassifier(nn.Module):
         if templates:
             if prompts.get("n_ctx_text"):
                 raise UserError("the text context is learned, hand-written templates are not used")
-            prompts["templates"] = list(templates)
+            prompts["templates"] = [templates] if isinstance(templates, str) else list(templates)
         model = prompted(copy.deepcopy(self.model.clip), named, prompts)
         model.prompt_learner.load_state_dict(self.model.prompt_learner.state_dict())
         same = (named, prompts) == (self.description.class_names, self.description.prompts)
@@ -242,7 +254,7 @@ def prompted(clip_model: CLIP, class_names: Sequence[str], prompts: dict) -> Pro
 
 
 def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple.
+    """The names as a tuple, with a warning where CLIP reads some of them alike.
 
     Raises:
         UserError: there are none, one is no text or empty, or a name stands twice.
@@ -252,6 +264,8 @@ def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
         raise UserError(f"class names are {class_names!r}: use a list of one or more texts")
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"class names have {listed(twice)} twice: use each once")
+    if message := same_prompts(names):
+        warnings.warn(message, stacklevel=3)
     return names
 
 

@@ -65,6 +65,8 @@ _MOST = 1000  # vectors, layers or experts: more is damage
 
 def is_saved(folder: Path) -> bool:
     """Whether ``write_folder`` made it; a CLIP of transformers has a config.json too."""
+    if (folder / PROMPTS).exists():  # whatever has become of config.json
+        return True
     try:
         return read_json(folder / CONFIG).get("library_name") == LIBRARY
     except (AttributeError, OSError, ValueError):
@@ -184,6 +186,8 @@ def _prompt_faults(prompts: Mapping) -> list[str]:
             good = isinstance(value, list) and all(isinstance(text, str) for text in value)
         else:
             good = name in known and type(value) is type(default)
+        if name == "position":
+            good = value in ("end", "middle", "front")
         if good and type(value) is int and name != "text_chunk":
             good = 0 <= value <= _MOST
         if not good:

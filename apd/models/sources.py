@@ -91,7 +91,7 @@ def load(
     else:
         kind, build_it, refused = "is a checkpoint", _from_checkpoint, ("revision",)
     for name in refused:
-        if getattr(given, name) and not (hub and name == "revision"):
+        if getattr(given, name) not in (None, "", {}) and not (hub and name == "revision"):
             raise UserError(f"{source} {kind}: it takes no {name}=")
     with _undisturbed():
         return build_it(folder, given)
@@ -278,13 +278,13 @@ def _from_checkpoint(source: Path, given: _Given) -> PromptedClassifier:
     # ours say what they were trained with; others' projects save neither that nor class names
     keys = (checkpoint.get("trained_on") or {}).get("keys", {})
     trainer = given.trainer or checkpoint.get("method", "")
-    classes = given.classes or checkpoint.get("classnames", ())
+    classes = checkpoint.get("classnames", ()) if given.classes is None else given.classes
     backbone = given.backbone or keys.get("MODEL.BACKBONE.NAME", "")
     alike = [name for name, method in METHODS.items() if method.prompts == saved.kind]
     for value, what, example in (
         (trainer, "trainer", f'trainer="{alike[0] if alike else "CoOp"}"'),
         (backbone, "CLIP", 'backbone="ViT-B/16"'),
-        (classes, "class names", 'classes=["cat", "dog"]'),
+        (classes or given.classes is not None, "class names", 'classes=["cat", "dog"]'),
     ):
         if not value:
             raise UserError(f"{path} does not say its {what}: give it, as in {example}")

@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from apd.commandline import Parser
 from apd.errors import UserError, exit_codes, one_line
-from apd.files import write_csv
+from apd.files import check_writable, write_csv
 from apd.images import open_rgb
 from apd.models.arguments import add_flags, classifier, image_paths, short_names, split
 from apd.ranges import whole
@@ -105,15 +106,20 @@ def csv_rows(rows: Sequence[Row], names: Sequence[str]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     sources, arguments = split(args.arguments)
+    if args.csv:
+        if not args.csv.lower().endswith(".csv"):  # --csv *.png would overwrite the first picture
+            raise UserError(f"--csv {args.csv} must end in .csv: name the file to write")
+        check_writable(Path(args.csv).parent, "--csv")
     if not arguments:
         raise UserError(f"which images is {sources[-1]} to classify? Name files or a folder")
     paths = image_paths(arguments)
     models = [classifier(source, args) for source in sources]
     names = short_names(sources, models)
     rows: list[Row] = []
-    damaged = 0
+    count = damaged = 0
     results = predictions(models, paths, args.top, args.batch_size)
     for path, row in tqdm(results, desc="apd-predict", unit="image", disable=None):
+        count += 1
         if isinstance(row, str):
             damaged += 1
             print(f"{one_line(path)}: {row}", file=sys.stderr)
@@ -125,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
         write_csv(args.csv, csv_rows(rows, names))
     elif not args.json:
         print(table(rows, names))
+    if not count:
+        raise UserError("the standard input names no images: give one path a line")
     return int(damaged > 0)
 
 

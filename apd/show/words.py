@@ -43,7 +43,8 @@ def nearest_words(model: PromptedClassifier, count: int = 5) -> list[Vector]:
     owners = model.class_names if vectors.dim() == 3 else [""]
     found = []
     for owner, context in zip(owners, vectors.reshape(len(owners), -1, vectors.shape[-1])):
-        distances, ids = torch.cdist(context, _vocabulary(model)).topk(count, largest=False)
+        every = torch.cdist(context, _vocabulary(model))
+        distances, ids = every.topk(min(count, every.shape[1]), largest=False)
         for number, (row, near) in enumerate(zip(distances.tolist(), ids.tolist()), start=1):
             words = [(word(token), distance) for token, distance in zip(near, row)]
             found.append(Vector(number, owner, words))

@@ -660,3 +660,18 @@ def test_features_equal_transformers(tmp_path, tokens, activation, safe):
     found = theirs(input_ids=tokens, pixel_values=(IMAGES - mean) / std)
     assert_features(model, IMAGES, tokens, found.image_embeds, found.text_embeds)
     assert torch.equal(model.logit_scale, theirs.logit_scale)
+
+
+def test_shards_lie_in_the_folder(vit, tmp_path):
+    """An index that came with a download names no file elsewhere."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    shard(huggingface(vit.state_dict()), folder, "pytorch_model", ".bin")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    index = folder / "pytorch_model.bin.index.json"
+    text = index.read_text()
+    (folder / "pytorch_model-00002-of-00002.bin").rename(tmp_path / "elsewhere.bin")
+    for path in ("../elsewhere.bin", str(tmp_path / "elsewhere.bin")):
+        index.write_text(text.replace("pytorch_model-00002-of-00002.bin", path))
+        with pytest.raises(UserError, match="lacks .*elsewhere.bin"):
+            load_clip(str(folder))

@@ -173,3 +173,32 @@ def test_zero_shot(trained, tiny, images):
 
 def test_templates_do_not_replace_learned_context(model):
     refused(lambda: model.classes(NAMES, templates=["a {}."]), "learned")
+
+
+def test_tensors_of_other_shapes_and_kinds_are_told_whichever_place_they_have(model):
+    good = torch.rand(3, 32, 32)
+    for bad in (torch.rand(3, 64, 64), torch.rand(1, 32, 32), torch.rand(32), good.bool()):
+        refused(lambda: model.predict([good, bad]), "the model reads (B, 3, 32, 32)")
+    refused(lambda: model.predict(torch.zeros(3, 0, 0)), "(1, 3, 0, 0)")
+    both = model.predict([good, good.double().requires_grad_()])
+    assert both[0].label == both[1].label
+
+
+def test_numbers_below_one_are_refused(model):
+    for name, number in (("top", 0), ("top", -1), ("batch_size", 0), ("batch_size", -1)):
+        refused(lambda: model.predict(torch.rand(3, 32, 32), **{name: number}), f"{name} is")
+
+
+def test_one_template_may_be_a_text(tiny, images):
+    model = apd.zero_shot(tiny.clip, NAMES).classes(NAMES, templates="one {}.")
+    assert torch.equal(model(images), apd.zero_shot(tiny.clip, NAMES, "one {}.")(images))
+
+
+def test_names_that_clip_reads_alike_are_told(model, folder, tiny):
+    for make in (
+        lambda names: model.classes(names),
+        lambda names: apd.load(folder, classes=names),
+        lambda names: apd.zero_shot(tiny.clip, names),
+    ):
+        with pytest.warns(UserWarning, match="share a prompt: 'Cat' = 'cat'"):
+            make(["Cat", "dog", "cat"])

@@ -115,6 +115,7 @@ def test_convert_to_a_folder_and_its_refusals(folder, tmp_path, capsys, images, 
     for args, said in (
         ([folder, tmp_path / "saved", "--format", "apd"], "exists: choose another folder"),
         ([folder, tmp_path / "peers", "--push", "a/b"], "give that too"),
+        ([folder, tmp_path / "peers", "--classes", "a,b"], "--classes is of use with --format apd"),
         ([tmp_path / "none", tmp_path / "x", "--format", "apd"], "there is no"),
     ):
         assert main([str(arg) for arg in args]) == 2

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,9 @@ def test_damaged_images_are_told_and_the_rest_goes_on(folder, photos, predict):
         (["{run}", "{photos}/*.gif"], "there are no images"),
         (["{run}", "none.png"], "none.png: there are no images"),
         (["{run}", "{photos}", "--classes", "a,a"], "class names have a twice"),
+        (["{run}", "{photos}", "--classes", "none.txt"], "there is no such file"),
+        (["{run}", "{photos}", "--csv", "{photos}/star/1.png"], "must end in .csv"),
+        (["{run}", "{photos}", "--csv", "{photos}/notes.txt/a.csv"], "is no folder"),
         (["{run}", "{photos}", "--top", "0"], "whole number from 1"),
         (["{run}", "{photos}", "--trainer", "CoOp"], "is a run: it takes no trainer="),
         (["{run}", "{photos}", "--device", "tpu"], "device"),
@@ -125,3 +129,29 @@ def test_bad_input_is_one_line(folder, photos, predict, arguments, said):
     code, out, err = predict(*filled)
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert err.startswith("error: ") and said in err
+
+
+def test_names_of_files_may_hold_any_byte(folder, photos, tmp_path):
+    image = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(photos / "star" / "1.png", image)
+    for arguments, given in ((["-"], image), ([image, "--csv", tmp_path / "a.csv"], b"")):
+        done = subprocess.run(
+            [sys.executable, "-m", "apd.predict.command", folder, *arguments],
+            input=given,
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert image in (tmp_path / "a.csv").read_bytes()
+
+
+def test_no_images_on_the_standard_input_is_an_error(folder, predict, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    code, _, err = predict(folder, "-", "--json")
+    assert code == 2 and "names no images" in err
+
+
+def test_many_class_names_and_names_that_are_read_alike(folder, photos, predict):
+    names = [f"kind{i}" for i in range(300)]
+    code, _, err = predict(folder, photos / "star", "--classes", ",".join([*names, "Cat", "cat"]))
+    assert (code, len(err.splitlines())) == (0, 1) and err.startswith("warning: CLIP reads")

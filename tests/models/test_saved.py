@@ -111,7 +111,7 @@ def test_other_class_names(saved, model, images):
 
 
 def test_what_only_a_run_takes_is_refused(saved):
-    for name, value in (("epoch", 3), ("trainer", "CoOp"), ("options", {"SEED": 1})):
+    for name, value in (("epoch", 3), ("epoch", 0), ("trainer", "CoOp"), ("options", {"SEED": 1})):
         with pytest.raises(UserError, match=f"was written by save: it takes no {name}="):
             apd.load(saved, **{name: value})
 
@@ -127,6 +127,7 @@ def test_what_only_a_run_takes_is_refused(saved):
         ({"prompts__n_ctx_text": True}, "prompts with n_ctx_text True"),
         ({"prompts__n_ctx_visual": 3}, "does not fit config.json"),
         ({"prompts__depth_text": 99}, "depth 99"),
+        ({"prompts__position": "side"}, "prompts with position side"),
         ({"prompts__clip_model": "x"}, "prompts with clip_model x"),
         ({"prompts__templates": "x"}, "prompts with templates x"),
         ({"backbone__device": "cpu"}, "has backbone device"),
@@ -143,6 +144,14 @@ def test_damaged_configs_are_one_line(edited, fields, said):
     with pytest.raises(UserError, match=said) as error:
         apd.load(edited(**fields))
     assert "\n" not in str(error.value)
+
+
+def test_a_config_that_cannot_be_read_is_named(edited):
+    for content in ("{", "[]", '{"library_name": "other"}'):
+        copy = edited()
+        (copy / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json"):
+            apd.load(copy)
 
 
 def test_damaged_prompts_are_one_line(edited):

@@ -120,6 +120,17 @@ def test_damaged_files_are_one_line(folder, tmp_path):
         apd.load(copy)
 
 
+def test_an_empty_list_of_classes_is_not_the_checkpoints_own(folder):
+    with pytest.raises(UserError, match="class names are"):
+        apd.load(folder / "prompt_learner", classes=[])
+
+
+def test_a_teachers_prompts_are_not_taken_for_the_runs(folder, tmp_path):
+    shutil.copytree(folder / "prompt_learner", tmp_path / "teacher")
+    with pytest.raises(UserError, match="no checkpoint"):
+        apd.load(tmp_path)
+
+
 def test_prompts_of_another_run(run, trained, tmp_path, images):
     """Base-to-new: the run with the results is another one than that with the prompts."""
     folder, _ = trained("AdvIVLP", "DATASET.SUBSAMPLE_CLASSES", "base")
