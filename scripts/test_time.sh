@@ -83,6 +83,10 @@ if part check; then  # that the attack can take every image, and that more of it
     for row in TTC TTC-APD RTPT RTPT-APD TAPT-AdvIVLP TAPT-APD; do
         attack "$set" $row pgd-40 adaptive --eps 2,128
     done
+    last=(AT.TEST.ATTACKS $PGD AT.TEST.LAST_ITERATE True)  # judged as static attacks are
+    run "$set" TTC-last TTC -- TRAINER.TTC.TAU "$(tau)" "${last[@]}"
+    run "$set" RTPT-last RTPT -- "${last[@]}"
+    run "$set" TAPT-AdvIVLP-last TAPT AdvIVLP -- "${last[@]}"
 fi
 if part tables; then
     mkdir -p "$TABLES"
