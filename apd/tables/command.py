@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     baseline = args.baseline or next((table.baseline for table in tables if table.baseline), None)
     if args.interval != "images" and (args.against or not baseline):
         raise UserError("--interval is of differences to a row: give --baseline too")
-    asked = args.baseline or args.interval != "images"
-    if baseline and asked and args.table not in OVER_TASKS:
+    intervals = args.baseline or args.interval != "images"
+    if baseline and intervals and args.table not in OVER_TASKS:
         compare(tables, baseline, args.interval)
     if args.published:
         paper = read_paper(args.published)

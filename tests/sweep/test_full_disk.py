@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from apd import files
-from apd.arguments import evaluate
+from apd.arguments import convert, evaluate
 from apd.errors import exit_codes
 from apd.files import write_tensors
-from apd.interchange import command as convert
 from apd.jobs import local, lock
 from apd.jobs.local import Local
 from apd.jobs.lock import Lock, owner
