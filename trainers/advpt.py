@@ -14,11 +14,9 @@ from tqdm import tqdm
 from apd import ranks
 from apd.attacks import pgd
 from apd.errors import UserError
+from apd.evaluate.request import attack_seed
 from apd.host import (
     TRAINER_REGISTRY,
-    DatasetWrapper,
-    build_data_loader,
-    build_transform,
     register,
 )
 from apd.trainers.coop import CoOp
@@ -67,16 +65,8 @@ class AdvPT(CoOp):
         """
         cfg, embed = self.cfg, self.model.image_embeddings
         threat = replace(self.train_threat, loss="kl")
-        generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
-        loader = build_data_loader(
-            cfg,
-            sampler_type="SequentialSampler",
-            data_source=self.dm.dataset.train_x,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=build_transform(cfg, is_train=False),
-            is_train=False,
-            dataset_wrapper=DatasetWrapper,
-        )
+        generator = torch.Generator().manual_seed(attack_seed(cfg))
+        loader = self.unaugmented_training_images()
         stored = []
         hidden = ranks.progress_disabled()
         for batch in tqdm(loader, desc="AdvPT embeddings", unit="batch", disable=hidden):

@@ -15,9 +15,6 @@ from apd.errors import UserError
 from apd.evaluate.request import attack_seed, threat_model
 from apd.host import (
     TRAINER_REGISTRY,
-    DatasetWrapper,
-    build_data_loader,
-    build_transform,
     register,
 )
 from apd.training.defence import TestTimeDefence, confident, entropy
@@ -143,15 +140,7 @@ class TAPT(TestTimeDefence):
     def training_images(self, attacked: bool) -> Iterator[Tensor]:
         cfg, threat = self.cfg, threat_model(self.cfg, "TRAIN")
         generator = torch.Generator().manual_seed(attack_seed(cfg))
-        loader = build_data_loader(
-            cfg,
-            sampler_type="SequentialSampler",
-            data_source=self.dm.dataset.train_x,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=build_transform(cfg, is_train=False),
-            is_train=False,
-            dataset_wrapper=DatasetWrapper,
-        )
+        loader = self.unaugmented_training_images()
         logits = self.model.classifier(self.text)
         for batch in loader:
             images, labels = self.parse_batch_test(batch)

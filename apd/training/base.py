@@ -35,7 +35,15 @@ from apd.evaluate.request import attack_seed, threat_model
 from apd.evaluate.run import SavedRun
 from apd.evaluate.shards import Images, Merger
 from apd.evaluate.workers import run_shards
-from apd.host import HOST, HOST_VERSION, build_lr_scheduler, build_optimizer
+from apd.host import (
+    HOST,
+    HOST_VERSION,
+    DatasetWrapper,
+    build_data_loader,
+    build_lr_scheduler,
+    build_optimizer,
+    build_transform,
+)
 from apd.host.in_memory import DETERMINISTIC_TRANSFORMS, cached_loader
 from apd.jobs.lock import check_system
 from apd.precision import DTYPES
@@ -319,6 +327,18 @@ class PromptTrainer(ResumableTrainer):
         """Whether there are validation images that are not the test's, as CoOp's ImageNet has."""
         dataset = self.dm.dataset
         return bool(dataset.val) and dataset.val is not dataset.test
+
+    def unaugmented_training_images(self) -> DataLoader:
+        """Every training image once, in order, transformed as test images are."""
+        return build_data_loader(
+            self.cfg,
+            sampler_type="SequentialSampler",
+            data_source=self.dm.dataset.train_x,
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=build_transform(self.cfg, is_train=False),
+            is_train=False,
+            dataset_wrapper=DatasetWrapper,
+        )
 
     def split_loader(self, split: str) -> DataLoader:
         """The images of "val" or "test".
