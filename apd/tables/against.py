@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 
 from apd.errors import UserError, counted, listed
 from apd.results.comparable import learns
 from apd.results.published import Figure, Paper
 from apd.results.words import classes_text, header, images_text, shots_text
-from apd.tables.grid import Accuracy, Grid, Numbers, Topic, average, harmonic
+from apd.tables.cells import Cell, Comparison, accuracy_cell, average, harmonic
+from apd.tables.grid import Grid, Topic
 from apd.tables.write import Table
 
 # conditions of PGD that are assumed where a paper does not say them
@@ -46,9 +47,9 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
                 name = " on ".join(_labels(figure).values())
                 reasons[str(reason)].append(f"{name} ({kind})")
                 continue
-            ours.difference = mean(ours) - theirs
-            cells = {"published": Numbers([Accuracy(theirs)]), "ours": ours}
-            cells["published"].n = ours.n  # of as many seeds as it may be, which is not said
+            # the paper does not say its number of seeds: it counts as the same
+            cells = {"published": accuracy_cell(theirs, ours.n)}
+            cells["ours"] = replace(ours, comparison=Comparison(ours.mean - theirs))
             rows.append(_labels(figure) | {"evaluation": column.removesuffix(" (%)")} | cells)
     notes = [f"not compared, {reason}: {listed(figures, 4)}" for reason, figures in reasons.items()]
     notes += _nearest(distant)
@@ -59,9 +60,9 @@ def against(runs: dict[Path, dict], paper: Paper) -> list[Table]:
         f"{key} {value}" for key, value in _USUAL.items() if key not in paper.threat_model
     ]:
         notes.insert(1, f"not said by the paper of its attack, taken to be: {listed(assumed)}")
-    table = Table("against", f"ours and published, {paper.title}, {paper.backbone}", rows, notes)
-    table.baseline, table.ranked = "the published figure", False
-    return [table]
+    title = f"ours and published, {paper.title}, {paper.backbone}"
+    baseline = "the published figure"
+    return [Table("against", title, rows, notes, baseline=baseline, ranked=False)]
 
 
 def _nearest(distant: dict[Figure, list[str]]) -> list[str]:
@@ -88,25 +89,19 @@ def published(paper: Paper) -> Table:
         cells = {}
         for column, value in (("clean (%)", figure.clean), (_column(paper), figure.robust)):
             if column:
-                cells[column] = Numbers([] if value is None else [Accuracy(value)])
+                cells[column] = accuracy_cell(value)
         rows.append({**_labels(figure), "table": figure.table, **cells})
-    table = Table(
-        "published",
-        f"published, not ours: {paper.title}, {paper.backbone}",
-        rows,
-        [f"published: {paper.source}"],
-    )
-    table.ranked = False
-    return table
+    title = f"published, not ours: {paper.title}, {paper.backbone}"
+    return Table("published", title, rows, [f"published: {paper.source}"], ranked=False)
 
 
-def add_rows(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> None:
-    """Add rows "METHOD (PAPER)" with the paper's figures to tables of our runs.
+def with_published(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> list[Table]:
+    """Tables of our runs, with rows "METHOD (PAPER)" of the paper's figures.
 
     The same conditions must agree as in ``against``; columns without such a figure stay empty.
     """
     if {run["backbone"] for run in runs.values()} != {paper.backbone}:
-        return
+        return tables
     kinds = {"clean (%)": "clean"}
     for evaluation in (evaluation for run in runs.values() for evaluation in run["evaluations"]):
         if (
@@ -115,25 +110,29 @@ def add_rows(tables: list[Table], runs: dict[Path, dict], paper: Paper) -> None:
             and not _attack_differences(evaluation, paper.threat_model)
         ):
             kinds[header(evaluation)] = "robust"
-    for table in tables:
-        label, *further = table.labels
-        own_rows = len(table.rows)
-        for method in dict.fromkeys(figure.method for figure in paper.figures):
-            figures = [figure for figure in paper.figures if figure.method == method]
-            row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(further, "published")}
-            for column in table.measured:
-                cells = [
-                    _published_accuracy(figures, topic, kinds)
-                    for topic in table.about.get(column, ())
-                ]
-                row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Numbers()])[0]
-            if any(row[column] for column in table.measured):
-                table.rows.append({column: row[column] for column in table.rows[0]})
-        if len(table.rows) > own_rows:
-            table.notes.append(f"({paper.name}): published, not ours: {paper.source}")
+    return [_with_published(table, paper, kinds) for table in tables]
 
 
-def _published_accuracy(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Numbers:
+def _with_published(table: Table, paper: Paper, kinds: dict[str, str]) -> Table:
+    label, *further = table.labels
+    rows: list[dict] = []
+    for method in dict.fromkeys(figure.method for figure in paper.figures):
+        figures = [figure for figure in paper.figures if figure.method == method]
+        row: dict = {label: f"{method} ({paper.name})", **dict.fromkeys(further, "published")}
+        for column in table.measured:
+            cells = [
+                _published_accuracy(figures, topic, kinds) for topic in table.about.get(column, ())
+            ]
+            row[column] = harmonic(cells) if len(cells) > 1 else (cells or [Cell()])[0]
+        if any(row[column].measurements for column in table.measured):
+            rows.append({column: row[column] for column in table.rows[0]})
+    if not rows:
+        return table
+    note = f"({paper.name}): published, not ours: {paper.source}"
+    return replace(table, rows=[*table.rows, *rows]).with_notes(note)
+
+
+def _published_accuracy(figures: list[Figure], topic: Topic, kinds: dict[str, str]) -> Cell:
     """The published accuracy with the conditions of a column of ours; empty if there is none."""
     for figure in figures:
         untrained = figure.method.startswith("ZeroshotCLIP")
@@ -145,8 +144,8 @@ def _published_accuracy(figures: list[Figure], topic: Topic, kinds: dict[str, st
             and (untrained or figure.trained_on == topic.source)
             and (untrained or figure.shots in (None, topic.shots))
         ):
-            return Numbers([Accuracy(value)])
-    return Numbers()
+            return accuracy_cell(value)
+    return Cell()
 
 
 class _Incomparable(Exception):
@@ -181,7 +180,7 @@ def _labels(figure: Figure) -> dict:
 
 def _own_accuracy(
     runs: dict[Path, dict], paper: Paper, figure: Figure, kind: str
-) -> tuple[str, Numbers]:
+) -> tuple[str, Cell]:
     """The column of our evaluation, and our accuracies, one per seed (of averages too)."""
     if paper.backbone not in {run["backbone"] for run in runs.values()}:
         names = sorted({run["backbone"] for run in runs.values()})
@@ -207,8 +206,8 @@ def _own_accuracy(
     grid = Grid(matching, same=())
     (row,) = grid.rows
     cells = [grid.accuracies(row, place, column) for place in grid.places]
-    ours = average(cells) if len(cells) > 1 else Numbers(cells[0])
-    if not ours:
+    ours = average(cells) if len(cells) > 1 else cells[0]
+    if not ours.measurements:
         raise _Incomparable("no seed that all its data sets have")
     return column, ours
 

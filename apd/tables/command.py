@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from apd.commandline import Parser
@@ -21,7 +22,7 @@ from apd.ranges import number
 from apd.results.published import papers, read_paper
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
-from apd.tables.against import add_rows, against, published
+from apd.tables.against import against, published, with_published
 from apd.tables.arms import add_options, design_of
 from apd.tables.compare import INTERVALS, compare
 from apd.tables.frontier import family, frontier
@@ -139,22 +140,28 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--interval is of differences to a row: give --baseline too")
     intervals = args.baseline or args.interval != "images"
     if baseline and intervals and args.table not in OVER_TASKS:
-        compare(tables, baseline, args.interval)
+        tables = compare(tables, baseline, args.interval)
     if args.published:
         paper = read_paper(args.published)
-        add_rows(tables, runs, paper)
-        tables.append(published(paper))
-    for path in args.plan:
-        plan = Plan(path)
-        tables[-1].notes += plan.notes(runs)
-        verdicts = {str(run): why or "followed" for run, why in plan.verdicts(runs).items()}
-        tables[-1].extra.setdefault("plans", {})[str(path)] = verdicts
+        tables = [*with_published(tables, runs, paper), published(paper)]
+    if args.plan:
+        tables[-1] = _with_plans(tables[-1], runs, args.plan)
     print(write(tables, "simple"))
     for option, style in _FILES.items():
         if path := getattr(args, option):
             with atomic_write(path) as temporary:
                 temporary.write_text(write(tables, style) + "\n", encoding="utf-8")
     return 0
+
+
+def _with_plans(table: Table, runs: dict[Path, dict], paths: list[Path]) -> Table:
+    plans = {str(path): Plan(path) for path in paths}
+    verdicts = {
+        path: {str(run): why or "followed" for run, why in plan.verdicts(runs).items()}
+        for path, plan in plans.items()
+    }
+    notes = [note for plan in plans.values() for note in plan.notes(runs)]
+    return replace(table, extra={**table.extra, "plans": verdicts}).with_notes(*notes)
 
 
 def _tables(args: argparse.Namespace, runs: dict[Path, dict]) -> list[Table]:

@@ -7,6 +7,8 @@ radii on each task, and curves are compared where they have the same clean accur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 from apd.errors import UserError, counted, listed
 from apd.files import read_json
 from apd.tables.arms import Curves, Design, Point, curves
-from apd.tables.grid import Accuracy, Effect, Numbers
+from apd.tables.cells import Cell, accuracy_cell, number_cell
 from apd.tables.nested import Estimate, Fit, holm, mean_over
 from apd.tables.write import Table, p_text
 
@@ -106,7 +108,7 @@ def _differences(curve_set: Curves, design: Design, runs: dict[Path, dict]) -> T
             "apart": no_overlap,
             "left_out": lacking,
         }
-        row = {"difference": name, "robust (points)": Effect.of(estimate)}
+        row = {"difference": name, "robust (points)": estimate_cell(estimate)}
         wins, losses = sum(v > 0 for v in values), sum(v < 0 for v in values)
         row |= {"wins : losses": f"{wins} : {losses}"}
         row |= {
@@ -119,16 +121,17 @@ def _differences(curve_set: Curves, design: Design, runs: dict[Path, dict]) -> T
     if not rows:
         return None
     title = f"robust accuracy at matched clean accuracy, {curve_set.header}, {backbone(runs)}"
-    table = Table("frontier", title, rows, notes)
-    table.extra = {"evaluation": curve_set.header, "tests": tests, "differences": tasks}
-    table.extra["points"] = [
-        {"arm": arm, "task": task, **point._asdict()}
-        for arm, of_tasks in curve_set.points.items()
-        for task, points in of_tasks.items()
-        for point in points
-    ]
-    finish(table, design)
-    return table
+    extra = {
+        "differences": tasks,
+        "points": [
+            {"arm": arm, "task": task, **point._asdict()}
+            for arm, of_tasks in curve_set.points.items()
+            for task, points in of_tasks.items()
+            for point in points
+        ],
+    }
+    table = Table("frontier", title, rows, notes, extra=extra)
+    return with_tests(table, curve_set.header, tests, design)
 
 
 def _levels(curve_set: Curves, title: str) -> Table:
@@ -141,11 +144,9 @@ def _levels(curve_set: Curves, title: str) -> Table:
             row: dict = {"arm": arm, "trained at (1/255)": f"{radius:g}", "tasks": f"{len(points)}"}
             for kind in ("clean", "robust"):
                 value = mean(getattr(point, kind) for point in points)
-                row[f"{kind} (%)"] = Numbers([Accuracy(value)])
+                row[f"{kind} (%)"] = accuracy_cell(value)
             rows.append(row)
-    table = Table("frontier points", f"arms by training radius: {title}", rows)
-    table.ranked = False
-    return table
+    return Table("frontier points", f"arms by training radius: {title}", rows, ranked=False)
 
 
 def _shapes(curve_set: Curves) -> list[str]:
@@ -190,16 +191,27 @@ def as_json(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> d
     }
 
 
-def finish(table: Table, design: Design) -> None:
-    """Add the p-values to a table, unadjusted and by Holm, and notes on how they are computed."""
-    tests = table.extra["tests"]
-    elsewhere_ps = design.family.get(table.extra["evaluation"], [])
+def estimate_cell(estimate: Estimate) -> Cell:
+    """An estimate in points, with its 95 % interval."""
+    return number_cell([estimate.value], interval=(estimate.low, estimate.high))
+
+
+def with_tests(table: Table, evaluation: str, tests: Sequence[dict], design: Design) -> Table:
+    """A table with the p-values of its rows' tests, and notes on how they are computed.
+
+    Args:
+        evaluation: the column whose tests these are, by which further ones of a family are found.
+        tests: of each row, as ``as_json`` gives them; the p-values by Holm are added.
+    """
+    elsewhere_ps = design.family.get(evaluation, [])
     adjusted = holm([entry["p"] for entry in tests] + elsewhere_ps)
-    for row, entry, p in zip(table.rows, tests, adjusted):
-        entry["p_holm"] = p
-        row["p"] = p_text(entry["p"])
-        if len(adjusted) > 1:
-            row["p (Holm)"] = p_text(p)
+    several = len(adjusted) > 1
+    tests = [{**entry, "p_holm": p} for entry, p in zip(tests, adjusted)]
+    rows = [
+        {**row, "p": p_text(entry["p"])}
+        | ({"p (Holm)": p_text(entry["p_holm"])} if several else {})
+        for row, entry in zip(table.rows, tests)
+    ]
     sources = "; ".join(
         dict.fromkeys(
             "each task for itself, as there is one source"
@@ -208,14 +220,15 @@ def finish(table: Table, design: Design) -> None:
             for entry in tests
         )
     )
-    table.notes.append(
+    notes = [
         f"in brackets: 95 % interval, {sources}: random intercept of the source (REML), "
         "cluster-robust (CR2, t with Satterthwaite's degrees of freedom); p is of the same test"
-    )
-    if len(adjusted) > 1:
+    ]
+    if several:
         elsewhere = f", {len(elsewhere_ps)} of them elsewhere" if elsewhere_ps else ""
-        table.notes.append(f"Holm: over {len(adjusted)} tests{elsewhere}")
-    table.ranked = False
+        notes.append(f"Holm: over {len(adjusted)} tests{elsewhere}")
+    extra = {"evaluation": evaluation, "tests": tests, **table.extra}
+    return replace(table, rows=rows, extra=extra, ranked=False).with_notes(*notes)
 
 
 def family(files: list[str]) -> dict[str, list[float]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
 from apd.catalog import data_rank
@@ -20,42 +19,7 @@ from apd.results.comparable import (
     trained_where,
 )
 from apd.results.words import header, images_text
-
-
-class Accuracy(float):
-    """An accuracy of one seed, in percent.
-
-    Attributes:
-        flags: of its evaluation: name -> sentence.
-        seed: of its run.
-        parts: (run folder, evaluation) of each data set that it is the mean of.
-    """
-
-    flags: dict = {}
-    seed: int | None = None
-    parts: tuple[tuple[Path, dict], ...] = ()
-
-    @classmethod
-    def of(cls, evaluation: dict, folder: Path, seed: int) -> Accuracy:
-        value = cls(evaluation["accuracy"])
-        value.flags, value.seed = evaluation.get("flags", {}), seed
-        value.parts = ((folder, evaluation),)
-        return value
-
-    @classmethod
-    def made_from(cls, value: float, parts: list[Accuracy]) -> Accuracy:
-        """A mean of ``parts``, with the names of their flags."""
-        value = cls(value)
-        value.flags = {name: "of a number in this mean" for part in parts for name in part.flags}
-        return value
-
-
-class Place(NamedTuple):
-    """The data set, classes and shots of a run."""
-
-    dataset: str
-    subsample: str = "all"
-    shots: int = 0
+from apd.tables.cells import Cell, Measurement, Missing, Place, number_cell
 
 
 class Topic(NamedTuple):
@@ -66,92 +30,6 @@ class Topic(NamedTuple):
     subsample: str = "all"
     shots: int = 0
     source: str = ""  # the data set of training; "": the same
-
-
-class Missing(NamedTuple):
-    """A run that a row lacks, although another row has it at the same place and seed."""
-
-    row: str
-    place: Place
-    seed: int
-    siblings: tuple[Path, ...]  # the runs that this row has
-
-
-class OverSets(NamedTuple):
-    """The difference of an average to the baseline's, in points, and its variation over sets."""
-
-    sets: int
-    wins: int  # sets where it is above zero
-    losses: int
-    low: float  # of the mean difference's 95 % interval
-    high: float
-    p: float  # of a paired test over sets, two-sided
-    p_holm: float | None = None  # adjusted for the other rows of its column; None: it is alone
-
-
-class Numbers(list):
-    """A cell of a table: numbers, one per seed; empty: missing, or not evaluated.
-
-    Attributes:
-        missing: the runs that it lacks.
-        absent: whether it is empty because of these.
-        n: the number of seeds.
-        difference: of its mean to the baseline's, in points; None: there is no baseline.
-        interval: the 95 % interval (low, high) of the difference; None: not known.
-        over_sets: the difference over data sets, of a cell that is an average over these.
-    """
-
-    def __init__(
-        self, values=(), missing: frozenset[Missing] = frozenset(), absent: bool = False
-    ) -> None:
-        super().__init__(values)
-        self.missing, self.absent, self.n = missing, absent, len(self)
-        self.difference: float | None = None
-        self.interval: tuple[float, float] | None = None
-        self.over_sets: OverSets | None = None
-
-
-class Effect(Numbers):
-    """A cell with one estimate in points and its 95 % interval."""
-
-    @classmethod
-    def of(cls, estimate) -> Effect:
-        """The cell of an ``apd.tables.nested.Estimate``."""
-        cell = cls([estimate.value])
-        cell.interval = estimate.low, estimate.high
-        return cell
-
-
-def is_accuracy(cell) -> bool:
-    """Whether a value in a table is a cell with accuracies in it."""
-    return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Accuracy)
-
-
-def average(cells: list[Numbers]) -> Numbers:
-    """The average of cells over data sets, for each seed that all of them have."""
-    seeds = [{value.seed: value for value in cell} for cell in cells]
-    values = []
-    for seed in sorted(set.intersection(*map(set, seeds))):
-        parts = [of[seed] for of in seeds]
-        value = Accuracy.made_from(mean(parts), parts)
-        value.seed, value.parts = seed, tuple(source for part in parts for source in part.parts)
-        values.append(value)
-    return _combined(values, cells)
-
-
-def harmonic(cells: list[Numbers]) -> Numbers:
-    """The harmonic mean of the cells' means: one number; ``n`` is the smallest of theirs."""
-    if not all(cells):
-        return _combined([], cells)
-    parts = [value for cell in cells for value in cell]
-    cell = _combined([Accuracy.made_from(harmonic_mean(map(mean, cells)), parts)], cells)
-    cell.n = min(cell.n for cell in cells)
-    return cell
-
-
-def _combined(values: list[Accuracy], cells: list[Numbers]) -> Numbers:
-    missing = frozenset().union(*(cell.missing for cell in cells))
-    return Numbers(values, missing, any(cell.absent for cell in cells))
 
 
 class Grid:
@@ -229,26 +107,28 @@ class Grid:
             for _, run in by_seed.values()
         )
 
-    def accuracies(self, row: str, place: Place, column: str) -> Numbers:
+    def accuracies(self, row: str, place: Place, column: str) -> Cell:
         """The accuracies of one column's evaluation."""
-        values = []
+        measurements = []
         for seed, (folder, run) in sorted(self._runs.get((row, place), {}).items()):
             for evaluation in run["evaluations"]:
                 if self._columns[header(evaluation)] == column:
-                    values.append(Accuracy.of(evaluation, folder, seed))
+                    flags, source = evaluation.get("flags", {}), (folder, evaluation)
+                    measurements.append(Measurement(evaluation["accuracy"], seed, flags, (source,)))
                     break
-        return self._made(values, row, place)
+        return Cell(tuple(measurements), accuracy=True, **self._lacking(row, place))
 
-    def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Numbers:
+    def numbers(self, row: str, place: Place, number: Callable[[dict], float | None]) -> Cell:
         """``number`` of each run that has it."""
         values = [number(run) for _, (_, run) in sorted(self._runs.get((row, place), {}).items())]
-        return self._made([value for value in values if value is not None], row, place)
+        measured = [value for value in values if value is not None]
+        return number_cell(measured, **self._lacking(row, place))
 
-    def _made(self, values: Sequence[float], row: str, place: Place) -> Numbers:
-        missing = self._lacks(row, place)
-        return Numbers(values, missing, absent=bool(missing) and (row, place) not in self._runs)
+    def _lacking(self, row: str, place: Place) -> dict:
+        missing = self._missing(row, place)
+        return {"missing": missing, "absent": bool(missing) and (row, place) not in self._runs}
 
-    def _lacks(self, row: str, place: Place) -> frozenset[Missing]:
+    def _missing(self, row: str, place: Place) -> frozenset[Missing]:
         siblings = tuple(self._siblings[row])
         lacking = self._seeds[place] - self._runs.get((row, place), {}).keys()
         if lacking and not learns(self.first(row)):

@@ -14,26 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import harmonic_mean, mean
+from statistics import harmonic_mean
 
 from apd.errors import UserError, listed
 from apd.methods import rank
 from apd.results.comparable import learns, trained_where
 from apd.results.words import classes_text, shots_text
+from apd.tables.cells import Cell, Place, accuracy_cell, average, harmonic
 from apd.tables.compare import compare
 from apd.tables.configs import DEFAULT, assigned, config_changes
-from apd.tables.grid import (
-    Accuracy,
-    Grid,
-    Numbers,
-    Place,
-    Topic,
-    average,
-    harmonic,
-    source_notes,
-    sources,
-    unknown_sources,
-)
+from apd.tables.grid import Grid, Topic, source_notes, sources, unknown_sources
 from apd.tables.write import Table
 
 
@@ -48,17 +38,15 @@ def methods(runs: dict[Path, dict]) -> list[Table]:
     if len(grid.places) > 1:
         tables = []
         for header in grid.headers:
-            rows = _over_data_sets(grid, header)
-            table = Table("methods", f"{header}, {title}", rows, source_notes(runs))
-            for name in table.measured:
-                places = [place for place in grid.places if name in (place.dataset, "average")]
-                table.about[name] = (_topic(header, places, elsewhere),)
-            tables.append(table)
+            rows, notes = _over_data_sets(grid, header), source_notes(runs)
+            columns = {place.dataset: [place] for place in grid.places} | {"average": grid.places}
+            about = {name: (_topic(header, places, elsewhere),) for name, places in columns.items()}
+            tables.append(Table("methods", f"{header}, {title}", rows, notes, about=about))
         return tables
     main, *others = _headers_by_images(grid)
     rows, notes = _of_one_data_set(grid, main[1], with_seconds=True), source_notes(runs)
-    tables = [Table("methods", title, rows, notes)]
-    tables[0].about = {header: (_topic(header, grid.places, elsewhere),) for header in main[1]}
+    about = {header: (_topic(header, grid.places, elsewhere),) for header in main[1]}
+    tables = [Table("methods", title, rows, notes, about=about)]
     for images, headers in others:
         rows = _of_one_data_set(grid, headers)
         tables.append(Table("methods", f"{title}, {images}", rows, notes))
@@ -81,7 +69,11 @@ def _headers_by_images(grid: Grid) -> list[tuple[str, list[str]]]:
     (place,) = grid.places
     main, *others = grid.headers_by_images().items()
     for images, headers in list(others):
-        if all(grid.accuracies(method, place, name) for method in grid.rows for name in headers):
+        if all(
+            grid.accuracies(method, place, name).measurements
+            for method in grid.rows
+            for name in headers
+        ):
             main[1].extend(headers)
             others.remove((images, headers))
     return [main, *others]
@@ -97,7 +89,7 @@ def _of_one_data_set(grid: Grid, headers: list[str], with_seconds: bool = False)
         cells = {header: grid.accuracies(method, place, header) for header in headers}
         if with_seconds:
             cells["seconds"] = grid.numbers(method, place, lambda run: run["seconds"])
-        if any(cells.values()):
+        if any(cell.measurements for cell in cells.values()):
             rows.append(row | cells)
     return rows
 
@@ -125,11 +117,13 @@ def few_shot(runs: dict[Path, dict]) -> list[Table]:
                 row[shots_text(k)] = _mean([grid.accuracies(method, p, header) for p in places])
             rows.append(row)
         title = ", ".join([header, _named(group), _title(runs)])
-        table = Table("few-shot", title, rows, source_notes(runs))
-        for k in shots:
-            places = [Place(name, subsample, k) for name in group]
-            table.about[shots_text(k)] = (_topic(header, places, elsewhere),)
-        return table
+        about = {
+            shots_text(k): (
+                _topic(header, [Place(name, subsample, k) for name in group], elsewhere),
+            )
+            for k in shots
+        }
+        return Table("few-shot", title, rows, source_notes(runs), about=about)
 
     groups = _with_all([[dataset] for dataset in data_sets])
     return [table(header, group) for header in grid.headers for group in groups]
@@ -166,14 +160,13 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
                 row |= {f"base {header}": base, f"new {header}": new}
                 row[f"H {header}"] = harmonic([base, new])
             rows.append(row)
-        shared = _title(runs, "shots", "backbone")
-        table = Table("base-to-new", f"base-to-new, {_named(group)}, {shared}", rows, notes)
+        about: dict[str, tuple[Topic, ...]] = {}
         for header in grid.headers:
             of_base, of_new = (Topic(header, tuple(group), half, shots) for half in ("base", "new"))
-            table.about[f"base {header}"] = (of_base,)
-            table.about[f"new {header}"] = (of_new,)
-            table.about[f"H {header}"] = of_base, of_new
-        return table
+            about |= {f"base {header}": (of_base,), f"new {header}": (of_new,)}
+            about[f"H {header}"] = of_base, of_new
+        title = f"base-to-new, {_named(group)}, {_title(runs, 'shots', 'backbone')}"
+        return Table("base-to-new", title, rows, notes, about=about)
 
     return [table(group) for group in _with_all([[dataset] for dataset in data_sets])]
 
@@ -197,16 +190,14 @@ def transfer(runs: dict[Path, dict]) -> list[Table]:
                 column: grid.accuracies(method, places[name], header)
                 for column, name in columns.items()
             }
-            whole = average([cells[name] for name in targets]) if targets else Numbers()
+            whole = average([cells[name] for name in targets]) if targets else Cell()
             rows.append({"method": method, **cells, "average of targets": whole})
         title = f"{header}, transfer from {trained}, {_title(runs, 'shots', 'backbone')}"
-        table = Table("transfer", title, rows, unknown_sources(runs))
-        for column, name in columns.items():
-            table.about[column] = (_topic(header, [places[name]], elsewhere),)
+        averaged_over = {column: [places[name]] for column, name in columns.items()}
         if targets:
-            average_of = [places[name] for name in targets]
-            table.about["average of targets"] = (_topic(header, average_of, elsewhere),)
-        tables.append(table)
+            averaged_over["average of targets"] = [places[name] for name in targets]
+        about = {column: (_topic(header, of, elsewhere),) for column, of in averaged_over.items()}
+        tables.append(Table("transfer", title, rows, unknown_sources(runs), about=about))
     return tables
 
 
@@ -241,9 +232,8 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
             ]
             where = _named([place.dataset for place in group])
             title = f"{method}, {where}, {_title(same, 'shots', 'backbone')}"
-            tables.append(Table("ablation", title, rows, [f"{DEFAULT}: {assigned(default)}"]))
-            if DEFAULT in grid.rows:
-                compare(tables[-1:], DEFAULT)
+            made = [Table("ablation", title, rows, [f"{DEFAULT}: {assigned(default)}"])]
+            tables += compare(made, DEFAULT) if DEFAULT in grid.rows else made
     if not tables:
         raise UserError("an ablation compares configs of a method, these runs have one each")
     return tables
@@ -292,19 +282,18 @@ def search(
             row[header] = _mean(
                 [grid.accuracies(f"{method}: {trial}", place, header) for place in grid.places]
             )
-        row[criterion] = Numbers()
-        if row[clean] and row[robust]:
-            parts = row[clean], row[robust]
-            row[criterion] = Numbers([Accuracy(CRITERIA[criterion](*map(mean, parts)))])
-            row[criterion].n = row[clean].n
+        row[criterion] = Cell()
+        if row[clean].measurements and row[robust].measurements:
+            value = CRITERIA[criterion](row[clean].mean, row[robust].mean)
+            row[criterion] = accuracy_cell(value, row[clean].n)
         rows[method].append(row | {"chosen": ""})
     chosen: dict[str, dict | None] = dict.fromkeys(rows)
     for method, tried in rows.items():
         whole = [row for row in tried if not (row[clean].missing or row[robust].missing)]
-        best = max((mean(row[clean]) for row in whole), default=0)
-        close = [row for row in whole if within is None or mean(row[clean]) >= best - within]
+        best = max((row[clean].mean for row in whole), default=0)
+        close = [row for row in whole if within is None or row[clean].mean >= best - within]
         if close:
-            row = max(close, key=lambda row: row[criterion][0])
+            row = max(close, key=lambda row: row[criterion].mean)
             row["chosen"] = "yes"
             folder_of_choice = next(
                 f for f, trial in trials.items() if trial == (method, row["trial"])
@@ -322,9 +311,8 @@ def search(
     notes = [f"chosen by the {rule}, validation images of {listed(names, 20)}", f"trials: {budget}"]
     notes += [f"{DEFAULT} of {name}: {assigned(varied[name])}" for name in rows if varied[name]]
     title = f"search, {_named(names)}, {_title(runs, 'shots', 'backbone')}"
-    table = Table("search", title, sum(rows.values(), []), notes)
-    table.extra = {"criterion": rule, "chosen": chosen}
-    return [table]
+    extra = {"criterion": rule, "chosen": chosen}
+    return [Table("search", title, sum(rows.values(), []), notes, extra=extra)]
 
 
 def cost(runs: dict[Path, dict]) -> list[Table]:
@@ -421,7 +409,7 @@ def _with_all(groups: list[list]) -> list[list]:
     return [*groups, sum(groups, [])] if len(groups) > 1 else groups
 
 
-def _mean(cells: list[Numbers]) -> Numbers:
+def _mean(cells: list[Cell]) -> Cell:
     return average(cells) if len(cells) > 1 else cells[0]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apd.classes import folder_name
 from apd.results.words import shots_text
-from apd.tables.grid import Missing
+from apd.tables.cells import Missing
 
 _OF_DATA_SETS = ("--dataset-config-file", "DATASET.CLASSES", "DATASET.VAL_TO_TEST")
 

@@ -16,8 +16,16 @@ import numpy as np
 from apd.errors import UserError, counted, listed
 from apd.results.comparable import learns
 from apd.tables.arms import Curves, Design, curves
-from apd.tables.frontier import MEANING, Matched, as_json, backbone, differences, finish
-from apd.tables.grid import Effect, Numbers
+from apd.tables.cells import Cell, number_cell
+from apd.tables.frontier import (
+    MEANING,
+    Matched,
+    as_json,
+    backbone,
+    differences,
+    estimate_cell,
+    with_tests,
+)
 from apd.tables.nested import Fit
 from apd.tables.write import Table
 
@@ -117,10 +125,13 @@ def moderator(
                 reasons.append(f"{' - '.join(pair)}, {curve_set.header}: {error}")
                 continue
             slope = line.fit.estimate([0, 1])
-            row: dict = {"difference": line.name, f"slope (points per {STEP})": Effect.of(slope)}
+            row: dict = {
+                "difference": line.name,
+                f"slope (points per {STEP})": estimate_cell(slope),
+            }
             row["correlation"] = _correlation(line)
             for x in at:
-                row[f"at {x:g} (points)"] = Effect.of(line.fit.estimate([1, x / STEP]))
+                row[f"at {x:g} (points)"] = estimate_cell(line.fit.estimate([1, x / STEP]))
             rows.append(row | {"tasks": f"{len(line.values)}"})
             tests.append(as_json(line.name, f"slope per {STEP}", slope, len(line.values), line.fit))
             tests[-1]["left_out"] = line.lacking
@@ -136,17 +147,16 @@ def moderator(
             title = (
                 f"robust accuracy at matched clean accuracy by {by} accuracy, {curve_set.header}"
             )
-            table = Table("moderator", f"{title}, {backbone(runs)}", rows, notes)
-            table.extra = {"evaluation": curve_set.header, "tests": tests, "differences": tasks}
             low, high = min(t[by] for t in tasks), max(t[by] for t in tasks)
-            table.notes.append(
+            notes.append(
                 f"{by}: CLIP's clean accuracy with hand-written prompts on validation images, less "
                 f"chance, in points; from {low:.1f} to {high:.1f} here"
             )
             if beyond := [f"{x:g}" for x in at if not low <= x <= high]:
-                table.notes.append(f"at {listed(beyond)}: the line goes on beyond all tasks")
-            finish(table, design)
-            tables.append(table)
+                notes.append(f"at {listed(beyond)}: the line goes on beyond all tasks")
+            title = f"{title}, {backbone(runs)}"
+            table = Table("moderator", title, rows, notes, extra={"differences": tasks})
+            tables.append(with_tests(table, curve_set.header, tests, design))
     if not tables:
         raise UserError(f"no line over tasks: {listed(reasons, 3)}")
     return tables
@@ -163,7 +173,7 @@ def tested(runs: dict[Path, dict]) -> dict[Path, dict]:
     }
 
 
-def _correlation(line: Moderated) -> Numbers:
+def _correlation(line: Moderated) -> Cell:
     if line.values.std() == 0:
-        return Numbers()
-    return Numbers([float(np.corrcoef(line.above, line.values)[0, 1])])
+        return Cell()
+    return number_cell([float(np.corrcoef(line.above, line.values)[0, 1])])

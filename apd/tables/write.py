@@ -8,28 +8,29 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import mean, stdev
+from statistics import stdev
 
 from tabulate import tabulate
 
 from apd.errors import UserError, counted
 from apd.results.words import signed
-from apd.tables.grid import Effect, Missing, Numbers, Topic, is_accuracy
+from apd.tables.cells import Cell, Comparison, Missing, has_accuracies
+from apd.tables.grid import Topic
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
-    """A table of numbers of runs.
+    """A table of numbers of runs; functions that add to one return another.
 
     Attributes:
         name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
             "cost", "against", "published", "frontier", "frontier points", "moderator".
         title: one line on what it shows.
-        rows: columns by name, the same in all rows. Labels are str or int; measured columns are a
-            ``Numbers``, a list of numbers, one per seed. The first label names the row.
+        rows: columns by name, the same in all rows. Labels are str or int, measured columns are
+            ``Cell``s. The first label names the row.
         notes: lines below it, in addition to footnotes.
         baseline: the row that differences are to; None: there are none.
         over: what intervals of differences sample: "images" or "seeds".
@@ -40,22 +41,25 @@ class Table:
 
     name: str
     title: str
-    rows: list[dict]
-    notes: list[str] = field(default_factory=list)
+    rows: Sequence[dict]
+    notes: Sequence[str] = ()
     baseline: str | None = None
     over: str = "images"
-    extra: dict = field(default_factory=dict)
+    extra: Mapping = field(default_factory=dict)
     ranked: bool = True
-    about: dict[str, tuple[Topic, ...]] = field(default_factory=dict)
+    about: Mapping[str, tuple[Topic, ...]] = field(default_factory=dict)
 
     def format(self, style: str = "simple") -> str:
         """As text: "simple" (terminal), "pipe" (Markdown), "latex", "html", "csv" or "json"."""
         return write([self], style)
 
+    def with_notes(self, *notes: str) -> Table:
+        return replace(self, notes=(*self.notes, *notes))
+
     @property
     def measured(self) -> list[str]:
         """Names of the columns that hold cells."""
-        return [name for name, value in self.rows[0].items() if isinstance(value, list)]
+        return [name for name, value in self.rows[0].items() if isinstance(value, Cell)]
 
     @property
     def labels(self) -> list[str]:
@@ -99,7 +103,7 @@ class _Style:
 
 def _text(table: Table, style: _Style) -> str:
     footnotes: list[str] = []  # each is referred to by its number
-    counts = Counter(row[name].n for row in table.rows for name in table.measured if row[name])
+    counts = Counter(row[name].n for row in table.rows for name in table.measured if row[name].n)
     usual = max(counts, key=lambda n: (counts[n], n), default=1)
     ranks = {name: _ranks(table, name) for name in table.measured}
     digits = {name: _digits(table, name) for name in table.measured}
@@ -112,7 +116,7 @@ def _text(table: Table, style: _Style) -> str:
     body = []
     for number, row in enumerate(table.rows):
         cells = [row[name] for name in table.measured]
-        alike = {cell.n for cell in cells if cell}
+        alike = {cell.n for cell in cells if cell.n}
         # if all cells of a row have the same number of seeds, it is written once
         whole = alike.pop() if len(alike) == 1 else usual
         line: list[str] = []
@@ -125,11 +129,9 @@ def _text(table: Table, style: _Style) -> str:
             text = _number(value, digits[name], style)
             mark = {1: style.best, 2: style.second}.get(ranks[name].get(number, 0), "{}")
             text = mark.format(text)
-            flags = [flag for accuracy in value for flag in getattr(accuracy, "flags", {}).items()]
-            few = [f"n = {value.n}"] if value and value.n not in (usual, whole) else []
-            line.append(
-                text + _difference(value, style) + marks(few + [": ".join(flag) for flag in flags])
-            )
+            few = [f"n = {value.n}"] if value.n not in (0, usual, whole) else []
+            flags = [": ".join(flag) for m in value.measurements for flag in m.flags.items()]
+            line.append(text + _difference(value.comparison, style) + marks(few + flags))
         body.append(line)
     notes = [style.escape(note) for note in _notes(table, usual)]
     notes += [
@@ -141,14 +143,15 @@ def _text(table: Table, style: _Style) -> str:
     return style.lay_out(style.escape(table.title), headers, body, is_text, notes)
 
 
-def _number(cell: Numbers, digits: int, style: _Style) -> str:
-    if not cell:
+def _number(cell: Cell, digits: int, style: _Style) -> str:
+    if not cell.measurements:
         return "missing" if cell.absent else "-"
-    if isinstance(cell, Effect) and cell.interval:
-        value, low, high = (style.signed.format(_hundredths(x)) for x in (*cell, *cell.interval))
+    values = cell.values
+    if cell.interval:
+        value, low, high = (style.signed.format(_hundredths(x)) for x in (*values, *cell.interval))
         return f"{value} [{low}, {high}]"
-    spread = f"{style.plus_minus}{stdev(cell):.{digits}f}" if len(cell) > 1 else ""
-    return f"{mean(cell):.{digits}f}{spread}"
+    spread = f"{style.plus_minus}{stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{cell.mean:.{digits}f}{spread}"
 
 
 def p_text(p: float, equals: str = "") -> str:
@@ -159,29 +162,29 @@ def _hundredths(number: float) -> str:
     return f"{number:+.2f}" if round(number, 2) else signed(number)
 
 
-def _difference(cell: Numbers, style: _Style) -> str:
-    if cell.difference is None:
+def _difference(comparison: Comparison | None, style: _Style) -> str:
+    if comparison is None:
         return ""
 
     def ends(low: float, high: float) -> str:
         return ", ".join(style.signed.format(signed(end)) for end in (low, high))
 
-    interval = f" [{ends(*cell.interval)}]" if cell.interval else ""
+    interval = f" [{ends(*comparison.interval)}]" if comparison.interval else ""
     sets = ""
-    if over := cell.over_sets:
+    if over := comparison.over_sets:
         p = f"p {p_text(over.p, '= ')}"
         if over.p_holm is not None:
             p += f", by Holm {p_text(over.p_holm)}"
         sets = f"; over sets [{ends(over.low, over.high)}], {style.escape(p)}"
-    return f" ({style.signed.format(signed(cell.difference))}{interval}{sets})"
+    return f" ({style.signed.format(signed(comparison.difference))}{interval}{sets})"
 
 
 def _ranks(table: Table, name: str) -> dict[int, int]:
     """Row number -> rank (1: best) among cells without missing runs; equal ones share a rank."""
     means = {
-        number: float(f"{mean(row[name]):.1f}")
+        number: float(f"{row[name].mean:.1f}")
         for number, row in enumerate(table.rows)
-        if table.ranked and is_accuracy(row[name]) and not row[name].missing
+        if table.ranked and has_accuracies(row[name]) and not row[name].missing
     }
     if len(means) < 2:
         return {}
@@ -191,9 +194,9 @@ def _ranks(table: Table, name: str) -> dict[int, int]:
 
 def _digits(table: Table, name: str) -> int:
     cells = [row[name] for row in table.rows]
-    if any(map(is_accuracy, cells)):
+    if any(map(has_accuracies, cells)):
         return 1
-    return 0 if max((max(cell) for cell in cells if cell), default=0) >= 10 else 2
+    return 0 if max((value for cell in cells for value in cell.values), default=0) >= 10 else 2
 
 
 _OVER = {
@@ -213,13 +216,13 @@ def _notes(table: Table, usual: int) -> list[str]:
     notes = list(table.notes)
     if usual > 1:
         notes.append(f"± is the sample standard deviation over seeds, n = {usual}")
-    if any(cell.difference is not None for cell in cells):
+    if comparisons := [cell.comparison for cell in cells if cell.comparison]:
         text = f"in brackets: the difference to {table.baseline} in points"
-        if any(cell.interval for cell in cells):
+        if any(comparison.interval for comparison in comparisons):
             text += f", and its 95 % interval over {_OVER[table.over]}"
-        if any(cell.over_sets for cell in cells):
+        if tests := [c.over_sets for c in comparisons if c.over_sets]:
             text += "; over sets: a 95 % interval (t) and a paired sign-flip test over data sets"
-            if any(cell.over_sets and cell.over_sets.p_holm is not None for cell in cells):
+            if any(test.p_holm is not None for test in tests):
                 text += ", by Holm: p adjusted for the tests of all rows of the column"
         notes.append(text)
     if missing := len(table.missing):
@@ -342,7 +345,7 @@ def _json(tables: list[Table]) -> str:
                 {
                     "name": table.name,
                     "title": table.title,
-                    "notes": table.notes,
+                    "notes": list(table.notes),
                     "baseline": table.baseline,
                     "intervals_over": table.over if table.baseline else None,
                     "rows": [
@@ -360,25 +363,27 @@ def _json(tables: list[Table]) -> str:
     )
 
 
-def _plain(cell: Numbers) -> dict:
-    seeds = [getattr(value, "seed", None) for value in cell]
+def _plain(cell: Cell) -> dict:
+    values, comparison = cell.values, cell.comparison
     flags: dict = {}
-    for value in cell:
-        flags |= getattr(value, "flags", {})
+    for measurement in cell.measurements:
+        flags |= measurement.flags
+    interval = comparison.interval if comparison else cell.interval
+    over_sets = comparison.over_sets if comparison else None
     return {
-        "mean": _rounded(mean(cell)) if cell else None,
-        "std": _rounded(stdev(cell)) if len(cell) > 1 else None,
+        "mean": _rounded(cell.mean) if values else None,
+        "std": _rounded(stdev(values)) if len(values) > 1 else None,
         "n": cell.n,
-        "values": [_rounded(value) for value in cell],
-        "seeds": None if None in seeds else seeds,
+        "values": [_rounded(value) for value in values],
+        "seeds": cell.seeds,
         "missing": len(cell.missing),
         "flags": flags,
-        "difference": _rounded(cell.difference),
-        "interval": cell.interval and [_rounded(end) for end in cell.interval],
-        "over_sets": cell.over_sets and cell.over_sets._asdict(),
+        "difference": _rounded(comparison.difference) if comparison else None,
+        "interval": interval and [_rounded(end) for end in interval],
+        "over_sets": over_sets and over_sets._asdict(),
     }
 
 
-def _rounded(number: float | None) -> float | None:
+def _rounded(number: float) -> float:
     """Rounded to 6 digits: the last bits depend on the order of sums."""
-    return None if number is None else round(number, 6)
+    return round(number, 6)

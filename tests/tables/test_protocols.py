@@ -49,7 +49,7 @@ def test_few_shot_has_a_table_for_each_data_set_and_their_average(save, tmp_path
     assert all(table.title.startswith(ROBUST) for table in tables[4:]) and len(tables) == 8
     coop, apd = tables[3].rows
     assert list(apd) == ["method", "1 shot", "16 shots", "all images"]
-    assert coop["1 shot"] == [57, 58] and apd["16 shots"] == [82, 83]
+    assert coop["1 shot"].values == [57, 58] and apd["16 shots"].values == [82, 83]
 
 
 def test_few_shot_averages_only_where_all_data_sets_are_there(save, tmp_path):
@@ -57,8 +57,9 @@ def test_few_shot_averages_only_where_all_data_sets_are_there(save, tmp_path):
     save_shots(save, ["CoOp"], data_sets=("EuroSAT",))
     average = few_shot(load_runs([tmp_path]))[3]
     coop, apd = average.rows
-    assert coop["1 shot"] == [52 + 5 / 3, 53 + 5 / 3]
-    assert apd["1 shot"] == [] and len(apd["1 shot"].missing) == 2 and len(average.missing) == 6
+    assert coop["1 shot"].values == [52 + 5 / 3, 53 + 5 / 3]
+    assert apd["1 shot"].values == [] and len(apd["1 shot"].missing) == 2
+    assert len(average.missing) == 6
 
 
 def test_zero_shot_stands_at_every_number_of_shots(save, tmp_path):
@@ -67,7 +68,8 @@ def test_zero_shot_stands_at_every_number_of_shots(save, tmp_path):
         for seed in (1, 2):
             save(f"zero/{shots}/{seed}", shots=shots, seed=seed, clean=33.0, **ZERO_SHOT)
     clean, _ = few_shot(load_runs([tmp_path]))
-    assert list(clean.rows[0].values())[1:] == [[33, 33]] * 3 and not clean.missing
+    assert [cell.values for cell in list(clean.rows[0].values())[1:]] == [[33, 33]] * 3
+    assert not clean.missing
 
 
 def test_zero_shot_makes_nothing_missing_where_nobody_was_trained(save, tmp_path):
@@ -79,8 +81,8 @@ def test_zero_shot_makes_nothing_missing_where_nobody_was_trained(save, tmp_path
     dtd, *_ = few_shot(load_runs([tmp_path]))
     zero_shot, coop = dtd.rows
     assert "DTD" in dtd.title and not dtd.missing
-    assert [len(cell) for cell in list(zero_shot.values())[1:]] == [0, 2, 0]
-    assert [len(cell) for cell in list(coop.values())[1:]] == [0, 2, 0]
+    assert [len(cell.values) for cell in list(zero_shot.values())[1:]] == [0, 2, 0]
+    assert [len(cell.values) for cell in list(coop.values())[1:]] == [0, 2, 0]
 
 
 def test_few_shot_takes_one_backbone(save, tmp_path, capsys):
@@ -120,7 +122,7 @@ def test_what_an_evaluation_says_of_a_training_is_not_what_its_prompts_had(save,
     save("1", **elsewhere(1, epochs=5))
     save("2", **elsewhere(2, epochs=5, OPTIM={"MAX_EPOCH": 7}))
     (row,) = methods(load_runs([tmp_path]))[0].rows
-    assert len(row["clean (%)"]) == 2
+    assert len(row["clean (%)"].values) == 2
 
 
 def test_seeds_whose_epochs_were_chosen_in_different_ways_make_no_mean(save, tmp_path, capsys):
@@ -154,12 +156,12 @@ def test_harmonic_means_have_no_interval_but_a_difference(save, tmp_path):
     for dataset in ("A", "B"):
         save_halves(save, "APD", 1, (90.0, 40.0), (60.0, 20.0), dataset=dataset)
         save_halves(save, "CoOp", 1, (50.0, 10.0), (50.0, 30.0), dataset=dataset)
-    tables = base_to_new(load_runs([tmp_path]))
-    compare(tables, "CoOp")
-    harmonic = tables[-1].rows[1]["H clean (%)"]
+    tables = compare(base_to_new(load_runs([tmp_path])), "CoOp")
+    harmonic = tables[-1].rows[1]["H clean (%)"].comparison
     assert harmonic.difference == pytest.approx(22) and harmonic.over_sets is None
-    assert tables[-1].rows[1]["base clean (%)"].over_sets.wins == 2
-    assert tables[0].rows[1]["base clean (%)"].over_sets is None
+    assert harmonic.interval is None
+    assert tables[-1].rows[1]["base clean (%)"].comparison.over_sets.wins == 2
+    assert tables[0].rows[1]["base clean (%)"].comparison.over_sets is None
 
 
 def test_base_to_new_has_the_harmonic_mean_of_the_means(save, tmp_path):
@@ -169,11 +171,11 @@ def test_base_to_new_has_the_harmonic_mean_of_the_means(save, tmp_path):
     (table,) = base_to_new(load_runs([tmp_path]))
     coop, apd = table.rows
     assert (coop["method"], apd["method"], "Digits" in table.title) == ("CoOp", "APD", True)
-    assert (apd["base clean (%)"], apd["new clean (%)"]) == ([90, 70], [60, 80])
-    assert apd["H clean (%)"] == [pytest.approx(2 * 80 * 70 / 150)]
+    assert apd["base clean (%)"].values == [90, 70] and apd["new clean (%)"].values == [60, 80]
+    assert apd["H clean (%)"].values == [pytest.approx(2 * 80 * 70 / 150)]
     assert apd["H clean (%)"].n == 2  # of two seeds, though it is one number
-    assert apd[f"H {ROBUST}"] == [0]
-    assert coop["H clean (%)"] == [50] and coop[f"H {ROBUST}"] == [15]
+    assert apd[f"H {ROBUST}"].values == [0]
+    assert coop["H clean (%)"].values == [50] and coop[f"H {ROBUST}"].values == [15]
 
 
 def test_the_averages_h_is_that_of_the_averages(save, tmp_path):
@@ -182,15 +184,15 @@ def test_the_averages_h_is_that_of_the_averages(save, tmp_path):
     *each, average = base_to_new(load_runs([tmp_path]))
     (row,) = average.rows
     assert len(each) == 2 and "average of 2 data sets" in average.title
-    assert row["base clean (%)"] == [80] and row["new clean (%)"] == [70]
-    assert row["H clean (%)"] == [pytest.approx(2 * 80 * 70 / 150)]
+    assert row["base clean (%)"].values == [80] and row["new clean (%)"].values == [70]
+    assert row["H clean (%)"].values == [pytest.approx(2 * 80 * 70 / 150)]
 
 
 def test_a_half_that_nobody_has_leaves_no_harmonic_mean(save, tmp_path, capsys):
     save(subsample="base")
     (table,) = base_to_new(load_runs([tmp_path]))
     (row,) = table.rows
-    assert row["new clean (%)"] == [] and row["H clean (%)"] == []
+    assert row["new clean (%)"].values == [] and row["H clean (%)"].values == []
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == [
         "APD",
@@ -254,17 +256,17 @@ def test_transfer_has_the_source_the_targets_and_their_average(save, tmp_path):
     assert robust.title.startswith(ROBUST)
     zero_shot, apd = clean.rows
     assert list(apd) == ["method", "Digits (source)", "DTD", "Letters", "average of targets"]
-    assert zero_shot["average of targets"] == [20]
-    assert apd["Digits (source)"] == [80, 82] and apd["Letters"] == [60, 50]
-    assert apd["average of targets"] == [40, 35]
+    assert zero_shot["average of targets"].values == [20]
+    assert apd["Digits (source)"].values == [80, 82] and apd["Letters"].values == [60, 50]
+    assert apd["average of targets"].values == [40, 35]
 
 
 def test_a_target_that_is_missing_leaves_no_average(save, tmp_path):
     save_transfer(save, "APD", 80.0, {"Letters": 60.0, "DTD": 20.0})
     save_transfer(save, "CoOp", 70.0, {"Letters": 60.0})
     coop, apd = transfer(load_runs([tmp_path]))[0].rows
-    assert coop["DTD"] == [] and coop["average of targets"] == [] and coop["DTD"].missing
-    assert apd["average of targets"] == [40]
+    assert coop["DTD"].values == coop["average of targets"].values == [] and coop["DTD"].missing
+    assert apd["average of targets"].values == [40]
 
 
 def test_golden_transfer(save, tmp_path):
@@ -313,7 +315,7 @@ def test_an_evaluation_stands_at_the_shots_and_seed_of_its_prompts(save, tmp_pat
         elsewhere = trained_elsewhere(subsample="base", shots=16, seed=seed)
         save(f"new{seed}", subsample="new", shots=-1, seed=7, clean=60.0 + seed, **elsewhere)
     (table,) = base_to_new(load_runs([tmp_path]))
-    assert table.rows[0]["new clean (%)"] == [61, 62] and not table.missing
+    assert table.rows[0]["new clean (%)"].values == [61, 62] and not table.missing
 
 
 def test_both_halves_are_of_the_same_prompts(save, tmp_path, capsys):
@@ -368,13 +370,14 @@ def test_an_ablations_rows_are_what_differs_from_the_usual_config(save, tmp_path
     save_config(save, "", 80.0)
     save("CoOp", method="CoOp")  # has one config
     (table,) = ablation(load_runs([tmp_path]))
-    assert [(row["config"], row["clean (%)"].difference) for row in table.rows] == [
-        ("default", None),
+    default, *others = table.rows
+    assert default["config"] == "default" and default["clean (%)"].comparison is None
+    assert [(row["config"], row["clean (%)"].comparison.difference) for row in others] == [
         ("APD.BETA=1.0", -10),
         ("APD.TAU=2.0", 2),
         ("APD.TAU=4.0", 4),
     ]
-    assert table.notes == ["default: APD.BETA=0.0, APD.TAU=1.0"]
+    assert list(table.notes) == ["default: APD.BETA=0.0, APD.TAU=1.0"]
     assert table.title == "APD, Digits, 16 shots, mini"
 
 
@@ -443,11 +446,12 @@ def test_cost_is_told_by_method_and_shots(save, tmp_path):
         "-",
         0,
     )
-    assert zero_shot["training (s)"] == [] and zero_shot["evaluation (s)"] == [9]
-    assert coop["seconds per epoch"] == [2]  # of results that do not tell their epochs
-    assert coop["peak memory (MiB)"] == []
-    assert (apd_2["shots"], apd_2["seconds per epoch"]) == ("2 shots", [0.82, 0.84])
-    assert apd["peak memory (MiB)"] == [1024, 1024] and apd["evaluation (s)"] == [9, 8]
+    assert zero_shot["training (s)"].values == [] and zero_shot["evaluation (s)"].values == [9]
+    assert coop["seconds per epoch"].values == [2]  # of results that do not tell their epochs
+    assert coop["peak memory (MiB)"].values == []
+    assert apd_2["shots"] == "2 shots" and apd_2["seconds per epoch"].values == [0.82, 0.84]
+    assert apd["peak memory (MiB)"].values == [1024, 1024]
+    assert apd["evaluation (s)"].values == [9, 8]
 
 
 def test_golden_cost(save, tmp_path):

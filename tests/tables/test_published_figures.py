@@ -9,7 +9,7 @@ from apd.errors import UserError
 from apd.methods import METHODS
 from apd.results.published import FOLDER, papers, read_paper
 from apd.results.runs import load_runs
-from apd.tables.against import add_rows, against, published
+from apd.tables.against import against, published, with_published
 from apd.tables.command import main
 from apd.tables.kinds import base_to_new, few_shot, methods, transfer
 
@@ -89,8 +89,9 @@ def test_ours_theirs_and_the_difference(ours, paper, tmp_path):
     (table,) = against(load_runs([tmp_path]), paper())
     found = rows([table])
     clean, robust = found["ImageNet", "clean"], found["ImageNet", "PGD-100 eps=1/255"]
-    assert clean["published"] == [50] and clean["ours"] == [51, 52]
-    assert clean["ours"].difference == 1.5 and robust["ours"].difference == 2.5
+    assert clean["published"].values == [50] and clean["ours"].values == [51, 52]
+    assert clean["ours"].comparison.difference == 1.5
+    assert robust["ours"].comparison.difference == 2.5
     text = table.format()
     assert "51.5 ± 0.7 (+1.5)" in text and "difference to the published figure" in text
     assert "published: https://example.org (table 2)" in text
@@ -106,13 +107,13 @@ def test_an_average_needs_all_its_data_sets_from_the_same_source(ours, paper, tm
         against(load_runs([tmp_path]), paper())
     ours(dataset="UCF101", clean=39.0, **transferred)
     found = rows(against(load_runs([tmp_path]), paper()))
-    assert found["average of 2, from ImageNet", "clean"]["ours"] == [42]
+    assert found["average of 2, from ImageNet", "clean"]["ours"].values == [42]
 
 
 def test_base_classes_are_held_against_base_classes(ours, paper, tmp_path):
     ours(subsample="base", robust=33.0)
     ((key, row),) = rows(against(load_runs([tmp_path]), paper())).items()
-    assert key[0] == "ImageNet, base classes, 16 shots" and row["ours"] == [33]
+    assert key[0] == "ImageNet, base classes, 16 shots" and row["ours"].values == [33]
 
 
 def test_new_classes_are_tested_with_prompts_of_the_base_classes(ours, paper, tmp_path):
@@ -122,7 +123,7 @@ def test_new_classes_are_tested_with_prompts_of_the_base_classes(ours, paper, tm
         against(load_runs([tmp_path]), paper(figures=figures))
     ours(subsample="new", robust=31.0, **trained_elsewhere("ImageNet", "FAP", "base"))
     (table,) = against(load_runs([tmp_path]), paper(figures=figures))
-    assert table.rows[0]["ours"] == [31]
+    assert table.rows[0]["ours"].values == [31]
 
 
 def test_an_average_needs_seeds_that_all_its_data_sets_have(ours, paper, tmp_path):
@@ -164,10 +165,11 @@ def test_what_a_paper_does_not_say_of_its_attack_is_the_usual(ours, paper, tmp_p
     (table,) = against(load_runs([tmp_path]), paper())
     assert list(rows([table])) == [("ImageNet", "clean")]
     assert f"under another threat model ({said} (not said, but usual))" in table.format()
-    (table,) = methods(load_runs([tmp_path]))
-    add_rows([table], load_runs([tmp_path]), paper())
+    runs = load_runs([tmp_path])
+    (table,) = with_published(methods(runs), runs, paper())
     row = row_of(table, "FAP")
-    assert row["clean (%)"] == [50] and [row[name] for name in table.measured[1:]] == [[], []]
+    assert row["clean (%)"].values == [50]
+    assert not any(row[name].values for name in table.measured[1:])
     said_by_the_paper = {**PAPER["threat_model"], **threat}
     assert len(rows(against(load_runs([tmp_path]), paper(threat_model=said_by_the_paper)))) == 2
 
@@ -265,16 +267,14 @@ def test_published_rows_stand_in_the_columns_that_they_are_about(ours, paper, tm
         ours(dataset=name, **transferred)
     ours()
     runs = load_runs([tmp_path])
-    clean, robust = tables = transfer(runs)
-    add_rows(tables, runs, paper())
+    clean, robust = with_published(transfer(runs), runs, paper())
     row = row_of(clean, "FAP")
-    assert row["ImageNet (source)"] == [50] and row["average of targets"] == [40]
-    assert row["EuroSAT"] == row["UCF101"] == []
-    assert row_of(robust, "FAP")["ImageNet (source)"] == [20]
+    assert row["ImageNet (source)"].values == [50] and row["average of targets"].values == [40]
+    assert row["EuroSAT"].values == row["UCF101"].values == []
+    assert row_of(robust, "FAP")["ImageNet (source)"].values == [20]
     assert "FAP (paper)" in clean.format("latex") and "FAP (paper)" in clean.format("json")
-    tables = methods(runs)
-    add_rows(tables, runs, paper())
-    assert row_of(tables[0], "FAP")["average"] == []  # an average that was trained there
+    tables = with_published(methods(runs), runs, paper())
+    assert row_of(tables[0], "FAP")["average"].values == []  # an average that was trained there
 
 
 def test_published_base_and_new_have_their_harmonic_mean(ours, paper, tmp_path):
@@ -285,24 +285,31 @@ def test_published_base_and_new_have_their_harmonic_mean(ours, paper, tmp_path):
         for half, value in (("base", 60.0), ("new", 30.0))
     ]
     runs = load_runs([tmp_path])
-    (table,) = base_to_new(runs)
-    add_rows([table], runs, paper(figures=figures))
+    (table,) = with_published(base_to_new(runs), runs, paper(figures=figures))
     row = row_of(table, "FAP")
-    assert row["base clean (%)"] == [60] and row["H clean (%)"] == pytest.approx([40])
-    assert row["H PGD-100 eps=1/255 (%)"] == pytest.approx([20])
+    assert row["base clean (%)"].values == [60] and row["H clean (%)"].values == pytest.approx([40])
+    assert row["H PGD-100 eps=1/255 (%)"].values == pytest.approx([20])
+
+
+def test_the_source_is_named_once_below_each_table_with_published_rows(ours, paper, tmp_path):
+    for dataset in ("ImageNet", "EuroSAT"):
+        ours(dataset=dataset, subsample="base")
+    figures = [{**PAPER["figures"][2], "dataset": name} for name in ("ImageNet", "EuroSAT")]
+    runs = load_runs([tmp_path])
+    tables = with_published(base_to_new(runs), runs, paper(figures=figures))
+    named = ["\n".join(table.notes).count("published, not ours") for table in tables]
+    assert named == [1, 1, 0]  # there is no average of both
 
 
 def test_published_rows_need_the_shots_the_threat_model_and_the_backbone(ours, paper, tmp_path):
     ours(threat={"eps": 4})
     runs = load_runs([tmp_path])
-    clean, robust = few_shot(runs)
-    add_rows([clean, robust], runs, paper())
-    assert row_of(clean, "FAP")["16 shots"] == [50] and len(robust.rows) == 1
+    clean, robust = with_published(few_shot(runs), runs, paper())
+    assert row_of(clean, "FAP")["16 shots"].values == [50] and len(robust.rows) == 1
     eight = [{**PAPER["figures"][0], "shots": 8}]
-    (table,) = methods(runs)
-    add_rows([table], runs, paper(figures=eight))
-    add_rows([table], runs, paper(backbone="RN50"))
-    assert len(table.rows) == 1
+    for other in (paper(figures=eight), paper(backbone="RN50")):
+        (table,) = with_published(methods(runs), runs, other)
+        assert len(table.rows) == 1
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def trial(save):
 def rows(runs, *columns, **options):
     (table,) = search(runs, **options)
     return [
-        tuple(row[name][0] if isinstance(row[name], list) else row[name] for name in columns)
+        tuple(row[name].mean if name in table.measured else row[name] for name in columns)
         for row in table.rows
     ], table
 

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from operator import mul
 from statistics import stdev
@@ -14,9 +16,9 @@ import pytest
 from sample_results import THREAT, check_golden, keep_verdicts, record
 
 from apd.results.words import signed
+from apd.tables.cells import Comparison, OverSets
 from apd.tables.command import load_runs, main
 from apd.tables.compare import compare
-from apd.tables.grid import OverSets
 from apd.tables.kinds import methods
 
 ROBUST = "PGD-100 eps=2/255 (%)"
@@ -135,7 +137,7 @@ def test_a_part_of_large_test_sets_and_all_of_small_ones_are_one_column(save, tm
     (table,) = methods(load_runs([tmp_path]))
     assert "clean, at most 500 images (%)" in table.title
     (row,) = table.rows
-    assert row["average"] == [80.0]
+    assert row["average"].values == [80.0]
     save("Cars/APD", method="APD", dataset="Cars", evaluations=[record("clean", 80.0, total=501)])
     assert len(methods(load_runs([tmp_path]))) == 2  # all of its images are more
 
@@ -166,8 +168,8 @@ def test_several_data_sets_are_columns_with_an_average(save, tmp_path):
     assert clean.measured == ["DTD", "Digits", "average"]
     assert clean.title == "clean (%), 16 shots, mini" and robust.title.startswith(ROBUST)
     coop, apd = clean.rows
-    assert apd["average"] == [70, 72] and [value.seed for value in apd["average"]] == [1, 2]
-    assert coop["Digits"] == [90] and coop["DTD"] == coop["average"] == []
+    assert apd["average"].values == [70, 72] and apd["average"].seeds == [1, 2]
+    assert coop["Digits"].values == [90] and coop["DTD"].values == coop["average"].values == []
     assert len(coop["average"].missing) == 3
     assert [line.split()[1:] for line in clean.format().splitlines() if "CoOp" in line] == [
         ["†1", "missing", "90.0", "missing"]
@@ -196,7 +198,8 @@ def test_threat_models_that_the_header_tells_apart_have_columns_of_their_own(
     save(method="APT", threat=changed)
     (table,) = methods(load_runs([tmp_path]))
     _, first, second, _ = table.measured
-    assert [bool(row[first]) for row in table.rows] != [bool(row[second]) for row in table.rows]
+    filled = [[len(row[column].values) for row in table.rows] for column in (first, second)]
+    assert sorted(filled) == [[0, 1], [1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +337,7 @@ def test_an_average_keeps_the_flags(save, tmp_path):
     save("a", evaluations=[flagged])
     save("b", dataset="DTD", evaluations=[record("clean", 80.0)])
     (table,) = methods(load_runs([tmp_path]))
-    (value,) = table.rows[0]["average"]
+    (value,) = table.rows[0]["average"].measurements
     assert list(value.flags) == ["random-logits"]
     assert "random-logits: of a number in this mean" in table.format()
 
@@ -431,9 +434,10 @@ def test_a_difference_next_to_zero_shows_its_side(difference, said):
 def test_bounds_next_to_zero_show_their_side_in_every_format(save):
     save()
     (table,) = methods(load_runs([save(method="CoOp").parent.parent]))
-    cell = table.rows[1]["clean (%)"]
-    cell.difference, cell.interval = -1.07, (-2.118, -0.024)
-    cell.over_sets = OverSets(9, 1, 8, -2.0, 0.004, 0.0002)
+    over_sets = OverSets(9, 1, 8, -2.0, 0.004, 0.0002)
+    comparison = Comparison(-1.07, (-2.118, -0.024), over_sets)
+    cell = replace(table.rows[1]["clean (%)"], comparison=comparison)
+    table = replace(table, rows=[table.rows[0], {**table.rows[1], "clean (%)": cell}])
     said = "(-1.1 [-2.1, -0.02]; over sets [-2.0, +0.004], p {} 0.001)"
     latex = said.format("$<$")
     for number in ("-1.1", "-2.1", "-0.02", "-2.0", "+0.004"):
@@ -442,6 +446,19 @@ def test_bounds_next_to_zero_show_their_side_in_every_format(save):
     assert said.format("&lt;") in table.format("pipe")
     assert said.format("&lt;") in table.format("html")
     assert latex in table.format("latex")
+
+
+def test_what_is_added_to_tables_leaves_them_as_they_were(save, tmp_path):
+    save_seeds(save, "A")
+    save_seeds(save, "B")
+    runs = load_runs([tmp_path])
+    tables = methods(runs)
+    before = deepcopy(tables)
+    compared = compare(tables, "CoOp", "seeds")
+    assert compared != before and compared[0].rows[1]["average"].comparison
+    noted = compared[0].with_notes("a note")
+    assert list(noted.notes) == [*compared[0].notes, "a note"]
+    assert tables == before and compared[0].format() == compare(before, "CoOp", "seeds")[0].format()
 
 
 def test_next_to_nothing_has_no_minus(save, tmp_path, capsys):
@@ -686,9 +703,8 @@ def test_the_interval_over_seeds_is_that_of_a_paired_t_test(save, tmp_path, caps
 def test_an_averages_interval_over_seeds_is_of_the_seeds_averages(save, tmp_path):
     save_seeds(save, "A")
     save_seeds(save, "B", apart=(4.0, -5.0, 1.0))
-    tables = methods(load_runs([tmp_path]))
-    compare(tables, "CoOp", "seeds")
-    low, high = tables[0].rows[1]["average"].interval  # of +3, 0, 0
+    tables = compare(methods(load_runs([tmp_path])), "CoOp", "seeds")
+    low, high = tables[0].rows[1]["average"].comparison.interval  # of +3, 0, 0
     half = 4.302653 * stdev([3, 0, 0]) / 3**0.5  # t of 2 degrees of freedom
     assert (low, high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
 
@@ -696,9 +712,8 @@ def test_an_averages_interval_over_seeds_is_of_the_seeds_averages(save, tmp_path
 def test_without_equal_seeds_there_is_no_interval_over_seeds(save, tmp_path):
     save_seeds(save)
     (tmp_path / "CoOp/Digits/3/results.json").unlink()
-    (table,) = methods(load_runs([tmp_path]))
-    compare([table], "CoOp", "seeds")
-    assert table.rows[1]["clean (%)"].interval is None
+    (table,) = compare(methods(load_runs([tmp_path])), "CoOp", "seeds")
+    assert table.rows[1]["clean (%)"].comparison.interval is None
     assert "interval over" not in table.format()
 
 
