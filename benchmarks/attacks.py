@@ -20,7 +20,7 @@ images survive, in float32 on the CPU; as many images as leave about 40 survivor
   the same iterate.
 
 The second table has AutoAttack beside its authors' package, where that is installed
-(pip install git+https://github.com/fra31/auto-attack), on the same images and model: the mini CLIP,
+(pip install pyautoattack), on the same images and model: the mini CLIP,
 and the mini CLIP with gradients that mislead (``masked.py``), where each part of AutoAttack breaks
 images that the parts before it leave.
 
@@ -183,15 +183,15 @@ class AutoAttackCase:
         return stands, fell
 
     def authors(self, logits: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        from autoattack import AutoAttack
+        from pyautoattack import AutoAttack
 
-        attack = AutoAttack(
-            logits or self.logits, eps=self.eps / 255, seed=0, verbose=False, device="cpu"
-        )
+        attack = AutoAttack(logits or self.logits, eps=self.eps / 255, seed=0)
         for part in (attack.apgd, attack.apgd_targeted, attack.fab):
             part.n_iter = self.steps
         attack.square.n_queries = 50 * self.steps
-        attacked = attack.run_standard_evaluation(self.images, self.labels, bs=self.batch)
+        attacked, _ = attack.run_standard_evaluation(
+            self.images, self.labels, batch_size=self.batch
+        )
         with torch.no_grad():
             return self.logits(attacked).argmax(1) == self.labels
 
@@ -207,7 +207,7 @@ def measure_autoattack(mislead: bool, args: argparse.Namespace) -> dict:
         "fell to": ", ".join(f"{name} {count}" for name, count in fell.items()),
         "standing": int(stands.sum()),
     }
-    if not find_spec("autoattack"):
+    if not find_spec("pyautoattack"):
         return row
     logits, their_passes = counting(case.logits)
     same = torch.equal(stands, case.authors(logits))
@@ -273,8 +273,8 @@ def main() -> None:
     digits = ("", ".0f", "", ".2f", ".1f", ".1f", ".2f", ".2f", "")
     print(tabulate(rows, headers="keys", floatfmt=digits))
     attacked = [measure_autoattack(m, args) for m in (False, True)] if args.autoattack else []
-    if attacked and not find_spec("autoattack"):
-        print("autoattack is not installed: its authors' figures are left out", file=sys.stderr)
+    if attacked and not find_spec("pyautoattack"):
+        print("pyautoattack is not installed: its authors' figures are left out", file=sys.stderr)
     print(tabulate(attacked, headers="keys", floatfmt=".2f"))
     result = {**vars(args), "torch": torch.__version__, "rows": rows, "autoattack": attacked}
     write_json(args.output, result)
