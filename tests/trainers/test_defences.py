@@ -159,3 +159,21 @@ def test_a_draw_depends_on_image_and_seed_only(build, below, tmp_path):
                 torch.testing.assert_close(whole[i : i + 1], alone, rtol=1e-3, atol=1e-3)
             other = model.logits(images, seeds + 7)
         assert not torch.allclose(whole, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["RTPT", "TAPT"])
+def test_through_one_step_of_adamw_the_gradient_is_that_of_constant_prompts(
+    build, below, tmp_path, method
+):
+    gradients = []
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for backward in ("exact", "surrogate"):
+        trainer = build(method, tmp_path, f"TRAINER.{method}.BACKWARD", backward)
+        trainer.load_model(str(below("AdvIVLP")))
+        model = trainer.image_logits()
+        images = images.detach().requires_grad_()
+        logits = model.logits(images, torch.arange(2))
+        gradients += torch.autograd.grad(logits.logsumexp(dim=1).sum(), images)
+    exact, surrogate = (gradient.flatten(1) for gradient in gradients)
+    cosines = torch.nn.functional.cosine_similarity(exact, surrogate)
+    assert cosines.min() > 0.999
