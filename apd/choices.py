@@ -8,9 +8,5 @@ ATTACKED = ("adv_full", "adv_half", "clean")  # AT.TRAIN.AT_LOSS_TYPE: all, half
 ATTACKED_PROMPTS = ("onfly", "constant", "perturbed")  # AT.TRAIN.PROMPT, of APT
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 TEACHERS = ("online", "offline", "frozen", "checkpoint", "auto")  # TRAINER.APD.TEACHER.MODE
-ATTACKS = (  # of evaluations, by name; all but PGD's own take -<steps> too
-    *("clean", "fgsm", "pgd-<steps>", "cw", "difgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t"),
-    *("square", "cw-l2", "autoattack", "autoattack-rand"),
-)
 RULES = ("majority", "all", "one")  # of verdicts in several draws
 BACKWARDS = ("exact", "surrogate", "none")  # what autograd gives of a test-time defence

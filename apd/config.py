@@ -165,7 +165,7 @@ KEYS: dict[str, dict] = {
             "ATTACKS": [],  # by name, docs/evaluation.md lists them; empty: pgd-STEPS
             "STEPS": 100,  # of pgd and cw, unless their names say how many, as pgd-20
             "RESTARTS": 1,
-            "LOSS": "ce",  # of pgd: ce, kl or margin
+            "LOSS": "ce",  # of pgd: docs/evaluation.md lists them
             "LAST_ITERATE": False,  # count PGD's last iterate, as the papers do, not the worst one
             "PREC": "fp32",  # of the attack, as TRAINER.*.PREC; verdicts are always in fp32
             # of models whose logits are random: draws that an attack's gradient is averaged over

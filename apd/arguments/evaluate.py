@@ -22,7 +22,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from apd.choices import ATTACKS, NORMS, RULES
+from apd.attack_catalog import attack_names
+from apd.choices import NORMS, RULES
 from apd.commandline import Parser
 from apd.config import flag_type
 from apd.errors import exit_codes
@@ -35,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="apd-eval", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="folder of a run, or of several")
-    add("--attack", default="", help=f"with commas between: {', '.join(ATTACKS)}")
+    add("--attack", default="", help=f"with commas between: {', '.join(attack_names())}")
     add(
         "--eps",
         type=several(per_255(number(0)), split=True),

@@ -20,11 +20,12 @@ from apd.attacks.defended import (
 )
 from apd.attacks.draws import Draws
 from apd.attacks.gradient import ImageGradient
-from apd.attacks.pgd import ONE_DRAW, LogitsFn, attack_loss, project
+from apd.attacks.losses import cross_entropy
+from apd.attacks.pgd import ONE_DRAW, LogitsFn, project
 from apd.attacks.stream import Rows, Supply, join
 from apd.errors import UserError
 
-Build = Callable[[nn.Module, dict], Callable[[Tensor, Tensor], Tensor]]
+Attacker = Callable[[Tensor, Tensor], Tensor]  # images and labels to attacked images
 
 _TARGETS = 9  # classes that targeted attacks try (AutoAttack; Croce and Hein 2020, section 4)
 
@@ -44,7 +45,7 @@ class TorchAttack:
     name: str
     norm: str
     radius: float
-    build: Build
+    build: Callable[[nn.Module, dict], Attacker]
     black_box: bool = False
     one_by_one: bool = False  # for attacks that stop by the sum of the loss over their batch
 
@@ -208,7 +209,7 @@ def _clean_gradient(model: _Model, images: Tensor, labels: Tensor) -> tuple[Tens
     """For each image: whether its gradient of cross-entropy is zero, and whether not finite."""
     with torch.enable_grad():
         images = images.clone().requires_grad_()
-        loss = attack_loss(model.logits(images), labels, None, "ce")
+        loss = cross_entropy(model.logits(images), labels, None)
         (gradient,) = torch.autograd.grad(loss, images)
     flat = gradient.flatten(1)
     return (flat == 0).all(dim=1), ~flat.isfinite().all(dim=1)

@@ -1,15 +1,12 @@
-"""torchattacks' attacks, under the names that they have there; two are corrected here."""
+"""torchattacks' attacks, under the names that they have there; three are corrected here."""
 
 from __future__ import annotations
 
 import torch
 import torchattacks
 from torch import Tensor
-from torchattacks import DIFGSM, FAB, Square
 
 from apd.attacks.library import _Model
-
-__all__ = ["APGD", "APGDT", "CW", "DIFGSM", "FAB", "Square"]
 
 
 class Dropping:
@@ -94,3 +91,11 @@ class CW(torchattacks.CW):
 
     def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return super().f(outputs - outputs.detach().amin(dim=1, keepdim=True), labels)
+
+
+_CORRECTED = {corrected.__name__: corrected for corrected in (APGD, APGDT, CW)}
+
+
+def attack_class(name: str) -> type:
+    """The class of that name in torchattacks, corrected if it has to be."""
+    return _CORRECTED.get(name) or getattr(torchattacks, name)

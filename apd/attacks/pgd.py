@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from apd.attacks.defended import (
@@ -22,6 +21,7 @@ from apd.attacks.defended import (
 )
 from apd.attacks.draws import Draws
 from apd.attacks.gradient import NOT_FINITE, image_gradient
+from apd.attacks.losses import loss_gradient
 from apd.attacks.stream import LogitsFn, Rows, Supply, join, row_seed, select, to_device
 from apd.attacks.threat import ThreatModel
 from apd.errors import NonFiniteLoss, UserError
@@ -380,41 +380,14 @@ def _start(
     return (images + noise[own].to(images.device)).clamp(0, 1)
 
 
-def attack_loss(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
-    """The loss that the attacker maximises, summed over the images."""
-    if loss == "ce":
-        return F.cross_entropy(logits, labels, reduction="sum")
-    if loss == "kl":
-        assert reference is not None  # ``pgd`` has checked it
-        target = reference.detach().log_softmax(dim=1)
-        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum", log_target=True)
-    right = F.one_hot(labels, logits.shape[1]).bool()
-    best_wrong = logits.masked_fill(right, -torch.inf).amax(dim=1)
-    return (best_wrong - logits[right]).sum()
-
-
 def _gradient(
     logits: Tensor, attacked: Tensor, labels: Tensor, reference: Tensor | None, loss: str
 ) -> Tensor:
     """The gradient of the loss of ``logits`` = f(attacked) with respect to ``attacked``."""
     z = logits.detach().float() if logits.dtype.itemsize < 4 else logits.detach()
     with torch.autocast(logits.device.type, enabled=False):
-        weights = _loss_gradient(z, labels, reference, loss)
+        weights = loss_gradient(z, labels, reference, loss)
     return image_gradient(logits, attacked, weights)
-
-
-def _loss_gradient(logits: Tensor, labels: Tensor, reference: Tensor | None, loss: str) -> Tensor:
-    """The gradient of the loss with respect to ``logits`` (B, C), which have no graph."""
-    if loss == "ce":  # the function that autograd calls: same bits, but no graph has to be made
-        minus_one = torch.zeros_like(logits).scatter_(1, labels[:, None], -1)
-        return torch.ops.aten._log_softmax_backward_data(
-            minus_one, logits.log_softmax(dim=1), 1, logits.dtype
-        )
-    with torch.enable_grad():
-        (weights,) = torch.autograd.grad(
-            attack_loss(logits.requires_grad_(), labels, reference, loss), logits
-        )
-    return weights
 
 
 def _move(attacked: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:

@@ -24,8 +24,8 @@ class ThreatModel:
         steps: gradient steps; 0 leaves the start point.
         restarts: independent attacks on each image.
         random_start: begin at a random point of the ball, not at the image.
-        loss: what the attacker maximises: "ce" against the label, "kl" from reference logits, or
-            "margin", the best wrong logit minus the right one (Carlini and Wagner 2017).
+        loss: what the attacker maximises, one of ``apd.attacks.losses``: "ce" against the label,
+            "kl" from reference logits, ...
 
     Raises:
         UserError: a value out of range.

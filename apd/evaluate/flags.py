@@ -15,6 +15,7 @@ from itertools import permutations
 import numpy as np
 from scipy.special import bdtrc
 
+from apd.attack_catalog import ATTACKS, KnownAttack
 from apd.attacks.threat import threat_warnings
 from apd.results.words import cited
 
@@ -26,12 +27,6 @@ FALLEN = 0.5  # of zero-shot CLIP's clean accuracy, below which training has fal
 
 LARGE = 127.5  # an eps, in 1/255, within which every image has the same grey one
 RESAMPLES = 2_000  # of the images, for a paired interval
-
-_GRADIENT = (
-    *("fgsm", "pgd", "cw", "difgsm", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t"),
-    *("autoattack", "autoattack-rand"),
-)
-_MOVE_ALL = ("fgsm", "pgd", "cw", "difgsm")
 
 
 def add_flags(records: list[dict], stands: Mapping[str, np.ndarray] | None = None) -> None:
@@ -54,8 +49,8 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
     checks = record.get("checks", {})
     if threat := record["threat_model"]:
         yield from threat_warnings(threat["eps"], threat["steps"])
-    # the others return the images that they do not fool as they were
-    if checks.get("moved") == 0 and _kind(record) in _MOVE_ALL:
+    attack = _known(record)
+    if checks.get("moved") == 0 and attack and attack.moves_all:
         yield "unmoved", "the attack changed none of the images"
     accuracy = record["accuracy"]
     if (commonest := checks.get("commonest")) is not None:
@@ -108,10 +103,11 @@ def _of_two(other: dict, record: dict) -> Iterator[tuple[str, str]]:
     if record["attack"] == other["attack"] and {"eps"} <= apart <= {"eps", "alpha"}:
         if threat["eps"] > compared["eps"] and accuracy >= reference > TOLERANCE:
             yield "eps", f"a larger eps, but no less accuracy {than}"
-    if not apart & {"norm", "eps", "source"} and stronger and kind in _GRADIENT:
+    attack, stronger_attack = _known(record), _known(other)
+    if not apart & {"norm", "eps", "source"} and stronger and attack and attack.gradients:
         if against == "fgsm":
             yield "steps", f"many steps, but more accuracy {than}"
-        if against == "square":
+        if stronger_attack and not stronger_attack.gradients:
             yield "black-box-beats-white-box", f"gradients, but more accuracy {than}"
     knows_less = threat["source"] == "adaptive" and compared["source"] == "static"
     if record["attack"] == other["attack"] and knows_less and stronger:
@@ -155,3 +151,7 @@ def _chance(record: dict) -> float:
 def _kind(record: dict) -> str:
     """The attack without its number of steps."""
     return re.sub(r"-\d+$", "", record["attack"])
+
+
+def _known(record: dict) -> KnownAttack | None:
+    return ATTACKS.get(_kind(record))

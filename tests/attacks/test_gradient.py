@@ -1,17 +1,19 @@
 """Half precision must not fake robustness, nor the batch size change an attack."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_pgd import CLASSES, Net, batch, linf, own_labels
 
+from apd import choices
 from apd.attacks import PGD, pgd, seeded_start
 from apd.attacks.gradient import ImageGradient, image_gradient
-from apd.attacks.pgd import _loss_gradient, attack_loss
+from apd.attacks.losses import LOSSES, loss_gradient
 from apd.attacks.stream import Supply
-from apd.choices import LOSSES
 
 
 def confident(margin):
@@ -62,9 +64,17 @@ def test_the_gradient_of_a_loss_for_logits_is_autograds_to_the_bit(loss, dtype):
         logits = scale * torch.randn(8, classes, dtype=dtype)
         labels, reference = torch.randint(classes, (8,)), torch.randn(8, classes, dtype=dtype)
         leaf = logits.clone().requires_grad_()
-        value = attack_loss(leaf, labels, reference, loss)
+        value = LOSSES[loss](leaf, labels, reference)
         (expected,) = torch.autograd.grad(value, leaf)
-        assert _loss_gradient(logits, labels, reference, loss).equal(expected)
+        assert loss_gradient(logits, labels, reference, loss).equal(expected)
+
+
+def test_losses_have_the_names_that_settings_take_and_stand_in_the_documentation():
+    assert tuple(LOSSES) == choices.LOSSES
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| `pgd-<k>`")]
+    named = row.partition("`LOSS`")[2].partition("|")[0]
+    assert set(LOSSES) <= set(re.findall(r"\w+", named))
 
 
 def test_in_float32_the_scale_changes_no_bit():
@@ -90,7 +100,7 @@ def test_as_a_backward_pass_it_leaves_parameters_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_batch_1_and_batch_512_give_the_same_adversarial_image(norm, loss):
     """float32; the model's own sums run over one image at a time, so that they round alike."""
