@@ -39,6 +39,7 @@ class Design:
         sources: names of sources -> patterns of names of data sets that belong to them. Other data
             sets are sources of their own.
         family: p-values of further tests, by evaluation, which Holm's adjustment takes in.
+        without_flag: a difference leaves a task out where a run of either arm has this flag.
     """
 
     arms: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Design:
     baseline: str = ""
     sources: dict[str, str] = field(default_factory=dict)
     family: dict[str, list[float]] = field(default_factory=dict)
+    without_flag: str = ""
 
     def pairs(self, arms: list[str]) -> list[tuple[str, str]]:
         """The arms that are compared.
@@ -87,6 +89,7 @@ class Curves:
         points: arm -> task -> its points, by radius; also arms without this evaluation.
         sources: task -> its source.
         classes: task -> the number of its classes.
+        flagged: (arm, task) where a run has the flag ``Design.without_flag``.
         notes: what was left out, and why.
     """
 
@@ -94,6 +97,7 @@ class Curves:
     points: dict[str, dict[str, list[Point]]]
     sources: dict[str, str]
     classes: dict[str, int]
+    flagged: set[tuple[str, str]]
     notes: list[str]
 
     @property
@@ -116,12 +120,14 @@ def curves(runs: dict[Path, dict], design: Design) -> list[Curves]:
     columns = {name: header(evaluation) for name, evaluation in stand_ins(runs).items()}
     by_column: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     unknown: dict[str, set] = defaultdict(set)
-    sources, classes = {}, {}
+    sources, classes, flagged = {}, {}, set()
     for folder, run in runs.items():
         task, arm, radius = run["dataset"], arms[folder], _radius(run)
         sources[task] = design.source(_whole_dataset(run))
         classes[task] = run["classes"]
         for evaluation in run["evaluations"]:
+            if design.without_flag in evaluation.get("flags", {}):
+                flagged.add((arm, task))
             if evaluation["threat_model"]:
                 column = columns[header(evaluation)]
                 clean = clean_accuracy(folder, run, evaluation)
@@ -151,7 +157,7 @@ def curves(runs: dict[Path, dict], design: Design) -> list[Curves]:
                 + listed(sorted(unknown[column]), 3)
             )
         tasks = {task: sources[task] for task in order}
-        curve_sets.append(Curves(column, points, tasks, classes, notes))
+        curve_sets.append(Curves(column, points, tasks, classes, flagged, notes))
     return sorted(curve_sets, key=lambda evaluation: -sum(map(len, evaluation.points.values())))
 
 
@@ -240,6 +246,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATTERN",
         help="data sets that are one source: PACS=PACS-* (else each is one, with all its parts)",
     )
+    add(
+        "--without-flag",
+        default="",
+        metavar="FLAG",
+        help="leave a task out where a run of either arm has this flag: chance",
+    )
 
 
 def design_of(args: argparse.Namespace, **more) -> Design:
@@ -248,6 +260,7 @@ def design_of(args: argparse.Namespace, **more) -> Design:
         {name: dict(_keys(text, name)) for name, text in arms.items()},
         tuple((first, second) for first, second in args.difference),
         sources=dict(_named(text, "=", "--source NAME=PATTERN") for text in args.source),
+        without_flag=args.without_flag,
         **more,
     )
 

@@ -65,12 +65,20 @@ def _curve(points: list[Point]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sorted(by_clean)), np.array([mean(by_clean[c]) for c in sorted(by_clean)])
 
 
-def differences(curve_set: Curves, first: str, second: str) -> tuple[dict[str, Matched], list[str]]:
-    """The differences of two arms on the tasks that both have, and the other tasks."""
+def differences(
+    curve_set: Curves, first: str, second: str
+) -> tuple[dict[str, Matched], dict[str, str]]:
+    """The differences of two arms on tasks, and the tasks that are left out with the reason."""
     ours, theirs = curve_set.points[first], curve_set.points[second]
-    both = [task for task in curve_set.tasks if task in ours and task in theirs]
-    lacking = [task for task in curve_set.tasks if task not in both]
-    return {task: matched(ours[task], theirs[task]) for task in both}, lacking
+    matches, left_out = {}, {}
+    for task in curve_set.tasks:
+        if task not in ours or task not in theirs:
+            left_out[task] = "without both arms"
+        elif {(first, task), (second, task)} & curve_set.flagged:
+            left_out[task] = "flagged"
+        else:
+            matches[task] = matched(ours[task], theirs[task])
+    return matches, left_out
 
 
 def frontier(runs: dict[Path, dict], design: Design) -> list[Table]:
@@ -92,10 +100,11 @@ def _differences(curve_set: Curves, design: Design, runs: dict[Path, dict]) -> T
     rows, tests, tasks, notes = [], [], [], [MEANING, *curve_set.notes, *_shapes(curve_set)]
     for first, second in design.pairs(list(curve_set.points)):
         name = f"{first} - {second}"
-        matches, lacking = differences(curve_set, first, second)
-        if lacking:
-            count = counted(len(lacking), "task")
-            notes.append(f"{name}: {count} left out, without both arms: {listed(lacking, 5)}")
+        matches, left_out = differences(curve_set, first, second)
+        for reason in dict.fromkeys(left_out.values()):
+            tasks_left_out = [task for task, why in left_out.items() if why == reason]
+            count = counted(len(tasks_left_out), "task")
+            notes.append(f"{name}: {count} left out, {reason}: {listed(tasks_left_out, 5)}")
         if len(matches) < 2:
             notes.append(f"{name}: no test, of {counted(len(matches), 'task')}")
             continue
@@ -106,7 +115,7 @@ def _differences(curve_set: Curves, design: Design, runs: dict[Path, dict]) -> T
         tests[-1] |= {
             "overlap": len(values) - len(no_overlap),
             "apart": no_overlap,
-            "left_out": lacking,
+            "left_out": list(left_out),
         }
         row = {"difference": name, "robust (points)": estimate_cell(estimate)}
         wins, losses = sum(v > 0 for v in values), sum(v < 0 for v in values)

@@ -89,9 +89,9 @@ class Moderated:
     """
 
     def __init__(self, curve_set: Curves, pair: tuple[str, str], above: dict[str, float]) -> None:
-        matches, without = differences(curve_set, *pair)
+        matches, left_out = differences(curve_set, *pair)
         self.name = " - ".join(pair)
-        self.lacking = [f"{task} (without both arms)" for task in without]
+        self.lacking = [f"{task} ({reason})" for task, reason in left_out.items()]
         self.lacking += [f"{task} (no zero-shot accuracy)" for task in matches if task not in above]
         self.matches: dict[str, Matched] = {t: m for t, m in matches.items() if t in above}
         self.above = np.array([above[task] for task in self.matches])

@@ -171,6 +171,19 @@ def test_arms_without_a_name_are_called_by_what_sets_them_apart(arms, tmp_path, 
     }
 
 
+def test_flagged_tasks_are_left_out_only_where_it_is_asked(arms, tmp_path, capsys):
+    arms(GAINS)
+    flagged = tmp_path / "runs" / "Signs" / "control" / "4.5" / "results.json"
+    results = json.loads(flagged.read_text())
+    results["evaluations"][0]["flags"] = {"chance": "is not above chance"}
+    flagged.write_text(json.dumps(results))
+    pairs = ("--difference", "APD", "AdvIVLP", "--difference", "APD", "control")
+    for options, tasks in (((), [7, 7]), (("--without-flag", "chance"), [7, 6])):
+        (table, _), out = made(tmp_path, capsys, *FRONTIER, *pairs, *options)
+        assert [test["tasks"] for test in table["tests"]] == tasks
+        assert ("APD - control: 1 task left out, flagged: Signs" in out) == bool(options)
+
+
 def test_no_task_is_left_out_silently(arms, save, tmp_path, capsys):
     arms(GAINS)
     config = {"AT": {"TRAIN": {"EPS": 3.0}}}
