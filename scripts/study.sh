@@ -42,8 +42,19 @@ table() {
     if [ -z "${1// /}" ]; then echo "$3: no finished runs, no table"; return; fi
     apd-table $1 --table "$2" --markdown "$TABLES/$3.md" --json "$TABLES/$3.json" "${@:4}"
 }
+# over_tasks RUNS SUFFIX [OPTION...]: round 4's three tests, adjusted together: the moderator's p
+# goes to the frontier, and back
+over_tasks() {
+    local options=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*" "${@:3}")
+    options+=(--difference APD control)
+    table "$1" moderator "moderator$2" "${options[@]}" --by zero-shot --at 60
+    table "$1" frontier "frontier$2" "${options[@]}" --difference APD AdvIVLP \
+        --family "$TABLES/moderator$2.json"
+    table "$1" moderator "moderator$2" "${options[@]}" --by zero-shot --at 60 \
+        --family "$TABLES/frontier$2.json"
+}
 # the runs of round 4 that AutoAttack is shown: the three arms at the middle radius
-middle_radius() { folders study_tasks | grep 'EPS=4.5' | grep -v 'MODE=auto\|MODE=frozen+AT'; }
+middle_radius() { folders study_tasks | sed -n '/EPS=4.5/{/MODE=auto\|MODE=frozen+AT/!p}'; }
 part() { [[ " $PARTS " == *" $1 "* ]]; }
 
 if part gate; then
@@ -95,14 +106,11 @@ if part tables; then
     table "$finished" base-to-new base-to-new-eps
     finished=$(folders study_shift)
     table "$finished" transfer shift --baseline AdvIVLP
-    finished=$(folders study_tasks)
-    arms=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*" --difference APD control)
-    # three tests, adjusted together: the moderator's p goes to the frontier, and back
-    table "$finished" moderator moderator "${arms[@]}" --by zero-shot --at 60
-    table "$finished" frontier frontier "${arms[@]}" --difference APD AdvIVLP \
-        --family "$TABLES/moderator.json"
-    table "$finished" moderator moderator "${arms[@]}" --by zero-shot --at 60 \
-        --family "$TABLES/frontier.json"
+    tasks=$(folders study_tasks)
+    over_tasks "$tasks" ""
+    over_tasks "$(sed '/clothing\|scene15\|trashnet\|pacs_cartoon/d' <<< "$tasks")" -confirmation
+    over_tasks "$(sed -n '/food101\|caltech101\|cub100/p' <<< "$tasks")" -large
+    over_tasks "$tasks" -without-chance --without-flag chance
     apd-report $confirmed --output "$TABLES/report.html"
     apd-plot $confirmed --kind scatter --output "$TABLES"
 fi
