@@ -1,4 +1,4 @@
-"""In somebody's checkout of CoOp, the README's section works as it stands there."""
+"""In somebody's checkout of CoOp, what README and docs/checkouts.md say works."""
 
 import json
 import os
@@ -14,8 +14,10 @@ from PIL import Image
 import apd
 from apd.errors import report_uncaught
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = re.search(r"## In a CoOp or MaPLe checkout\n(.*?)\n## ", README, flags=re.DOTALL)[1]
+PAGE = (ROOT / "docs/checkouts.md").read_text(encoding="utf-8").split("\n## Which of their")[0]
 
 TOOLBOX = {
     "embedded": "from apd.host import *\n",
@@ -142,7 +144,7 @@ def checkout(request, tmp_path):
         Image.new("RGB", (32, 32), colour).save(tmp_path / "DATA" / f"{name}.png")
     edited = TRAIN
     places = ("import trainers.coop\n", "    extend_cfg(cfg)\n")
-    additions = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+    additions = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     for place, addition in zip(places, additions, strict=True):
         assert edited.count(place) == 1
         edited = edited.replace(place, place + addition)
@@ -171,10 +173,25 @@ def checkout(request, tmp_path):
 
 
 def commands():
-    """Those of the section that train, a line each."""
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL))
-    lines = blocks.replace("\\\n", " ").splitlines()
+    """Those of the page that train, a line each."""
+    return train_commands(PAGE)
+
+
+def train_commands(text):
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = re.sub(r" *\\\n *", " ", blocks).splitlines()
     return [line for line in lines if line.startswith("python train.py")]
+
+
+def test_the_readme_says_the_same_in_short():
+    """Its lines of code are those of the page, with comments; its commands are the page's."""
+    (code,) = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+    short = [line.split("  #")[0] for line in code.splitlines()]
+    long = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert short == ["; ".join(filter(None, block.splitlines())) for block in long]
+    assert set(train_commands(SECTION)) <= set(commands())
+    installs = [line for line in SECTION.splitlines() if line.startswith("pip install")]
+    assert len(installs) == 3 and all(line in PAGE for line in installs)
 
 
 def test_the_readmes_commands_work_in_a_checkout(checkout):
