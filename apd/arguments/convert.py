@@ -16,8 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from apd.commandline import Parser
-from apd.errors import exit_codes
+from apd.commandline import Parser, command
 from apd.models.arguments import SOURCES, add_flags
 
 
@@ -36,14 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    """The command ``apd-convert``: its flags come first, for PyTorch takes seconds to import."""
-    args = parse_args(argv)
-    from apd.interchange.command import run
-
-    return run(args)
-
+main = command(parse_args, "apd.interchange.command:run")
 
 if __name__ == "__main__":
     sys.exit(main())

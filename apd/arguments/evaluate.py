@@ -24,9 +24,8 @@ import sys
 
 from apd.attack_catalog import attack_names
 from apd.choices import NORMS, RULES
-from apd.commandline import Parser
+from apd.commandline import Parser, command
 from apd.config import flag_type
-from apd.errors import exit_codes
 from apd.jobs import options
 from apd.ranges import number, per_255, several, whole
 from apd.results import SPLITS
@@ -80,10 +79,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model("--batch-size", type=whole(1), default=64, help="images together (default: 64)")
     model("--device", default="", help="default: where the function puts the model")
     model("--seed", type=whole(0), default=1, help="of the attacks, and in tables (default: 1)")
-    how = parser.add_argument_group("in parts").add_mutually_exclusive_group()
-    how.add_argument("--shards", type=whole(1), metavar="N", help="split the images over N workers")
-    how.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
-    how.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
+    parts = parser.add_argument_group("in parts").add_mutually_exclusive_group()
+    parts.add_argument(
+        "--shards", type=whole(1), metavar="N", help="split the images over N workers"
+    )
+    parts.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
+    parts.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
     options.add_arguments(parser, "shard", "all, or one per GPU")
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.model):
@@ -95,14 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    """The command ``apd-eval``: its flags are read first, for PyTorch takes seconds to import."""
-    args = parse_args(argv)
-    from apd.evaluate.command import evaluate_runs
-
-    return evaluate_runs(args)
-
+main = command(parse_args, "apd.evaluate.command:evaluate_runs")
 
 if __name__ == "__main__":
     sys.exit(main())

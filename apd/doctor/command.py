@@ -23,8 +23,7 @@ import argparse
 import sys
 
 from apd.catalog import PUBLISHED
-from apd.commandline import Parser
-from apd.errors import exit_codes
+from apd.commandline import Parser, command
 from apd.ranges import whole
 
 BACKBONES = (
@@ -63,14 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    """The command ``apd-doctor``: its flags are read first, for PyTorch takes seconds to import."""
-    args = parse_args(argv)
-    from apd.doctor.checks import run
-
-    return run(args)
-
+main = command(parse_args, "apd.doctor.checks:run")
 
 if __name__ == "__main__":
     sys.exit(main())

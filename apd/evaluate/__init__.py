@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of any model on a data loader."""
+"""Clean and robust accuracy of any model on labelled images."""
 
 from apd.evaluate.loop import evaluate
 from apd.evaluate.request import EvaluationRequest, Shard, Source

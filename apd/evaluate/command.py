@@ -1,4 +1,4 @@
-"""Evaluate finished runs under further attacks: the command ``apd-eval`` (apd/arguments)."""
+"""The work of the command ``apd-eval``; ``apd.arguments.evaluate`` has its flags."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ from apd.results import EVALUATIONS
 from apd.results.runs import load_runs
 from apd.results.words import radius
 
-EXAMPLES = 6  # images of a figure
+EXAMPLES = 6  # images of a figure of examples
 
 
 def changed_verdicts(run: Evaluated, records: list[dict]) -> list[str]:
-    """How many images' verdicts differ between float32 and half precision, attack by attack."""
-    stored = {one.record["key"]: one for one in run.stored()}
-    full, lines = {}, []
+    """A line for each attack in half precision: how many verdicts differ from those in float32.
+
+    Attacks that were not evaluated in float32 too have no line.
+    """
+    stored = {verdicts.record["key"]: verdicts for verdicts in run.stored()}
+    in_float32, lines = {}, []
     for record in sorted(records, key=lambda r: r["threat_model"]["precision"] != "fp32"):
         threat = dict(record["threat_model"])
         precision = threat.pop("precision")
-        what, stands = (record["attack"], str(threat)), stored[record["key"]].stands
+        conditions, stands = (record["attack"], str(threat)), stored[record["key"]].stands
         if precision == "fp32":
-            full[what] = stands
-        elif what in full:
-            changed = int((stands != full[what]).sum())
+            in_float32[conditions] = stands
+        elif conditions in in_float32:
+            changed = int((stands != in_float32[conditions]).sum())
             lines.append(
                 f"{run.name}: {record['attack']} ({radius(threat)}) in {precision} "
                 f"changes {changed:,} of {len(stands):,} verdicts"
@@ -55,7 +58,10 @@ def changed_verdicts(run: Evaluated, records: list[dict]) -> list[str]:
 
 
 def requests_for(run: Evaluated, args: argparse.Namespace) -> list[EvaluationRequest]:
-    """All attacks at all radii, once for each source and precision."""
+    """A request for each source and precision, with all attacks at all radii.
+
+    Flags that are not given have the values of the run's config.
+    """
     test = run.cfg.AT.TEST
     names = args.attack.split(",") if args.attack else test.ATTACKS or [f"pgd-{test.STEPS}"]
     request = replace(
@@ -79,7 +85,11 @@ def requests_for(run: Evaluated, args: argparse.Namespace) -> list[EvaluationReq
 
 
 def threats(run: Evaluated, args: argparse.Namespace) -> list[ThreatModel]:
-    """One for each eps."""
+    """A threat model for each --eps, by default the run's own; alpha keeps its ratio to eps.
+
+    Raises:
+        UserError: neither the flags nor the run have a radius, or not one of this norm.
+    """
     test = run.cfg.AT.TEST
     own = None if test.EPS is None else threat_model(run.cfg, "TEST")
     radii = [float(eps) for eps in args.eps] or ([own.eps] if own else [])
@@ -99,9 +109,9 @@ def threats(run: Evaluated, args: argparse.Namespace) -> list[ThreatModel]:
 def evaluations(
     runs: list[Evaluated], args: argparse.Namespace
 ) -> Iterator[tuple[Evaluated, list[dict]]]:
-    """The clean record of each run, and those of all attacks, radii, sources and precisions."""
+    """Evaluate all runs: the clean record of each, then those of all its attacks."""
     requests = {run: requests_for(run, args) for run in runs}
-    # runs with the same predictions share the folder of their attacked images: one after another
+    # runs with the same predictions share a folder of attacked images: shard one after another
     for group in [[run] for run in runs] if args.save_adv else [runs]:
         mergers: dict[Evaluated, list[Merger]] = {}
         if args.shards or args.merge:
@@ -119,25 +129,29 @@ def evaluations(
 
 
 def one_shard(saved: list[Saved], args: argparse.Namespace) -> int:
-    """--shard: a part of each run's evaluation, in this process."""
+    """Evaluate one shard of each model (--shard) in this process; the exit code.
+
+    Raises:
+        UserError: another process is at this shard.
+    """
     shard = Shard.parse(args.shard)
-    for one in saved:
-        store = one.folder / EVALUATIONS
+    for model in saved:
+        store = model.folder / EVALUATIONS
         lock = Lock(store / shard.folder, store / SHARDS)
         if not lock.acquire():
-            raise UserError(f"{one.folder}: another process is at shard {shard}: wait for it")
+            raise UserError(f"{model.folder}: another process is at shard {shard}: wait for it")
         try:
-            run = one.load()
+            run = model.load()
             requests = [replace(request, shard=shard) for request in requests_for(run, args)]
             records = [record for request in requests for record in run.evaluate(request)]
         finally:
             lock.release()
-            with contextlib.suppress(OSError):  # if it has left nothing
+            with contextlib.suppress(OSError):  # it is not empty
                 (store / shard.folder).rmdir()
         for record in records:
             eps = f" ({radius(record['threat_model'])})" if record["threat_model"] else ""
             print(
-                f"{one.folder}, shard {shard}: {record['attack']}{eps}: "
+                f"{model.folder}, shard {shard}: {record['attack']}{eps}: "
                 f"{record['correct']:,} of {record['total']:,} images stand"
             )
     print("when all shards have ended, --merge makes one evaluation of them")
@@ -145,7 +159,7 @@ def one_shard(saved: list[Saved], args: argparse.Namespace) -> int:
 
 
 def saved_models(args: argparse.Namespace) -> list[Saved]:
-    """The runs, or the other model, that the flags name."""
+    """The runs, or the model of the user's own, that the flags name."""
     if not args.model:
         return [SavedRun(*run, args.root, args.compile) for run in load_runs(args.runs).items()]
     name = args.name or args.model.rpartition(":")[2]
@@ -163,9 +177,9 @@ def saved_models(args: argparse.Namespace) -> list[Saved]:
 
 
 def evaluate_runs(args: argparse.Namespace) -> int:
-    """Do what the flags of apd/arguments/evaluate.py ask for; the exit code."""
+    """Run ``apd-eval`` with its parsed flags; the exit code."""
     if args.shards and args.executor == "local":
-        warm_up()  # while this process finds out what there is to do
+        warm_up()  # worker processes start up while this one loads the runs
     apd.register()
     forbid_tf32()
     for flag, folder in (("--save-adv", args.save_adv), ("--figures", args.figures)):
@@ -175,7 +189,7 @@ def evaluate_runs(args: argparse.Namespace) -> int:
     try:
         if args.shard:
             return one_shard(saved, args)
-        runs: list[Evaluated] = [one.load() for one in saved]
+        runs: list[Evaluated] = [model.load() for model in saved]
         evaluated = [(run, run.flagged(records)) for run, records in evaluations(runs, args)]
         print(table((run.results, records) for run, records in evaluated))
         for run, records in evaluated:

@@ -1,4 +1,4 @@
-"""Labelled images, in the forms that users have them, as batches in a fixed order."""
+"""Labelled images as batches in a fixed order, made of tensors, loaders, data sets or folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FORMS = "(images, labels), a DataLoader, a data set of (image, label), or a fold
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """
+    """Images with labels, as ``labelled_images`` makes them.
+
     Attributes:
         loader: batches of images (B, C, H, W) in [0, 1] and labels (B,).
         name: of the data set.
@@ -48,23 +49,24 @@ def labelled_images(
             (image, label), torchvision's for example, whose images are tensors or PIL images; or a
             folder of class folders, or of train/ and test/ with class folders, of which test/ is
             taken.
-        batch_size, workers: of the loader, but for a DataLoader, which has its own.
-        preprocess: what makes a tensor (C, H, W) in [0, 1] of a PIL image. Default: its pixels as
-            they are, and all images must be of one size.
-        class_names: of the model, in the order of its logits. A folder's classes are found among
-            them, underscores read as spaces; without them, they are numbered in sorted order.
+        batch_size, workers: of the loader; a DataLoader keeps its own.
+        preprocess: from a PIL image to a tensor (C, H, W) in [0, 1]. Default: the pixels as they
+            are, and all images must have one size.
+        class_names: of the model, in the order of its logits. The classes of a folder are looked
+            up among them, with underscores read as spaces; without them, the folder's classes are
+            numbered in sorted order.
 
     Raises:
         UserError: another form of data, a loader that shuffles or leaves images out, class names
             that do not fit.
     """
     if isinstance(data, DataLoader):
-        return LabelledImages(_in_order(data), *_about(data.dataset, class_names))
-    about = "images", tuple(class_names)
+        return LabelledImages(_in_order(data), *_name_and_classes(data.dataset, class_names))
+    name_and_classes = "images", tuple(class_names)
     if isinstance(data, (str, os.PathLike)):
         files = _FolderImages(Path(data), class_names)
         dataset: Dataset = Prepared(files, preprocess)
-        about = Path(data).absolute().name, files.class_names
+        name_and_classes = Path(data).absolute().name, files.class_names
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         images, labels = map(torch.as_tensor, data)
         if images.dim() == 0 or labels.dim() == 0 or len(images) != len(labels):
@@ -74,14 +76,19 @@ def labelled_images(
             )
         dataset = TensorDataset(images, labels)
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        dataset, about = Prepared(data, preprocess), _about(data, class_names)
+        dataset = Prepared(data, preprocess)
+        name_and_classes = _name_and_classes(data, class_names)
     else:
         raise UserError(f"data is a {type(data).__name__}: use {FORMS}")
-    return LabelledImages(DataLoader(dataset, batch_size, num_workers=workers), *about)
+    return LabelledImages(DataLoader(dataset, batch_size, num_workers=workers), *name_and_classes)
 
 
 class Prepared(Dataset):
-    """A data set of (image, label) with its PIL images as tensors, all of one shape."""
+    """A data set of (image, label) whose PIL images are made tensors.
+
+    Raises:
+        UserError: on access: an item is no such pair, or images have different shapes.
+    """
 
     def __init__(self, dataset, preprocess: Preprocess | None) -> None:
         self.dataset, self.preprocess = dataset, preprocess or as_tensor
@@ -108,8 +115,10 @@ class Prepared(Dataset):
 
 
 class _FolderImages(Dataset):
+    """PIL images of a folder of class folders, with labels in the order of ``class_names``."""
+
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        from apd.datasets.folder import class_folders  # which registers data sets with the toolbox
+        from apd.datasets.folder import class_folders  # late: it registers data sets with the host
 
         tree = folder / "test" if (folder / "train").is_dir() else folder
         paths = class_folders(tree)
@@ -136,8 +145,12 @@ def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _about(dataset, class_names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """A data set's name, and the names of the classes that it numbers."""
+def _name_and_classes(dataset, class_names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """A data set's name, and the names of its classes in the order of its labels.
+
+    Raises:
+        UserError: they contradict ``class_names``, those of the model.
+    """
     if isinstance(dataset, TensorDataset):
         return "images", tuple(class_names)
     ours, theirs = tuple(class_names), getattr(dataset, "classes", ())
@@ -152,6 +165,7 @@ def _about(dataset, class_names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _in_order(loader: DataLoader) -> DataLoader:
+    """The loader itself; UserError if it shuffles or leaves images out."""
     if (
         isinstance(loader.dataset, IterableDataset)
         or not isinstance(loader.sampler, SequentialSampler)

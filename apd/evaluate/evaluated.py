@@ -1,4 +1,4 @@
-"""A model, the images that it is evaluated on, and the folder where that is kept."""
+"""A model, the images that it is evaluated on, and the folder that stores its evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from apd.results.verdicts import (
 
 
 class Saved(Protocol):
-    """What another process needs to load something that can be evaluated."""
+    """What another process needs to load a model that can be evaluated."""
 
     @property
     def folder(self) -> Path: ...
@@ -36,16 +36,16 @@ class Saved(Protocol):
 
 
 class Evaluated(ABC):
-    """What can be evaluated: a run's model (``Run``), or any other (``EvaluatedModel``).
+    """A model that can be evaluated: a run's (``Run``), or any other (``EvaluatedModel``).
 
     Attributes:
-        folder: has evaluations/, and results.json in the end.
-        results: what results.json says, or at least its method, seed and evaluations.
-        cfg: its AT.TEST and TEST.SPLIT are what an evaluation is asked for by default.
+        folder: has the folder evaluations, and in the end the file results.json.
+        results: the contents of results.json, or at least its method, seed and evaluations.
+        cfg: its AT.TEST and TEST.SPLIT are the defaults of an evaluation.
         logits: the model, from images (B, 3, H, W) in [0, 1] to logits (B, C).
         fingerprint: of the model.
         classnames: in the order of the logits.
-        saved: what another process needs to load it; None: it cannot.
+        saved: what another process needs to load the model; None: it cannot be loaded.
     """
 
     saved: Saved | None = None
@@ -77,10 +77,11 @@ class Evaluated(ABC):
 
     @property
     def name(self) -> str:
+        """Method and seed, for people."""
         return f"{self.results['method']}, seed {self.results['seed']}"
 
     def evaluate(self, request: EvaluationRequest) -> list[dict]:
-        """The clean record, and those of all attacks; the source may be a name only."""
+        """The clean record and those of all attacks, of a request whose source may be a name."""
         request = self.resolved(request)
         desc = f"{self.name} {request.source.name}"
         with torch.no_grad():
@@ -96,34 +97,35 @@ class Evaluated(ABC):
     def records(
         self, requests: Sequence[EvaluationRequest], mergers: Sequence[Merger] = ()
     ) -> list[dict]:
-        """The clean record, and those of all attacks of all requests, about the same images.
+        """The clean record, and those of all attacks of all requests, which have the same images.
 
         Args:
-            mergers: one for each request, whose shards have ended; none: there are no shards.
+            mergers: one for each request, whose shards have all ended; empty: the requests are
+                evaluated here.
         """
         records: list[dict] = []
-        for place, request in enumerate(requests):
-            merger = mergers[place] if mergers else None
+        for number, request in enumerate(requests):
+            merger = mergers[number] if mergers else None
             if merger and not merger.finished:
-                found = merger.records()
+                clean, *attacked = merger.records()
             else:
-                found = self.evaluate(request)
+                clean, *attacked = self.evaluate(request)
                 if merger:
-                    merger.clear()  # shards whose verdicts another run had
-            records += found[1:] if records else found
+                    merger.clear()  # a run with the same predictions has left the verdicts
+            records += attacked if records else [clean, *attacked]
         return records
 
     def mergers(self, requests: Sequence[EvaluationRequest], count: int) -> list[Merger]:
-        """One for each request, which are all about the same images, in ``count`` shards."""
+        """A merger of ``count`` shards for each request; all requests have the same images."""
         first = requests[0]
         images = Images(self.loader(first.split), first.subset, count, self.parse_batch)
         return [Merger(self.resolved(r), images, self.fingerprint) for r in requests]
 
     def ended_shards(self, requests: Sequence[EvaluationRequest]) -> list[Merger]:
-        """A merger for each request, of shards that have all ended.
+        """A merger for each request, whose shards have all ended.
 
         Raises:
-            UserError: some have not.
+            UserError: there are no shards, or some have not ended.
         """
         counts, missing = shard_counts(self.folder / EVALUATIONS), []
         for count in counts or [1]:
@@ -146,16 +148,17 @@ class Evaluated(ABC):
         return [v for v in verdicts if v.identity["model"] == self.fingerprint]
 
     def flagged(self, records: list[dict]) -> list[dict]:
-        """Records whose flags come from all that is known of this model, and are stored."""
-        stored = self.stored()
-        keys = {one.record["key"] for one in stored}
-        together = [one.record for one in stored]
-        together += [record for record in records if record.get("key") not in keys]
-        together += [r for r in self.results["evaluations"] if r.get("images") and "key" not in r]
-        before = [dict(one.record["flags"]) for one in stored]
-        add_flags(together, {one.record["key"]: one.stands for one in stored})
-        for one, flags in zip(stored, before):
-            if one.record["flags"] != flags:
-                write_verdicts(verdicts_path(self.folder, one.record["key"]), one)
-        fresh = {one.record["key"]: one.record for one in stored}
-        return [fresh.get(record.get("key"), record) for record in records]
+        """The records with flags from a comparison with all stored evaluations of this model.
+
+        Where a stored evaluation's flags change by it, its file is written again.
+        """
+        stored = {verdicts.record["key"]: verdicts for verdicts in self.stored()}
+        compared = [verdicts.record for verdicts in stored.values()]
+        compared += [record for record in records if record.get("key") not in stored]
+        compared += [r for r in self.results["evaluations"] if r.get("images") and "key" not in r]
+        flags_before = {key: dict(verdicts.record["flags"]) for key, verdicts in stored.items()}
+        add_flags(compared, {key: verdicts.stands for key, verdicts in stored.items()})
+        for key, verdicts in stored.items():
+            if verdicts.record["flags"] != flags_before[key]:
+                write_verdicts(verdicts_path(self.folder, key), verdicts)
+        return [stored[r["key"]].record if r.get("key") in stored else r for r in records]

@@ -1,4 +1,8 @@
-"""Where an evaluation keeps what an attack has found, and what these files are known by."""
+"""The files that an evaluation stores an attack's states, verdicts and images in, and their names.
+
+The names are digests of all that verdicts depend on, so that a stored verdict is never used for
+another model, attack or image.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ class EvaluationFiles(NamedTuple):
     Attributes:
         key: their name: a digest of ``identity``.
         identity: all that the attack's verdicts depend on.
-        adv: folder for the images that decided; None: they are not saved.
-        folders: that get the verdicts; the first has the unfinished state too. Empty: nothing is
-            kept.
-        shard: the part of the images that they are about; None: all.
+        adv: folder for the images that decided the verdicts; None: they are not saved.
+        folders: where the verdicts are written; the first one has the unfinished state too. Empty:
+            nothing is stored.
+        shard: the part of the images; None: all images.
     """
 
     key: str
@@ -33,7 +37,7 @@ class EvaluationFiles(NamedTuple):
 
     @property
     def unfinished(self) -> Path:
-        """The state of an attack that goes on. This and ``finished`` need a folder."""
+        """The state of an attack that has not ended. This and ``finished`` need ``folders``."""
         return self.folders[0] / f"{self.key}.pt"
 
     @property
@@ -44,13 +48,14 @@ class EvaluationFiles(NamedTuple):
 
     @property
     def ended(self) -> bool:
+        """Whether the attack has ended and is stored."""
         return bool(self.folders) and self.finished.exists()
 
     def read(self) -> Verdicts:
-        """The verdicts of an attack that has ended, written to the folders that lack them.
+        """Read the verdicts of an attack that has ended, and write them to the other folders.
 
-        Runs with the same predictions share the folder of the attacked images, each has verdicts
-        of its own.
+        Runs with the same predictions share the folder of attacked images, but each has a file of
+        verdicts of its own.
         """
         verdicts = read_verdicts(self.finished)
         for folder in self.folders:
@@ -59,7 +64,7 @@ class EvaluationFiles(NamedTuple):
         return verdicts
 
     def write(self, verdicts: Verdicts) -> None:
-        """Keep the verdicts; the unfinished state is deleted."""
+        """Store the verdicts, and delete the unfinished state."""
         for folder in self.folders:
             write_verdicts(folder / f"{self.key}.json", verdicts)
             (folder / f"{self.key}.pt").unlink(missing_ok=True)
@@ -72,8 +77,8 @@ def evaluation_files(
 
     Args:
         fingerprint: of the model.
-        images: their digest (of a shard: of its images).
-        places: which of the data set's images all shards together are about.
+        images: digest of the images, of a shard: of its own.
+        places: as records state them ("all", or size and seed of the subset), also of a shard.
     """
     source = request.source
     identity = {
@@ -92,7 +97,7 @@ def evaluation_files(
         adv = request.save_adv / f"{attack.name}-{key}"
     store = request.store
     if store and request.shard:
-        # a shard's state is of use only beside the images that were written with it
+        # a shard's state counts the files of images that it has written, so it is stored with them
         store = None if adv else store / request.shard.folder
     folders = tuple(folder for folder in (adv, store) if folder)
     return EvaluationFiles(key, identity, adv, folders, request.shard)

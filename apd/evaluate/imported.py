@@ -1,4 +1,4 @@
-"""A model that a user's own module makes: what ``apd-eval --model`` names."""
+"""A model of the user's own, which ``apd-eval --model`` imports from their module."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from apd.images import as_tensor
 
 
 class ImportedModel(NamedTuple):
-    """What a process needs to make the model and to read its data.
+    """What a process needs to import the model and to read its data.
 
     Attributes:
-        folder: where evaluations are kept.
-        spec: package.module:function; see ``made_by``.
+        folder: stores evaluations.
+        spec: "package.module:function"; see ``import_model``.
         data: a folder of class folders.
         about: as of ``EvaluatedModel``.
         classes: names in the order of the logits; empty: the model's ``class_names``.
-        size: images are brought to so many pixels; 0: the model's ``preprocess``, or as they are.
+        size: in pixels: images are resized and cropped to it; 0: the model's ``preprocess`` makes
+            them, or they stay as they are.
         batch_size: of the loader.
         device: where the model is moved to; "": it stays where the function has put it.
     """
@@ -42,7 +43,7 @@ class ImportedModel(NamedTuple):
     device: str = ""
 
     def load(self) -> EvaluatedModel:
-        model = made_by(self.spec)
+        model = import_model(self.spec)
         if self.device and isinstance(model, nn.Module):
             model.to(self.device)
         resize = partial(as_tensor, size=self.size) if self.size else None
@@ -58,35 +59,39 @@ class ImportedModel(NamedTuple):
         return evaluated
 
 
-def made_by(spec: str) -> LogitsFn:
-    """The model that package.module:function names, imported from here or from what is installed.
+def import_model(spec: str) -> LogitsFn:
+    """Import the model that "package.module:function" names.
 
-    It is a module of PyTorch, or what the function, called without arguments, returns.
+    The module is looked for in the working folder, then among what is installed. The function is
+    called without arguments and returns the model; the name may also be that of an ``nn.Module``.
 
     Raises:
-        UserError: it cannot be imported, is not there, fails, or returns no callable.
+        UserError: the module cannot be imported, has no such name, or the function fails or
+            returns no callable.
     """
-    where, _, name = spec.partition(":")
-    if not where or not name:
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
         raise UserError(f"--model {spec}: use package.module:function")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    if (working_folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, working_folder)
     try:
-        module = import_module(where)
-    except Exception as error:  # anything, for it is the user's code
-        raise UserError(f"--model {spec}: cannot import {where} ({_said(error)})") from error
+        module = import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"--model {spec}: cannot import {module_name} ({_with_line(error)})"
+        ) from error
     if not hasattr(module, name):
-        near = similar(name, vars(module))
-        hint = f": did you mean {either(near)}?" if near else ""
-        raise UserError(f"--model {spec}: {where} has no {name}{hint}")
-    made = getattr(module, name)
-    if isinstance(made, nn.Module):
-        return made
+        similar_names = similar(name, vars(module))
+        hint = f": did you mean {either(similar_names)}?" if similar_names else ""
+        raise UserError(f"--model {spec}: {module_name} has no {name}{hint}")
+    factory = getattr(module, name)
+    if isinstance(factory, nn.Module):
+        return factory
     try:
-        model = made()
+        model = factory()
     except Exception as error:
         raise UserError(
-            f"--model {spec}: called without arguments, it fails ({_said(error)})"
+            f"--model {spec}: called without arguments, it fails ({_with_line(error)})"
         ) from error
     if not callable(model):
         raise UserError(
@@ -96,8 +101,8 @@ def made_by(spec: str) -> LogitsFn:
     return model
 
 
-def _said(error: Exception) -> str:
-    """The error, and the line of the user's code that it comes from."""
+def _with_line(error: Exception) -> str:
+    """The error in one line, with the file and line of the user's code that raised it."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

@@ -29,9 +29,9 @@ from apd.files import atomic_write
 from apd.precision import DTYPES
 from apd.results.verdicts import WRONG, Verdicts
 
-SUBSET_SEED = 0  # of the images of AT.TEST.SUBSET: the same for all methods and runs
+SUBSET_SEED = 0  # draws the images of AT.TEST.SUBSET, the same for all methods and runs
 
-# An attack that may do anything must fool every model (Carlini et al. 2019, section 5).
+# An attack without a bound must fool every model (Carlini et al. 2019, section 5).
 UNBOUNDED = ThreatModel("linf", eps=255, alpha=32, steps=20, loss="margin")
 
 
@@ -45,36 +45,36 @@ def evaluate(
     desc: str = "evaluation",
     on_clean: Callable[[Tensor, Tensor], None] | None = None,
 ) -> list[dict]:
-    """Records of the clean evaluation and of every attack of ``request``, of any model.
+    """Evaluate any model on clean images and under every attack of ``request``.
 
-    An image is robust if the model is right on it, and on every image that the attack came by
-    (PGD: on every iterate). Images that are wrong when clean are not attacked, unless the last
-    iterate is what counts. Images leave an attack as they fall, and others take their place, so
-    batches stay full. All verdicts are in float32. Random starts depend on the seed and on an
-    image's place in the data only.
+    An image is robust if the model is right on it and on every image that the attack tries in its
+    place (PGD: every iterate). Images that the model gets wrong when clean are not attacked, unless
+    the last iterate is what counts. An image that falls leaves the attack, and the next one takes
+    its place, so that batches stay full. All verdicts are in float32. Random starts depend on the
+    seed and on an image's place in the data only.
 
     Args:
         model: a module or function from images (B, 3, H, W) in [0, 1] to logits (B, C);
             differentiable, in evaluation mode. It normalises inside. What does not depend on the
-            images (text features) is best computed beforehand. One whose logits are random, that
-            is tuned to its images or cannot be differentiated says so (``DefendedModel``); its
-            draws depend on the seed and on an image's place in the data only.
+            images (text features) is best computed beforehand. A model whose logits are random,
+            which adapts to its images or cannot be differentiated must be a ``DefendedModel``,
+            which says so; its draws depend on the seed and on an image's place in the data only.
         loader: batches for ``parse_batch``, in the same order in every pass; a ``DataLoader``, if
             the request is for a subset or a shard.
-        parse_batch: gives images and labels (B,) on the model's device; by default a batch is
-            such a pair.
-        fingerprint: of the model, so that what is stored of one is never taken for another's;
-            default: of a module's weights and buffers. A function has to bring its own if the
-            request has a ``store`` or ``save_adv``.
+        parse_batch: from a batch to images and labels (B,) on the model's device; by default a
+            batch is this pair.
+        fingerprint: of the model: verdicts stored under another fingerprint are not read. Default:
+            that of a module's weights and buffers. A function needs one if the request has a
+            ``store`` or ``save_adv``.
         desc: label of the progress bar.
         on_clean: called with each batch's clean logits and labels, for the host's evaluator.
 
     Returns:
-        [clean, ...], each JSON-ready, with keys attack, threat_model (None for clean), correct and
-        total (images), accuracy (%), seconds (without data loading), split, images ("all", or
-        size and seed of the subset) and flags (see ``apd.evaluate.flags``); those of attacks also
-        have key (of their file in ``store``) and, with several stages, fell_to. checks has what
-        flags are raised by.
+        Records, the clean one first, each JSON-ready, with keys attack, threat_model (None for
+        clean), correct and total (images), accuracy (%), seconds (without data loading), split,
+        images ("all", or size and seed of the subset), flags (see ``apd.evaluate.flags``) and
+        checks (the measurements that raise flags). Those of attacks also have key (the name of
+        their file in ``store``) and, if they have several stages, fell_to (images by stage).
 
     Raises:
         UserError: no images, images outside [0, 1], a function without a fingerprint.
@@ -86,7 +86,7 @@ def evaluate(
     request = request.of(model)
     fingerprint = fingerprint or _fingerprint(model, request)
     places = places_of(loader, request.subset)
-    data = Data(*part_of(loader, places, request.shard), parse_batch)
+    data = Data(*subset_loader(loader, places, request.shard), parse_batch)
     clean = _clean_pass(model, data, request, f"{desc}, clean", on_clean)
 
     def files_of(attack: Attack) -> EvaluationFiles:
@@ -114,6 +114,7 @@ def evaluate(
 
 
 def _fingerprint(model: LogitsFn, request: EvaluationRequest) -> str:
+    """The model's own fingerprint; "" if nothing is stored under it."""
     if not request.attacks or not (request.store or request.save_adv):
         return ""
     if not isinstance(model, nn.Module):
@@ -122,6 +123,7 @@ def _fingerprint(model: LogitsFn, request: EvaluationRequest) -> str:
 
 
 def clean_record(clean: Clean) -> dict:
+    """The record of the clean pass; "commonest" is the share of the most frequent class, in %."""
     record = _record("clean", None, clean.right, clean.seconds)
     commonest = int(clean.labels.bincount().max())
     return {**record, "checks": {"commonest": 100 * commonest / record["total"]}}
@@ -130,13 +132,15 @@ def clean_record(clean: Clean) -> dict:
 def attack_record(
     request: EvaluationRequest, attack: Attack, key: str, state: AttackState, clean: Clean
 ) -> dict:
-    """Of an attack that is at its end; ``key`` of its files."""
+    """The record of an attack that has ended; ``key`` is the name of its files."""
     record = _record(attack.name, request.conditions(attack), state.lost == 0, state.seconds)
     attacked = max(int((state.lost != WRONG).sum()), 1)
     if len(attack.stages) > 1:
-        fell = [int((state.lost == k).sum()) for k in range(1, len(attack.stages) + 1)]
-        record["fell_to"] = dict(zip((stage.name for stage in attack.stages), fell))
-    moved = state.moved if state.done.any() else None  # no image was there to be attacked
+        record["fell_to"] = {
+            stage.name: int((state.lost == number).sum())
+            for number, stage in enumerate(attack.stages, start=1)
+        }
+    moved = state.moved if state.done.any() else None  # None: there was no image to attack
     record["checks"] = {
         "zero_gradients": 100 * int(state.zero.sum()) / attacked,
         "broken_gradients": 100 * int(state.broken.sum()) / attacked,
@@ -154,27 +158,36 @@ def finish(
     labels: Tensor,
     stands: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Say of all records which images they are about and what is odd; keep the ``fresh`` ones.
+    """Give all records their split, images and flags, and store the verdicts of new ones.
 
-    ``stands``: of the records that are not fresh, see ``add_flags``.
+    Args:
+        fresh: of each attack that has ended just now: its record, files and state.
+        labels: (N,), of the images.
+        stands: by a record's key, the standing images of attacks that ended before; see
+            ``add_flags``.
     """
     for record in records:
         record["split"], record["images"] = split, places.stated
-    of_fresh = {files.key: (state.lost == 0).numpy() for _, files, state in fresh}
-    add_flags(records, {**(stands or {}), **of_fresh})
+    fresh_stands = {files.key: (state.lost == 0).numpy() for _, files, state in fresh}
+    add_flags(records, {**(stands or {}), **fresh_stands})
     for record, files, state in fresh:
         files.write(Verdicts(record, files.identity, state.lost.numpy(), labels.numpy()))
 
 
 class Places(NamedTuple):
-    """Which of a data set's images an evaluation is about."""
+    """Which of a data set's images an evaluation is about.
 
-    index: Tensor | None  # type: ignore[assignment]  # None: all
-    stated: str | dict  # in records: "all", or size and seed of the subset
+    Attributes:
+        index: (N,) their places in the data set, ascending; None: all images.
+        stated: how records state them: "all", or size and seed of the subset.
+    """
+
+    index: Tensor | None  # type: ignore[assignment]  # in place of tuple's method
+    stated: str | dict
 
 
 def places_of(loader: Iterable, count: int) -> Places:
-    """``count`` of the loader's images, drawn with a fixed seed; 0: all."""
+    """The places of ``count`` images of the loader, drawn with a fixed seed; 0: of all images."""
     if not count or count >= len(loader.dataset):
         return Places(None, "all")
     generator = torch.Generator().manual_seed(SUBSET_SEED)
@@ -182,10 +195,10 @@ def places_of(loader: Iterable, count: int) -> Places:
     return Places(index, {"count": count, "seed": SUBSET_SEED})
 
 
-def part_of(
+def subset_loader(
     loader: Iterable, places: Places, shard: Shard | None
 ) -> tuple[Iterable, Tensor | None]:
-    """A loader over the images at ``places``, or a shard of them, and their places (None: all).
+    """A loader of the images at ``places``, or of a shard of them, and their places (None: all).
 
     Raises:
         UserError: more shards than images.
@@ -198,66 +211,78 @@ def part_of(
         index = index[shard.rows]
     if index is None:
         return loader, None
-    part = DataLoader(
+    subset = DataLoader(
         Subset(loader.dataset, index.tolist()),
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
     )
-    return part, index
+    return subset, index
 
 
 @dataclass
 class Data:
-    """A loader whose passes are alike, and a clock that stands still while it loads."""
+    """A loader that gives the same batches in every pass, and a clock that stops while it loads.
+
+    Attributes:
+        index: (N,) places of the loader's images in the data set; None: it has all of them.
+        parse_batch: from a batch to images and labels.
+        loading_seconds: spent on loading so far.
+    """
 
     loader: Iterable
-    index: Tensor | None  # the images' places in the data set; None: it has no others
+    index: Tensor | None
     parse_batch: Callable[..., tuple[Tensor, Tensor]]
-    waited = 0.0
+    loading_seconds = 0.0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         began = time.perf_counter()
         for batch in self.loader:
             images, labels = self.parse_batch(batch)
-            self.waited += time.perf_counter() - began
+            self.loading_seconds += time.perf_counter() - began
             yield images, labels
             began = time.perf_counter()
 
     def places(self, first: int, count: int) -> Tensor:
-        """Of so many images, from the ``first`` on."""
+        """The places in the data set of ``count`` images of the loader, from row ``first`` on."""
         if self.index is None:
             return torch.arange(first, first + count)
         return self.index[first : first + count]
 
     def clock(self) -> float:
-        return time.perf_counter() - self.waited
+        """A time in seconds that does not count loading."""
+        return time.perf_counter() - self.loading_seconds
 
-    def rows(self, wanted: Tensor, pool: Rows | None) -> Iterator[Rows]:
-        """The images at ``wanted`` (N,), with the columns of those that ``pool`` has.
+    def rows(self, selected: Tensor, pool: Rows | None) -> Iterator[Rows]:
+        """The selected images, as rows for an attack, in the loader's order.
 
-        ``index`` is an image's place in the data set.
+        Args:
+            selected: (N,) bool, of the loader's images.
+            pool: rows that a stored attack had begun; images among them get their columns.
+
+        Yields:
+            "index" (places in the data set), "image" and "label", and the pool's columns.
         """
-        if pool:  # rows of an attack are in no order; here they meet the images'
+        if pool:  # its rows are in no order; they must be in that of the images
             order = pool["index"].argsort()
             pool = {name: column[order.to(column.device)] for name, column in pool.items()}
         first = 0
         for images, labels in self.batches():
-            here = wanted[first : first + len(labels)].nonzero()[:, 0]
-            index = self.places(first, len(labels))[here]
-            on = here.to(images.device)
-            rows = {"index": index, "image": images[on], "label": labels[on]}
+            row = selected[first : first + len(labels)].nonzero()[:, 0]
+            index = self.places(first, len(labels))[row]
+            row = row.to(images.device)
+            rows = {"index": index, "image": images[row], "label": labels[row]}
             first += len(labels)
             if pool and len(index):
-                under = torch.isin(index, pool["index"].cpu())
-                if under.any():
-                    kept = select(pool, torch.isin(pool["index"].cpu(), index))
+                in_pool = torch.isin(index, pool["index"].cpu())
+                if in_pool.any():
+                    begun = select(pool, torch.isin(pool["index"].cpu(), index))
                     columns = {
-                        k: v.to("cpu" if k in CPU_COLUMNS else on.device) for k, v in kept.items()
+                        k: v.to("cpu" if k in CPU_COLUMNS else row.device) for k, v in begun.items()
                     }
-                    yield {**select(rows, under), **columns}
-                rows = select(rows, ~under)
+                    yield {**select(rows, in_pool), **columns}
+                rows = select(rows, ~in_pool)
             if len(rows["index"]):
                 yield rows
 
@@ -265,10 +290,10 @@ class Data:
 def _clean_pass(
     model: LogitsFn, data: Data, request: EvaluationRequest, desc: str, on_clean
 ) -> Clean:
-    """The pass over the clean images.
+    """Predict the clean images.
 
-    With the request's checks it also asks whether logits are random, and which of the first images
-    stand when the attack may do anything.
+    If the request has checks and attacks, also compare the logits of two passes over the first
+    images, and attack the first ones that are right without a bound.
     """
     checks = request.checks and bool(request.attacks)
     defended = model if isinstance(model, DefendedModel) else None
@@ -280,7 +305,10 @@ def _clean_pass(
     random_logits = probabilities = False
     digest = ImageDigest()
     progress = tqdm(
-        desc=desc, total=_length(data.loader), unit="batch", disable=ranks.progress_disabled()
+        desc=desc,
+        total=len(data.loader) if isinstance(data.loader, Sized) else None,
+        unit="batch",
+        disable=ranks.progress_disabled(),
     )
     for images, labels in data.batches():
         check_range(images)
@@ -298,17 +326,14 @@ def _clean_pass(
             if on_clean:
                 on_clean(logits, labels)
             if checks and not label:
-                part = images[: batch_of(model, len(images))]
-                twice = [model(part) for _ in range(2)]
-                random_logits = not torch.allclose(twice[0], twice[1], rtol=1e-3, atol=1e-3)
-                probabilities = _are_probabilities(twice[0])
+                random_logits, probabilities = _check_logits(model, images)
         attackable = not defended or defended.backward != "none"
-        if checks and attackable and (left := UNBOUNDED_IMAGES - sum(map(len, tested))):
-            some = is_right.nonzero()[:left, 0]
-            tested.append(count + some)
-            places = data.places(count, len(labels))[some]
-            on = some.to(images.device)
-            stood.append(_unbounded(model, images[on], labels[on], places, request))
+        if checks and attackable and (missing := UNBOUNDED_IMAGES - sum(map(len, tested))):
+            row = is_right.nonzero()[:missing, 0]
+            tested.append(count + row)
+            places = data.places(count, len(labels))[row]
+            row = row.to(images.device)
+            stood.append(_stand_unbounded(model, images[row], labels[row], places, request))
         predicted.append(logits.argmax(dim=1).cpu())
         label.append(labels.cpu())
         batch_size = max(batch_size, len(labels))
@@ -318,12 +343,12 @@ def _clean_pass(
     progress.close()
     if not count:
         raise UserError("there are no images to evaluate on")
-    nothing = torch.zeros(0, dtype=torch.long)
+    empty = torch.zeros(0, dtype=torch.long)
     return Clean(
         torch.cat(predicted),
         torch.cat(label),
-        torch.cat([nothing, *tested]),
-        torch.cat([nothing.bool(), *stood]),
+        torch.cat([empty, *tested]),
+        torch.cat([empty.bool(), *stood]),
         random_logits,
         probabilities,
         seconds,
@@ -335,7 +360,11 @@ def _clean_pass(
 def _voted(
     model: DefendedModel, images: Tensor, labels: Tensor, places: Tensor, request: EvaluationRequest
 ) -> Tensor:
-    """The verdict on each image, (B, C), one-hot: its draws have no logits in common."""
+    """What several draws of the logits predict together, as one-hot logits (B, C).
+
+    Args:
+        places: (B,), of the images in the data set, which decide the draws.
+    """
     size = batch_of(model, len(images))
     classes = model(images[:1]).shape[1]
     predicted = [
@@ -345,10 +374,10 @@ def _voted(
     return F.one_hot(torch.cat(predicted), classes).float()
 
 
-def _unbounded(
+def _stand_unbounded(
     model: LogitsFn, images: Tensor, labels: Tensor, places: Tensor, request: EvaluationRequest
 ) -> Tensor:
-    """Which of the images stand when the attack may do anything, (B,) bool on the CPU."""
+    """Which of the images stand under PGD without a bound: (B,) bool on the CPU."""
     stands = torch.zeros(len(images), dtype=torch.bool)
     row = {place: i for i, place in enumerate(places.tolist())}
     rows = {"index": places, "image": images, "label": labels}
@@ -360,15 +389,15 @@ def _unbounded(
         draws=replace(request.draws, eot=1),
     )
     try:
-        for done, _ in running:
-            stands[[row[place] for place in done["index"].tolist()]] = done["right"].cpu()
-    except NonFiniteLoss:  # the attack itself will say so
+        for decided, _ in running:
+            stands[[row[place] for place in decided["index"].tolist()]] = decided["right"].cpu()
+    except NonFiniteLoss:  # the requested attack raises it too
         pass
     return stands
 
 
 class _RunningAttack:
-    """One attack on all images; goes on from its state."""
+    """One attack on all images, which goes on from its stored state, if there is one."""
 
     def __init__(
         self, attack: Attack, model: LogitsFn, data: Data, clean: Clean, files: EvaluationFiles
@@ -376,10 +405,11 @@ class _RunningAttack:
         self.attack, self.model, self.data, self.clean = attack, model, data, clean
         self.files = files
         self.state = AttackState(clean.right, bool(attack.conditions["last_iterate"]))
-        self.path = files.unfinished if files.folders else None  # of the state
+        self.path = files.unfinished if files.folders else None  # of the state; None: not stored
         self.state.load(self.path)
 
     def run(self, request: EvaluationRequest, desc: str) -> None:
+        """Bring ``state`` to its end, and store it at least once per batch."""
         state, count = self.state, len(self.clean.labels)
         to_row = {place: row for row, place in enumerate(self.data.places(0, count).tolist())}
         progress = tqdm(
@@ -390,9 +420,9 @@ class _RunningAttack:
             disable=ranks.progress_disabled(),
         )
         for number, stage in enumerate(self.attack.stages, start=1):
-            last = number == len(self.attack.stages)
-            wanted = (state.lost == 0) & (state.done == number - 1)
-            supply = Supply(self.data.rows(wanted, state.pool))
+            is_last = number == len(self.attack.stages)
+            selected = (state.lost == 0) & (state.done == number - 1)
+            supply = Supply(self.data.rows(selected, state.pool))
             began, unsaved, settled = self.data.clock(), 0, []
             decisions = stage.run(
                 supply,
@@ -406,9 +436,9 @@ class _RunningAttack:
             for rows, pool in decisions:
                 index = [to_row[place] for place in rows["index"].tolist()]
                 state.decide(number, torch.tensor(index), rows, pool)
-                out = select(rows, ~rows["right"] | last)
-                settled.append({k: out[k].cpu() for k in ("index", "label", "right", "attacked")})
-                progress.update(len(out["index"]))
+                final = select(rows, ~rows["right"] | is_last)
+                settled.append({k: final[k].cpu() for k in ("index", "label", "right", "attacked")})
+                progress.update(len(final["index"]))
                 progress.set_postfix(robust=f"{100 * state.standing / count:.1f}%")
                 unsaved += len(index)
                 if unsaved >= self.clean.batch_size:
@@ -422,10 +452,11 @@ class _RunningAttack:
         progress.close()
 
     def _save(self, settled: list[Rows]) -> None:
+        """Store the state, and the images of the rows whose verdicts are final."""
         settled = [rows for rows in settled if len(rows["index"])]
         if self.files.adv and settled:
             columns = {name: column.numpy() for name, column in join(settled).items()}
-            # a run that is killed before its state is saved writes the same file again
+            # if it is killed before the state is saved, the next process writes this file again
             with atomic_write(self.files.adv / f"{self.state.files:06d}.npz") as temporary:
                 with open(temporary, "wb") as file:
                     np.savez_compressed(file, **columns)  # type: ignore[arg-type]
@@ -444,11 +475,8 @@ def _record(attack: str, threat_model: dict | None, right: Tensor, seconds: floa
     }
 
 
-def _length(loader: Iterable) -> int | None:
-    return len(loader) if isinstance(loader, Sized) else None
-
-
 def check_range(images: Tensor) -> None:
+    """Raise UserError unless ``images`` are (B, C, H, W) of floating point in [0, 1]."""
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError(
             f"images are {tuple(images.shape)} of {images.dtype}, but must be (B, C, H, W) of "
@@ -483,7 +511,13 @@ def check_classes(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _are_probabilities(logits: Tensor) -> bool:
-    """Whether each row is one of probabilities (as in AutoAttack's own checks)."""
+def _check_logits(model: LogitsFn, images: Tensor) -> tuple[bool, bool]:
+    """Whether the same images give different logits, and whether logits are probabilities.
+
+    Probabilities are rows within [0, 1] whose sums are 1, as in the checks of AutoAttack's code.
+    """
+    batch = images[: batch_of(model, len(images))]
+    logits, again = model(batch), model(batch)
     in_range = bool((logits > -1e-5).all() and (logits < 1 + 1e-5).all())
-    return in_range and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all())
+    sums_are_1 = bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all())
+    return not torch.allclose(logits, again, rtol=1e-3, atol=1e-3), in_range and sums_are_1

@@ -1,4 +1,4 @@
-"""Any model from images to logits, as something that can be evaluated."""
+"""``EvaluatedModel``: any model from images to logits, with the images that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from apd.results import RESULTS_NAME, read_results, write_results
 
 @dataclass(frozen=True)
 class About:
-    """What tables and reports say of a model.
+    """How tables and reports name a model that is not a run's.
 
     Attributes:
-        name: stands where a run's method does.
-        dataset, backbone: as a run's results.json has them; "": the data's own name, and ``name``.
-        seed: of the attacks; stands where a run's seed does.
+        name: in the place of a run's method.
+        dataset, backbone: names, as in a run's results.json; "": the data's own name, and ``name``.
+        seed: of the attacks; it is in the place of a run's seed.
     """
 
     name: str
@@ -44,13 +44,15 @@ class EvaluatedModel(Evaluated):
     """Any model on labelled images.
 
     Args:
-        model: images (B, C, H, W) in [0, 1] to logits (B, K); a module in evaluation mode.
-        data: all its images; every split is these.
-        folder: where verdicts are kept.
-        device: where images go; None: where the module's weights are, or they stay where they are.
-        kept: whether the folder outlives this process. A function is then known by its name and by
-            its predictions on all clean images, which takes a pass; a module by its weights,
-            buffers, plain attributes and code.
+        model: images (B, C, H, W) in [0, 1] to logits (B, K); a module is in evaluation mode.
+        data: its images are those of every split.
+        folder: stores verdicts and results.json.
+        device: where images are moved to; None: to the module's weights; for a function, they are
+            not moved.
+        persistent: whether the folder outlives this process, so that the model needs a
+            fingerprint. That of a function is of its name and of its predictions on all clean
+            images, which takes a pass; that of a module is of its weights, buffers, plain
+            attributes and code.
 
     Raises:
         UserError: the model is in training mode, fails on the first images or gives no logits for
@@ -66,7 +68,7 @@ class EvaluatedModel(Evaluated):
         about: About,
         *,
         device: torch.device | str | None = None,
-        kept: bool = True,
+        persistent: bool = True,
     ) -> None:
         if isinstance(model, nn.Module) and model.training:
             raise UserError("the model is in training mode: call model.eval() first")
@@ -76,26 +78,32 @@ class EvaluatedModel(Evaluated):
         self.cfg.SEED = about.seed
         with full_float32():
             classes = self._try()
-            self.fingerprint = self._fingerprint(about.name) if kept else "not kept"
+            self.fingerprint = self._fingerprint(about.name) if persistent else "not kept"
         self.classnames = list(data.class_names or map(str, range(classes)))
         self.results = self._results(about, classes)
         self._check_folder()
 
     def _try(self) -> int:
-        """How many classes the model has, after a try on the first images, read twice."""
+        """Check data and model on the first images, which are read twice.
+
+        Returns:
+            How many classes the model has.
+        """
         if not len(self.data.loader):
             raise UserError("there are no images to evaluate on")
         (images, labels), again = (self.parse_batch(next(iter(self.data.loader))) for _ in "12")
-        if not all(torch.equal(one, other) for one, other in zip((images, labels), again)):
+        if not all(map(torch.equal, (images, labels), again)):
             raise UserError(
                 "the data gives other images in each pass: take what is random out of its "
                 "transforms, and shuffling out of its loader"
             )
         check_range(images)
         with torch.random.fork_rng(devices=_gpus(images)), torch.enable_grad():
-            logits = self._called(images.clone().requires_grad_())
+            logits = self._checked_logits(images.clone().requires_grad_())
         check_classes(logits, labels)
-        if not logits.requires_grad and not _is_black_box(self.logits):
+        # attacks that need gradients refuse a model that says that it has none
+        says_so = isinstance(self.logits, DefendedModel) and self.logits.backward == "none"
+        if not logits.requires_grad and not says_so:
             raise UserError(
                 "the model's logits have no gradient for the images, which attacks need: take "
                 "torch.no_grad, detach and numpy out of its way"
@@ -108,12 +116,12 @@ class EvaluatedModel(Evaluated):
             )
         return classes
 
-    def _called(self, images: Tensor) -> Tensor:
+    def _checked_logits(self, images: Tensor) -> Tensor:
         try:
             logits = self.logits(images)
         except UserError:
             raise
-        except Exception as error:  # anything, for it is the user's code
+        except Exception as error:  # the user's code may raise anything
             raise UserError(
                 f"the model fails on images {tuple(images.shape)} of {images.dtype} on "
                 f"{images.device}: {type(error).__name__}: {one_line(error)}"
@@ -128,13 +136,13 @@ class EvaluatedModel(Evaluated):
     def _fingerprint(self, name: str) -> str:
         if isinstance(self.logits, nn.Module):
             return fingerprint(self.logits, structure(self.logits))
-        found = hashlib.blake2b(name.encode(), digest_size=16)
+        hash_ = hashlib.blake2b(name.encode(), digest_size=16)
         for batch in self.data.loader:
             images, _ = self.parse_batch(batch)
             with torch.random.fork_rng(devices=_gpus(images)), torch.no_grad():
-                torch.manual_seed(0)  # of a model that draws random numbers
-                found.update(tensor_bytes(self._called(images).argmax(dim=1)))
-        return found.hexdigest()
+                torch.manual_seed(0)  # for a model that draws random numbers
+                hash_.update(tensor_bytes(self._checked_logits(images).argmax(dim=1)))
+        return hash_.hexdigest()
 
     def _results(self, about: About, classes: int) -> dict:
         return {
@@ -158,7 +166,11 @@ class EvaluatedModel(Evaluated):
         }
 
     def _check_folder(self) -> None:
-        """Take over the evaluations of this model that its folder has; refuse another's."""
+        """Take over this model's evaluations that are in the folder.
+
+        Raises:
+            UserError: the folder has results of another model or data.
+        """
         if not (self.folder / RESULTS_NAME).exists():
             return
         before = read_results(self.folder)
@@ -190,39 +202,34 @@ class EvaluatedModel(Evaluated):
         if not (stored := self.stored()):
             return
         images = Images(self.loader(request.split), request.subset, 1, self.parse_batch)
-        asked = request.split, images.places.stated
-        for one in stored:
-            said = one.record["split"], one.record["images"]
-            if said == asked and one.identity["images"] != images.digest:
+        for verdicts in stored:
+            split, places = verdicts.record["split"], verdicts.record["images"]
+            same = (split, places) == (request.split, images.places.stated)
+            if same and verdicts.identity["images"] != images.digest:
                 raise UserError(
                     f"{self.folder} has evaluations of this model on other images: choose another "
                     "folder"
                 )
 
     def flagged(self, records: list[dict]) -> list[dict]:
-        """As of the base class; results.json is written too."""
+        """As of the base class; the records are also written to results.json."""
         records = super().flagged(records)
-        known = {_told_apart(record): record for record in self.results["evaluations"]}
-        known |= {_told_apart(record): record for record in records}
-        evaluations = sorted(known.values(), key=lambda r: r["threat_model"] is not None)
+        by_name = {_unique_name(record): record for record in self.results["evaluations"]}
+        by_name |= {_unique_name(record): record for record in records}
+        evaluations = sorted(by_name.values(), key=lambda r: r["threat_model"] is not None)
         seconds = sum(record["seconds"] for record in evaluations)
         self.results |= {"evaluations": evaluations, "seconds": seconds}
         write_results(self.folder, self.results)
         return records
 
 
-def _told_apart(record: dict) -> str:
-    """Of evaluations of one model: those with equal texts are one."""
+def _unique_name(record: dict) -> str:
+    """The same for two records of one model if they are of the same evaluation."""
     return record.get("key") or f"{record['attack']} {record['split']} {record['images']}"
 
 
-def _is_black_box(model: LogitsFn) -> bool:
-    """Whether it says itself that it has no gradients; attacks that need them then say so."""
-    return isinstance(model, DefendedModel) and model.backward == "none"
-
-
 def device_of(model: LogitsFn) -> torch.device | None:
-    """Of a module's first weight or buffer; None: it has none, or is no module."""
+    """The device of a module's first weight or buffer; None: it has none, or is no module."""
     if not isinstance(model, nn.Module):
         return None
     tensors: Iterator[Tensor] = (t for kind in (model.parameters(), model.buffers()) for t in kind)

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for."""
+"""The request of an evaluation: attacks, images, precision, seed and folders, in one object."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Source:
 
     Args:
         name: as the record states it: "white-box", "transfer:...", "adaptive", "static".
-        logits_fns: models whose losses are summed; the target among them must be the first. None
-            for "white-box", and for a name that ``apd.evaluate.run.Run.source`` has yet to load.
-        fingerprint: of all that made them.
+        logits_fns: models whose losses are summed; the evaluated model, if it is one of them, is
+            the first. Empty for "white-box", and as long as ``apd.evaluate.run.Run.source`` has
+            not loaded the models.
+        fingerprint: of these models; verdicts made with others are not taken for these.
     """
 
     name: str
@@ -39,7 +40,10 @@ WHITE_BOX = Source("white-box")  # attacks are made on the evaluated model alone
 
 
 class Shard(NamedTuple):
-    """One of ``count`` parts of the images: the ``number``-th (from 1) and each ``count``-th on."""
+    """One of ``count`` parts of the images: every ``count``-th image, from the ``number``-th on.
+
+    Numbers are from 1 to ``count``.
+    """
 
     number: int
     count: int  # type: ignore[assignment]  # in place of tuple's method
@@ -49,16 +53,21 @@ class Shard(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Of all images, in their order."""
+        """Which rows of all images, in the order of the data set, this shard has."""
         return slice(self.number - 1, None, self.count)
 
     @property
     def folder(self) -> str:
+        """Where it stores states, relative to the folder of evaluations."""
         return f"{SHARDS}/{self.number}-of-{self.count}"
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From i/N."""
+        """The shard that ``text`` names, "i/N".
+
+        Raises:
+            UserError: ``text`` has another form, or i is not from 1 to N.
+        """
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard {text}: use i/N, with i from 1 to N")
@@ -71,26 +80,27 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What ``apd.evaluate.evaluate`` is asked for, whatever the model; by default clean accuracy.
+    """What ``apd.evaluate.evaluate`` is to measure, of any model; by default clean accuracy only.
 
-    ``within`` makes one from names of attacks, ``from_config`` the one of a run's config.
+    ``within`` makes a request from names of attacks, ``from_config`` from a run's config.
 
     Args:
-        attacks: each becomes a record; those without stages ("clean") are left out.
-        source: where the attacks are made.
-        split: "test" or "val": the images that the loader has; it is only stated in the records.
+        attacks: each gets a record; those without stages ("clean") are dropped.
+        source: the models that adversarial images are made on.
+        split: "test" or "val": the split whose images the loader has. Records state it.
         subset: how many images, drawn with a fixed seed, the same for all models; 0: all.
         precision: of the attacks' passes: fp32, bf16, amp. Verdicts are always in float32.
         seed: of the attacks' random starts.
-        checks: with attacks, also look for random logits, and for images that an attack which may
-            do anything does not fool.
-        store: folder where states and verdicts are kept, and looked for before an attack.
-        save_adv: folder for the images that decided the verdicts, as npz files of a batch each.
-        draws: how often a model whose logits are random is asked.
-        defence: what the model says of its test-time defence (``DefendedModel.asdict``); None: it
-            has none. ``evaluate`` fills it in.
-        shard: evaluate this part of the images only, and leave what was found in ``store`` for
-            ``apd.evaluate.shards.Merger``.
+        checks: also test whether logits are random, and whether images survive an attack without
+            a bound; only if there are attacks.
+        draws: numbers of draws, of a gradient and of a verdict, for a model with random logits.
+        defence: the model's description of its test-time defence (``DefendedModel.asdict``), which
+            ``evaluate`` fills in; None: there is no defence.
+        store: folder for unfinished states and for verdicts. An attack whose verdicts are there is
+            not run again.
+        save_adv: folder for the images that decided the verdicts, one npz file per batch.
+        shard: evaluate this part of the images only, and leave its state in ``store`` until
+            ``apd.evaluate.shards.Merger`` makes one evaluation of all shards.
 
     Raises:
         UserError: no such precision.
@@ -125,29 +135,35 @@ class EvaluationRequest:
         attacks: Sequence[str | Attack] = (),
         *,
         last_iterate: bool = False,
-        **more,
+        **fields,
     ) -> EvaluationRequest:
         """A request for ``attacks`` by name within ``threat``.
 
         Args:
             threat: None: no attacks.
-            attacks: names (see ``apd.attacks.find_attack``), or attacks that are made already;
-                default: the threat model's PGD.
+            attacks: names (see ``apd.attacks.find_attack``) or ``Attack`` objects; default: the
+                threat model's PGD.
             last_iterate: count PGD's last iterate only (see ``apd.attacks.surviving``).
-            more: as of the class.
+            fields: further arguments of the class.
 
         Raises:
             UserError: unknown attacks.
         """
-        wanted = list(attacks) or ([threat.name] if threat else [])
-        made = (
-            a if isinstance(a, Attack) else find_attack(a, threat, last_iterate) for a in wanted
+        names = list(attacks) or ([threat.name] if threat else [])
+        return cls(
+            tuple(
+                attack if isinstance(attack, Attack) else find_attack(attack, threat, last_iterate)
+                for attack in names
+            ),
+            **fields,
         )
-        return cls(tuple(made), **more)
 
     @classmethod
-    def from_config(cls, cfg, **more) -> EvaluationRequest:
-        """What TEST.SPLIT and AT.TEST of a run's config ask for; without a radius no attacks.
+    def from_config(cls, cfg, **fields) -> EvaluationRequest:
+        """The request that TEST.SPLIT and AT.TEST of a run's config state.
+
+        Without a radius (AT.TEST.EPS) there are no attacks. ``fields`` replace what the config
+        states.
 
         Raises:
             UserError: unknown attacks, or attacks without a radius.
@@ -164,19 +180,20 @@ class EvaluationRequest:
             "draws": Draws(test.EOT, test.DRAWS, test.RULE),
         }
         threat = None if test.EPS is None else threat_model(cfg, "TEST")
-        return cls.within(threat, test.ATTACKS, **{**options, **more})
+        return cls.within(threat, test.ATTACKS, **{**options, **fields})
 
     def of(self, model: LogitsFn) -> EvaluationRequest:
-        """The request, with what ``model`` says of its defence."""
+        """This request with the description of ``model``'s test-time defence, if it has one."""
         return replace(self, defence=model.asdict()) if isinstance(model, DefendedModel) else self
 
     def conditions(self, attack: Attack) -> dict:
-        """What the record of ``attack`` states as its threat model.
+        """The threat model that the record of ``attack`` states.
 
-        White-box attacks of a model with a test-time defence go through it: "adaptive".
+        The source of white-box attacks on a model with a test-time defence is "adaptive", because
+        their gradients go through the defence.
         """
         adaptive = self.defence is not None and self.source == WHITE_BOX
-        stated = {
+        conditions = {
             **attack.conditions,
             "units": "1/255",
             "source": "adaptive" if adaptive else self.source.name,
@@ -184,29 +201,36 @@ class EvaluationRequest:
             "seed": self.seed,
         }
         if self.defence is not None:
-            stated |= self.defence
+            conditions |= self.defence
         if self.defence is not None and self.defence["randomised"]:
-            stated |= {
+            conditions |= {
                 "eot": self.draws.eot if adaptive else None,
                 "draws": self.draws.verdict,
                 "rule": self.draws.rule,
             }
-        return stated
+        return conditions
 
 
 def threat_model(cfg, use: str) -> ThreatModel:
-    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST: ``use`` is TRAIN or TEST."""
-    part = cfg.AT[use]
+    """The threat model of cfg.AT.TRAIN or cfg.AT.TEST.
+
+    Args:
+        use: "TRAIN" or "TEST".
+
+    Raises:
+        UserError: its EPS or ALPHA is not set.
+    """
+    section = cfg.AT[use]
     for key in ("EPS", "ALPHA"):
-        if part[key] is None:
+        if section[key] is None:
             raise UserError(
                 f"AT.{use}.{key} is not set (unit: 1/255): choose a config of configs/trainers "
                 f"(apd-configs says where), or add AT.{use}.EPS 1.0 AT.{use}.ALPHA 1.0"
             )
-    restarts, loss = part.get("RESTARTS", 1), part.get("LOSS", "ce")
-    return ThreatModel(part.NORM, part.EPS, part.ALPHA, part.STEPS, restarts, loss=loss)
+    restarts, loss = section.get("RESTARTS", 1), section.get("LOSS", "ce")
+    return ThreatModel(section.NORM, section.EPS, section.ALPHA, section.STEPS, restarts, loss=loss)
 
 
 def attack_seed(cfg) -> int:
-    """Of a run's attacks; a run that is not seeded (-1) attacks with seed 0."""
+    """The seed of a run's attacks: SEED, or 0 for a run that is not seeded (SEED -1)."""
     return max(cfg.SEED, 0)

@@ -1,4 +1,4 @@
-"""``apd.robustness``: any model under attack, with the verdicts and flags that runs have."""
+"""``apd.robustness``: any model under attack, with the same verdicts and flags as runs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from apd.files import check_writable
 from apd.results import EVALUATIONS, environment
 from apd.results.verdicts import Verdicts
 
-STEPS = 100  # of an attack whose name says none: cw
+STEPS = 100  # of an attack whose name states none: cw
 
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What ``apd.robustness`` has found; printed, it is a table with footnotes for its flags.
+    """The result of ``apd.robustness``; printed, it is a table with footnotes for its flags.
 
     Attributes:
         name, dataset: of the model and the data.
         evaluations: records as in results.json: the clean one, then one for each attack and eps.
-        verdicts: of each attack's record by its key: image by image, see ``survivors``.
-        results: what results.json says.
+        verdicts: of each attack, by its record's key: image by image, see ``survivors``.
+        results: the contents of results.json without environment.
     """
 
     name: str
@@ -52,13 +52,13 @@ class RobustnessReport:
         return self.evaluations[0]["accuracy"]
 
     def robust_accuracy(self, eps: float | None = None) -> float:
-        """In percent: the images that stand under every attack within ``eps``.
+        """In percent: the images that stand under every attack of radius ``eps``.
 
         Args:
             eps: in pixel units; default: the largest one.
 
         Raises:
-            UserError: there was no attack within it.
+            UserError: there was no attack of this radius.
         """
         largest = max((self._eps(record) for record in self.evaluations[1:]), default=0.0)
         eps = largest if eps is None else UNITS * eps
@@ -75,36 +75,36 @@ class RobustnessReport:
         """(N,) bool: the images that the model is right on, clean and under the attack.
 
         Args:
-            attack: its name, as it was asked for.
-            eps: in pixel units; may be left out if there was one.
+            attack: its name, as in ``attacks`` of ``apd.robustness``.
+            eps: in pixel units; may be left out if there was only one.
 
         Raises:
             UserError: there was no such evaluation, or there were several.
         """
-        found = [
+        matching = [
             record
             for record in self.evaluations[1:]
             if record["attack"] == attack
             and (eps is None or np.isclose(self._eps(record), UNITS * eps))
         ]
-        if len(found) != 1:
+        if len(matching) != 1:
             names = listed(
                 f"{r['attack']} (eps {self._eps(r):g}/255)" for r in self.evaluations[1:]
             )
             raise UserError(f"{attack}: name one evaluation of {names}, and its eps")
-        return self.verdicts[found[0]["key"]].stands
+        return self.verdicts[matching[0]["key"]].stands
 
     @property
     def flags(self) -> dict[str, str]:
         """Signs that a number says more about the attack than the model; each with a sentence."""
-        return {name: text for one in self.evaluations for name, text in one["flags"].items()}
+        return {name: text for record in self.evaluations for name, text in record["flags"].items()}
 
     def to_dict(self) -> dict:
-        """What results.json says: JSON-ready."""
+        """The contents of results.json, JSON-ready."""
         return {**self.results, "evaluations": self.evaluations, **environment()}
 
     @staticmethod
-    def _eps(record: dict) -> float:
+    def _eps(record: dict) -> float:  # in units of 1/255
         return record["threat_model"]["eps"]
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ def robustness(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> RobustnessReport:
-    """Clean and robust accuracy of any model, with the verdicts and flags of our runs.
+    """Measure clean and robust accuracy of any model, with the same verdicts and flags as runs.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, K), differentiable. It normalises
@@ -168,33 +168,37 @@ def robustness(
         shard: "i/N": evaluate this part of the images only, for a later call with ``merge``.
         merge: make one evaluation of the shards in ``store``, which have all ended.
         name: of the model, in tables and reports; default: a module's class. A function needs one
-            if there is a ``store``: it is known by this name and by its predictions on the clean
-            images, a module by weights, buffers, plain attributes and code.
-        dataset, backbone: as results.json of runs has them, if it is to stand in one table with
-            these; default: the data's own name, and ``name``.
+            if there is a ``store``: stored verdicts are recognised as its own by this name and its
+            predictions on the clean images; those of a module by weights, buffers, plain
+            attributes and code.
+        dataset, backbone: names as in results.json of runs, if the model is to be in one table
+            with these; default: the data's own name, and ``name``.
         classes: names of the model's classes in the order of its logits; default: the model's
-            ``class_names``. A folder's classes are found among them.
+            ``class_names``. A folder's classes are looked up among them.
         preprocess: PIL image to tensor (C, H, W) in [0, 1]; default: the model's ``preprocess``,
             or the pixels as they are.
         batch_size, workers: for other data than a DataLoader.
         device: where the model is; default: where the module's weights are.
 
+    Returns:
+        Records, verdicts and flags.
+
     Raises:
-        UserError: in one line, what does not fit, and how to mend it.
+        UserError: an argument, the model or the data does not fit; one line says how to mend it.
         NonFiniteLoss: logits that are NaN or infinite.
     """
     if (shard or merge) and store is None:
         raise UserError("shards are kept in a folder: give store")
-    kept = store is not None or save_adv is not None
-    if kept and not name and not isinstance(model, nn.Module):
+    persistent = store is not None or save_adv is not None
+    if persistent and not name and not isinstance(model, nn.Module):
         raise UserError("to keep evaluations of a function, give its name")
     threats = _threats(eps, alpha, norm, restarts)
     names = attacks.split(",") if isinstance(attacks, str) else attacks
-    place = nullcontext(store) if store is not None else tempfile.TemporaryDirectory()
-    with place as folder, torch.random.fork_rng(devices=[]):  # loaders draw numbers
+    opened = nullcontext(store) if store is not None else tempfile.TemporaryDirectory()
+    with opened as folder, torch.random.fork_rng(devices=[]):  # loaders draw numbers
         check_writable(folder, "store")
         request = EvaluationRequest(
-            tuple(find_attack(one, threat, last_iterate) for threat in threats for one in names),
+            tuple(find_attack(n, threat, last_iterate) for threat in threats for n in names),
             split=split,
             subset=subset,
             precision=precision,
@@ -219,12 +223,13 @@ def robustness(
                 name or getattr(model, "__name__", type(model).__name__), dataset, backbone, seed
             ),
             device=device,
-            kept=kept,
+            persistent=persistent,
         )
         return _report(evaluated, request, merge)
 
 
 def _report(evaluated: EvaluatedModel, request: EvaluationRequest, merge: bool) -> RobustnessReport:
+    """Evaluate the request, or merge its shards, and read the verdicts that are stored."""
     mergers = evaluated.ended_shards([request]) if merge else ()
     records = evaluated.records([request], mergers)
     if not request.shard:
@@ -237,6 +242,7 @@ def _report(evaluated: EvaluatedModel, request: EvaluationRequest, merge: bool) 
 def _threats(
     eps: float | Sequence[float], alpha: float | None, norm: str, restarts: int
 ) -> list[ThreatModel]:
+    """A threat model for each radius; ``eps`` and ``alpha`` are in pixel units."""
     radii = list(eps) if isinstance(eps, Sequence) else [eps]
     for radius in radii:
         _check_unit("eps", radius, norm)
@@ -249,15 +255,16 @@ def _threats(
     ]
 
 
-def _check_unit(what: str, value: float, norm: str) -> None:
+def _check_unit(name: str, value: float, norm: str) -> None:
+    """Raise UserError unless the argument called ``name`` can be a distance in pixel units."""
     if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
-        raise UserError(f"{what} is {value!r}: use a number >= 0 in pixel units, such as 4/255")
+        raise UserError(f"{name} is {value!r}: use a number >= 0 in pixel units, such as 4/255")
     if norm == "linf" and value >= 1:
         raise UserError(
-            f"{what} is {value:g}: its unit is a difference of pixel values in [0, 1], so write "
+            f"{name} is {value:g}: its unit is a difference of pixel values in [0, 1], so write "
             f"{value:g}/255"
         )
 
 
 def _per_255(value: float) -> float:
-    return round(UNITS * float(value), 9)  # 255 * (k / 255) is not always k
+    return round(UNITS * float(value), 9)  # rounded, for 255 * (k / 255) is not always k

@@ -1,4 +1,4 @@
-"""A finished run, evaluated again."""
+"""``Run``: a finished run, loaded to be evaluated again."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class SavedRun(NamedTuple):
 
     Attributes:
         folder: of the run.
-        results: its results, or of them config, prompts_from, method and seed.
-        root: folder that holds the data sets; "": the run's.
-        compiled: whether the model is compiled (torch.compile).
+        results: the contents of its results.json, at least config, prompts_from, method and seed.
+        root: folder that holds the data sets; "": that of the run's config.
+        compiled: whether to compile the model (torch.compile).
     """
 
     folder: Path
@@ -43,7 +43,11 @@ class SavedRun(NamedTuple):
 
 
 class Run(Evaluated):
-    """A finished run: its trainer, with the prompts that results.json is about."""
+    """A finished run: its trainer with the prompts that results.json describes.
+
+    Raises:
+        UserError: config, data, backbone or prompts are missing or do not fit.
+    """
 
     def __init__(self, saved: SavedRun) -> None:
         self.saved = saved
@@ -66,13 +70,13 @@ class Run(Evaluated):
         self._source_name, self._source = WHITE_BOX.name, WHITE_BOX
         self.classnames = list(trainer.dm.dataset.classnames)
 
-    def _check_prompts(self, where: str) -> None:
-        """Raise UserError if what was loaded is not what results.json is about."""
-        stated = self.results.get("prompts_sha256")  # earlier versions do not say
+    def _check_prompts(self, prompts_folder: str) -> None:
+        """Raise UserError if the loaded prompts are not those that results.json describes."""
+        stated = self.results.get("prompts_sha256")  # earlier versions do not state it
         if stated and stated != weights_sha256(self.trainer.model.prompt_learner):
             raise UserError(
-                f"the prompts in {where} are not those that {self.folder}/results.json is about: "
-                "evaluate them in a folder of their own (apd-train --eval-only --model-dir)"
+                f"the prompts in {prompts_folder} are not those that {self.folder}/results.json is "
+                "about: evaluate them in a folder of their own (apd-train --eval-only --model-dir)"
             )
 
     def loader(self, split: str) -> Iterable:
@@ -83,7 +87,11 @@ class Run(Evaluated):
 
     @torch.no_grad()
     def compiled(self, logits: LogitsFn) -> LogitsFn:
-        """The same, compiled once for batches of every size."""
+        """``logits``, compiled once for batches of every size.
+
+        Raises:
+            UserError: it cannot be compiled.
+        """
         compiled = torch.compile(logits, dynamic=True)
         try:
             compiled(torch.rand(2, 3, *self.cfg.INPUT.SIZE, device=self.trainer.device))
@@ -92,7 +100,7 @@ class Run(Evaluated):
         return compiled
 
     def resolved(self, request: EvaluationRequest) -> EvaluationRequest:
-        """The request with the models of its source loaded; those of the last one are kept."""
+        """The request with the models of its source loaded; those of the last source are cached."""
         if request.source.logits_fns:
             return request
         name = request.source.name
@@ -102,7 +110,8 @@ class Run(Evaluated):
 
     @torch.no_grad()
     def source(self, name: str) -> Source:
-        """The models of white-box, transfer:zeroshot, transfer:RUN, adaptive or static.
+        """Load the models of a source: white-box, transfer:zeroshot, transfer:RUN, adaptive or
+        static.
 
         Raises:
             UserError: no such source, or one that does not fit this run.
@@ -132,14 +141,14 @@ class Run(Evaluated):
         if folder == "zeroshot":
             model = trainer.build_prompted_clip(trainer.clip_model).eval()
             return Source(name, (model.classifier(),), fingerprint(model))
-        found = load_runs([folder])
-        if len(found) > 1:
-            raise UserError(f"{name}: one run, please; there are {', '.join(map(str, found))}")
-        other = SavedRun(*next(iter(found.items())), self.cfg.DATASET.ROOT).load()
-        for what, ours, theirs in (
+        runs = load_runs([folder])
+        if len(runs) > 1:
+            raise UserError(f"{name}: one run, please; there are {', '.join(map(str, runs))}")
+        other = SavedRun(*next(iter(runs.items())), self.cfg.DATASET.ROOT).load()
+        for label, ours, theirs in (
             ("classes", self.classnames, other.classnames),
             ("INPUT.SIZE", list(self.cfg.INPUT.SIZE), list(other.cfg.INPUT.SIZE)),
         ):
             if ours != theirs:
-                raise UserError(f"{name}: it has other {what} than {self.folder}")
+                raise UserError(f"{name}: it has other {label} than {self.folder}")
         return Source(name, (other.logits,), other.fingerprint)

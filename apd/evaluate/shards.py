@@ -1,4 +1,4 @@
-"""An evaluation in parts: which shards are missing, and one record from all of them."""
+"""An evaluation in shards: which of them have not ended, and one record from all of them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from torch import Tensor
 
 from apd.attacks import Attack
 from apd.evaluate.files import CLEAN, EvaluationFiles, evaluation_files
-from apd.evaluate.loop import Data, attack_record, clean_record, finish, part_of, places_of
+from apd.evaluate.loop import Data, attack_record, clean_record, finish, places_of, subset_loader
 from apd.evaluate.request import SHARDS, EvaluationRequest, Shard, Source
 from apd.evaluate.state import AttackState, Clean, ImageDigest
 from apd.jobs.lock import owner
 
 
 class Images:
-    """What the images of an evaluation are: read once, and shown to no model.
+    """Places and digests of an evaluation's images, which are read once.
 
     Args:
         loader, parse_batch: as of ``evaluate``.
         subset: how many of the loader's images; 0: all.
-        count: of shards.
+        count: number of shards.
 
     Attributes:
         places: which of the data set's images they are.
-        digest: of all of them.
-        digests: of each shard's.
+        digest: of all images.
+        digests: of the images of each shard.
+
+    Raises:
+        UserError: more shards than images.
     """
 
     def __init__(
@@ -43,24 +46,26 @@ class Images:
         parse_batch: Callable[..., tuple[Tensor, Tensor]] = tuple,
     ) -> None:
         self.places = places_of(loader, subset)
-        whole, parts = ImageDigest(), {shard: ImageDigest() for shard in Shard.all(count)}
-        part_of(loader, self.places, Shard(1, count))  # are there enough?
+        subset_loader(loader, self.places, Shard(1, count))  # raises if there are too many shards
+        data = Data(*subset_loader(loader, self.places, None), parse_batch)
+        all_images = ImageDigest()
+        of_shards = {shard: ImageDigest() for shard in Shard.all(count)}
         first = 0
-        for images, labels in Data(*part_of(loader, self.places, None), parse_batch).batches():
-            whole.update(images, labels)
-            for shard, digest in parts.items():
-                mine = torch.arange(len(labels))[(shard.number - 1 - first) % count :: count]
-                digest.update(images[mine], labels[mine])
+        for images, labels in data.batches():
+            all_images.update(images, labels)
+            for shard, digest in of_shards.items():
+                rows = torch.arange(len(labels))[(shard.number - 1 - first) % count :: count]
+                digest.update(images[rows], labels[rows])
             first += len(labels)
-        self.digest = str(whole)
-        self.digests = {shard: str(digest) for shard, digest in parts.items()}
+        self.digest = str(all_images)
+        self.digests = {shard: str(digest) for shard, digest in of_shards.items()}
 
 
 class Merger:
-    """What ``evaluate`` has left of each shard, as the evaluation of all images.
+    """Makes one evaluation of all images from what ``evaluate`` has stored of each shard.
 
-    Files are found by the model, the images and the attack that they are about, so shards of
-    another evaluation are never taken for one of this.
+    The names of files depend on model, images and attack, so that shards of another evaluation are
+    never taken for shards of this one.
 
     Args:
         request: for all images, with a ``store``.
@@ -72,7 +77,7 @@ class Merger:
 
     def unfinished(self) -> tuple[Attack, ...]:
         """The attacks that have no verdicts on all images yet."""
-        return tuple(a for a in self.request.attacks if not self._whole(a).ended)
+        return tuple(a for a in self.request.attacks if not self._files(a).ended)
 
     @property
     def finished(self) -> bool:
@@ -80,9 +85,9 @@ class Merger:
         return bool(self.request.attacks) and not self.unfinished()
 
     def shard_request(self, shard: Shard) -> EvaluationRequest | None:
-        """What a process has to be asked for so that this shard ends; None: nothing is left to do.
+        """The request that brings this shard to its end; None: it has ended.
 
-        The source is only named: the process loads it itself.
+        Its source is a name only: the process that evaluates it loads the models.
         """
         if self.missing_files(shard):
             source = Source(self.request.source.name)
@@ -90,48 +95,55 @@ class Merger:
         return None
 
     def missing_files(self, shard: Shard) -> list[Path]:
-        """What a shard has yet to leave; nothing if every attack is finished."""
+        """The files that a shard has yet to write; none if every attack is finished."""
         if self.finished:
             return []
-        parts = [self._part(attack, shard) for attack in (CLEAN, *self.unfinished())]
-        return [files.finished for files in parts if not files.ended]
+        of_attacks = [self._shard_files(attack, shard) for attack in (CLEAN, *self.unfinished())]
+        return [files.finished for files in of_attacks if not files.ended]
 
     def missing(self) -> list[Shard]:
         """The shards that have not ended."""
         return [shard for shard in self.images.digests if self.missing_files(shard)]
 
     def records(self, on_clean: Callable[[Tensor, Tensor], None] | None = None) -> list[dict]:
-        """As of ``evaluate``, "seconds" being those of all shards together.
+        """Merge the shards, store the verdicts, and delete the shards' files.
 
-        All shards must have ended, and the evaluation must not be ``finished``. Then their files
-        are deleted. ``on_clean`` is given the predictions, one-hot, for want of logits.
+        All shards must have ended, and the evaluation must not be ``finished``.
+
+        Args:
+            on_clean: as of ``evaluate``, but it is given the predictions as one-hot logits, because
+                shards do not store logits.
+
+        Returns:
+            As of ``evaluate``; "seconds" is the sum over the shards.
         """
         shards = list(self.images.digests)
-        passes = [self._part(CLEAN, shard).finished for shard in shards]
-        clean = Clean.join(passes, self.images.digest)
+        clean = Clean.join(
+            [self._shard_files(CLEAN, shard).finished for shard in shards], self.images.digest
+        )
         if on_clean:
             on_clean(F.one_hot(clean.predicted).float(), clean.labels)
         records, fresh = [clean_record(clean)], []
         for attack in self.request.attacks:
-            whole = self._whole(attack)
-            if whole.ended:
-                records.append(whole.read().record)
+            files = self._files(attack)
+            if files.ended:
+                records.append(files.read().record)
                 continue
-            parts = [self._part(attack, shard) for shard in shards]
-            state = AttackState.join([part.finished for part in parts])
-            if whole.adv:
-                _move_images(parts, whole.adv)
-            records.append(attack_record(self.request, attack, whole.key, state, clean))
-            fresh.append((records[-1], whole, state))
+            of_shards = [self._shard_files(attack, shard) for shard in shards]
+            state = AttackState.join([shard_files.finished for shard_files in of_shards])
+            if files.adv:
+                _move_images(of_shards, files.adv)
+            records.append(attack_record(self.request, attack, files.key, state, clean))
+            fresh.append((records[-1], files, state))
         finish(records, self.request.split, self.images.places, fresh, clean.labels)
         self.clear()
         return records
 
     def clear(self) -> None:
-        """Delete what the shards have left."""
+        """Delete the shards' files, and their folders unless another evaluation uses them."""
         for shard in self.images.digests:
             for attack in (CLEAN, *self.request.attacks):
-                files = self._part(attack, shard)
+                files = self._shard_files(attack, shard)
                 for path in (files.unfinished, files.finished):
                     path.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # not empty, or not there
@@ -139,35 +151,39 @@ class Merger:
         assert self.request.store is not None
         _clear_folders(self.request.store, self.images.digests)
 
-    def _whole(self, attack: Attack) -> EvaluationFiles:
-        return self._files(self.request, attack, self.images.digest)
-
-    def _part(self, attack: Attack, shard: Shard) -> EvaluationFiles:
-        return self._files(replace(self.request, shard=shard), attack, self.images.digests[shard])
-
-    def _files(self, request: EvaluationRequest, attack: Attack, digest: str) -> EvaluationFiles:
+    def _files(self, attack: Attack) -> EvaluationFiles:
         places = self.images.places.stated
-        return evaluation_files(request, attack, self.fingerprint, digest, places)
+        return evaluation_files(self.request, attack, self.fingerprint, self.images.digest, places)
+
+    def _shard_files(self, attack: Attack, shard: Shard) -> EvaluationFiles:
+        request, places = replace(self.request, shard=shard), self.images.places.stated
+        return evaluation_files(
+            request, attack, self.fingerprint, self.images.digests[shard], places
+        )
 
 
 def _clear_folders(store: Path, shards: Iterable[Shard]) -> None:
-    """Delete what the workers of merged shards have left beside their findings."""
+    """Delete the folders of merged shards, with the logs and states of their workers.
+
+    A folder that a process works in, or that has states of another evaluation, stays.
+    """
     for shard in shards:
-        place = store / shard.folder
-        if not owner(place) and not list(place.glob("*.pt")):  # no other evaluation's
+        folder = store / shard.folder
+        if not owner(folder) and not list(folder.glob("*.pt")):
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(place)
+                shutil.rmtree(folder)
 
 
-def _move_images(parts: list[EvaluationFiles], folder: Path) -> None:
+def _move_images(of_shards: list[EvaluationFiles], folder: Path) -> None:
+    """Move the adversarial images of all shards into one folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        assert part.adv and part.shard
-        for path in sorted(part.adv.glob("*.npz")):
-            os.replace(path, folder / f"{part.shard.number}-of-{part.shard.count}-{path.name}")
+    for files in of_shards:
+        assert files.adv and files.shard
+        for path in sorted(files.adv.glob("*.npz")):
+            os.replace(path, folder / f"{files.shard.number}-of-{files.shard.count}-{path.name}")
 
 
 def shard_counts(store: Path) -> list[int]:
-    """Into how many shards the evaluations in ``store`` that are not merged were split."""
+    """The numbers of shards of evaluations in ``store`` that are not merged yet, ascending."""
     names = (path.parent.name for path in store.glob(f"{SHARDS}/*-of-*/*.done.pt"))
     return sorted({int(name.rpartition("-")[2]) for name in names})

@@ -1,4 +1,4 @@
-"""Evaluations as a table for people."""
+"""Evaluations as a table of text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ def table(evaluated: Iterable[tuple[dict, list[dict]]]) -> str:
     """One row per evaluation, with footnotes for its flags.
 
     Args:
-        evaluated: what results.json says of a model (method and seed), and its records, clean
-            first.
+        evaluated: for each model the contents of results.json (method and seed) and its records,
+            the clean one first.
     """
-    rows, notes = [], []
+    rows, footnotes = [], []
     for results, (clean, *records) in evaluated:
         for record in records or [clean]:
             marks = []
             for name, text in record["flags"].items():
-                note = f"{name}: {text}"
-                if note not in notes:
-                    notes.append(note)
-                marks.append(str(notes.index(note) + 1))
+                footnote = f"{name}: {text}"
+                if footnote not in footnotes:
+                    footnotes.append(footnote)
+                marks.append(str(footnotes.index(footnote) + 1))
             threat = record["threat_model"] or {}
             attack, precision = record["attack"], threat.get("precision", "fp32")
             rows.append(
@@ -41,4 +41,4 @@ def table(evaluated: Iterable[tuple[dict, list[dict]]]) -> str:
                 }
             )
     text = tabulate(rows, "keys", disable_numparse=True)
-    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, start=1))])
+    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(footnotes, start=1))])

@@ -1,4 +1,4 @@
-"""The shards of evaluations, on the engines of sweeps."""
+"""Shards of evaluations as jobs, which the executors of ``apd.jobs`` run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from apd.results import EVALUATIONS
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob(Job):
-    """A shard of one run's evaluation.
+    """One shard of the evaluations of one model.
 
     Args:
-        saved: whose evaluation it is.
-        shard: which part of the images.
-        requests: what is asked for, of that shard.
-        files: what it leaves.
+        saved: the model, as another process can load it.
+        shard: the part of the images.
+        requests: evaluations of that shard.
+        files: that it writes; it is done when all are there.
     """
 
     saved: Saved = field(compare=False)
@@ -36,6 +36,7 @@ class ShardJob(Job):
 
     @classmethod
     def of(cls, saved: Saved, shard: Shard, mergers: Sequence[Merger]) -> ShardJob:
+        """The job that brings ``shard`` of all ``mergers``' evaluations to its end."""
         store = saved.folder / EVALUATIONS
         requests = (merger.shard_request(shard) for merger in mergers)
         return cls(
@@ -60,7 +61,7 @@ class ShardJob(Job):
 
 
 def evaluate_requests(saved: Saved, requests: Iterable[EvaluationRequest]) -> list[dict]:
-    """The records of all requests, in a process that has done nothing before."""
+    """The records of all requests, in a process that is new: it sets PyTorch's precision first."""
     forbid_tf32()
     run = saved.load()
     return [record for request in requests for record in run.evaluate(request)]
@@ -75,19 +76,20 @@ def run_shards(
     """Bring all ``count`` shards of all evaluations to their end.
 
     Args:
+        todo: models, each with the mergers of its evaluations.
         start_executor: default: processes on this machine.
-        slots: how many shards at a time; default: one for each GPU, or else all of one evaluation.
+        slots: how many shards run at a time; default: one per GPU, or without one ``count``.
 
     Raises:
-        KeyboardInterrupt: interrupted; what was found is kept.
-        WorkerFailed: one has ended in an error.
+        KeyboardInterrupt: interrupted; states are stored, and the same call goes on from them.
+        WorkerFailed: a shard has ended in an error.
     """
     jobs = [ShardJob.of(saved, shard, m) for saved, m in todo for shard in Shard.all(count)]
     jobs = [job for job in jobs if job.files]
     if not jobs:
         return
     for job in jobs:
-        job.clear_failure()  # of an earlier time
+        job.clear_failure()  # of an earlier call
     slots = min(slots or len(visible_gpus()) or count, len(jobs))
     ended = run_jobs(jobs, start_executor or start_local, slots, "shard", file=sys.stderr)
     for job in jobs:
