@@ -68,7 +68,7 @@ def bare(trainer, method: str, images: Tensor, gradient: bool) -> Callable[[], N
             torch.autograd.grad(features.sum(), x)
 
     def text(backward: bool) -> None:
-        contexts = trainer.each("text", count)
+        contexts = trainer.contexts_per_image("text", count)
         with torch.set_grad_enabled(backward):
             features = model.text_features_each(contexts)
         if backward:

@@ -139,9 +139,9 @@ class APD(AdversarialTraining, IVLP):
 
     def load_teacher(self, teacher: PromptedCLIP, folder: str) -> None:
         cfg = self.teacher_cfg(teacher)
-        made_on = {**self.made_on(cfg), "method": "IVLP"}
-        record = training(made_on, plain(cfg), backbone_sha256(teacher.clip))
-        self.load_prompts(teacher, prompts_folder(Path(folder)), asked=record)
+        identity = {**self.run_identity(cfg), "method": "IVLP"}
+        record = training(identity, plain(cfg), backbone_sha256(teacher.clip))
+        self.load_prompts(teacher, prompts_folder(Path(folder)), expected=record)
 
     def before_train(self) -> None:
         mode = self.options.TEACHER.MODE
@@ -243,7 +243,7 @@ class APD(AdversarialTraining, IVLP):
         elif judged["taken"] == "frozen":
             self.teacher = self.zero_shot()
 
-    def findings(self) -> dict:
+    def method_results(self) -> dict:
         return {"teacher": self.judged} if self.judged else {}
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.host import TRAINER_REGISTRY, register
-from apd.training.defence import TestTimeDefence, confident, entropy
+from apd.training.defence import TestTimeDefence, entropy, most_confident
 from apd.views import random_views
 
 
@@ -44,14 +44,14 @@ class RTPT(TestTimeDefence):
         """Text features (B, C, d), tuned to the features (B, V, d) of each image's views."""
         o, model = self.options, self.model
         features = features if exact else features.detach()
-        chosen = confident(self.logits(features, self.text), o.CONFIDENT)
+        chosen = most_confident(self.logits(features, self.text), o.CONFIDENT)
         features = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
 
         def loss(contexts: list[Tensor]) -> Tensor:
             logits = self.logits(features, model.text_features_each(contexts))
             return entropy(logits).mean(dim=1).sum()
 
-        contexts = self.each("text", len(features))
+        contexts = self.contexts_per_image("text", len(features))
         return model.text_features_each(self.tune(contexts, loss, exact))
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from apd.host import (
     TRAINER_REGISTRY,
     register,
 )
-from apd.training.defence import TestTimeDefence, confident, entropy
+from apd.training.defence import TestTimeDefence, entropy, most_confident
 from apd.views import random_views
 
 Statistics = list[tuple[Tensor, Tensor]]  # of each layer: mean and variance (L, D) of its tokens
@@ -56,7 +56,9 @@ class TAPT(TestTimeDefence):
             logits = self.logits(features.unflatten(0, views.shape[:2]), text)
             return self.marginal_entropy(logits) + o.DISTR_W * self.distance(tokens, len(images))
 
-        contexts = [context for side in self.tuned for context in self.each(side, len(images))]
+        contexts = [
+            context for side in self.tuned for context in self.contexts_per_image(side, len(images))
+        ]
         contexts = self.tune(contexts, loss, exact)
         features = model.image_features_each(images, contexts[layers:])
         return self.logits(features[:, None], model.text_features_each(contexts[:layers]))[:, 0]
@@ -66,7 +68,7 @@ class TAPT(TestTimeDefence):
         with torch.no_grad():
             features = self.model.image_features(views.flatten(0, 1))
             logits = self.logits(features.unflatten(0, views.shape[:2]), self.text)
-            index = confident(logits, self.options.CONFIDENT)
+            index = most_confident(logits, self.options.CONFIDENT)
         return views[torch.arange(len(views), device=views.device)[:, None], index]
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What the methods share: a frozen CLIP, the training step, its attack, and runs that resume."""
+"""The base classes of all methods: frozen CLIP, training step, attack, resumable runs."""

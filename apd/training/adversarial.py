@@ -1,4 +1,4 @@
-"""The adversarial training loop, once for all methods."""
+"""Adversarial training, a base class that turns a method's clean training into it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from apd.training.base import PromptTrainer
 
 
 class AdversarialTraining(PromptTrainer):
-    """Put before a method whose prompts it trains on attacked images.
+    """Trains a method's prompts on attacked images: ``class AdvVPT(AdversarialTraining, VPT)``.
 
-    Madry 2018: minimise CE(z(x'), y) with x' from PGD on the current prompts. Which images of a
-    batch are attacked is AT.TRAIN.AT_LOSS_TYPE, as in MAPT: all (adv_full), the second half
-    (adv_half), none (clean).
+    It minimises CE(z(x'), y) with x' from PGD on the current prompts (Madry 2018, arXiv
+    1706.06083). AT.TRAIN.AT_LOSS_TYPE says, as in MAPT, which images of a batch are attacked: all
+    (adv_full), the second half (adv_half) or none (clean).
     """
 
     adversarial = True
@@ -40,9 +40,12 @@ class AdversarialTraining(PromptTrainer):
     def attack(
         self, images: Tensor, labels: Tensor, text: Tensor, reference: Tensor | None = None
     ) -> Tensor:
-        """PGD on the current prompts; ``text`` features are computed once for it.
+        """The images after PGD on the current prompts.
 
-        ``reference``: logits that a "kl" attack moves away from.
+        Args:
+            images: (B, 3, R, R) in [0, 1]; labels: (B,).
+            text: features (C, D), computed once for all steps.
+            reference: logits (B, C) from which a "kl" attack moves away.
         """
         return self.pgd(self.model.classifier(text.detach()), images, labels, reference)
 
@@ -53,7 +56,7 @@ class AdversarialTraining(PromptTrainer):
         labels: Tensor,
         reference: Tensor | None = None,
     ) -> Tensor:
-        """PGD of AT.TRAIN, in its own precision whatever training has."""
+        """The images after PGD of AT.TRAIN on ``logits_fn``, in the precision AT.TRAIN.PREC."""
         own = self.batch_slice
         attacked = own and own.after(self.unattacked(own.count))
         with self.autocast(self.cfg.AT.TRAIN.PREC):
@@ -67,7 +70,11 @@ class AdversarialTraining(PromptTrainer):
             )
 
     def threat(self) -> ThreatModel:
-        """AT.TRAIN's; over the first EPS_WARMUP of the epochs its ball grows to its size."""
+        """The threat model of this epoch.
+
+        It is AT.TRAIN's, whose radius grows linearly over the first share AT.TRAIN.EPS_WARMUP of
+        the epochs.
+        """
         epochs = self.cfg.AT.TRAIN.EPS_WARMUP * self.max_epoch
         if self.epoch + 1 >= epochs:
             return self.train_threat

@@ -1,4 +1,4 @@
-"""What all prompt-learning methods share: a frozen CLIP, one training step, one evaluation."""
+"""``PromptTrainer``, the base class of all methods: frozen CLIP, training step and evaluation."""
 
 from __future__ import annotations
 
@@ -64,20 +64,32 @@ except ImportError:  # Windows
 class PromptTrainer(ResumableTrainer):
     """Learns prompts for a frozen CLIP by cross-entropy on clean images.
 
-    A method says which prompts it has (``section``, ``prompts``) and what it minimises
-    (``losses``); everything else is here.
+    A method is a subclass that states its prompts (``section``, ``prompts``) and its loss
+    (``losses``).
+
+    Attributes:
+        section: the method's keys are in cfg.TRAINER[section].
+        adversarial: whether training attacks images.
+        normalizes: whether the model normalises images inside (read by ``apd.config``).
+        batches: the values that AT.TRAIN.AT_LOSS_TYPE may have.
+        keep_results: whether the final evaluation is stored; False: it is only printed.
+        prompts_from: folder and epoch that the evaluated prompts were loaded from; None: this run
+            has trained them.
+        argv: the command line of train.py; None: another program runs this trainer.
+        fingerprint: of the model, in the final evaluation.
+        batch_slice: this rank's images of the batch; set inside a training step only.
     """
 
-    section: str  # of cfg.TRAINER
+    section: str
     model: PromptedCLIP
-    adversarial = False  # whether training attacks images
-    normalizes = True  # images, inside the model (apd.config._Config)
-    batches: tuple[str, ...] = ATTACKED  # what AT.TRAIN.AT_LOSS_TYPE may be
-    keep_results = True  # False: only print the evaluation
-    prompts_from: dict | None = None  # where evaluated prompts were loaded from
-    argv: list[str] | None = None  # the command line, where it is train.py's
-    fingerprint = ""  # of the model, in the final evaluation
-    batch_slice: ranks.BatchSlice | None = None  # this rank's images of the batch, inside a step
+    adversarial = False
+    normalizes = True
+    batches: tuple[str, ...] = ATTACKED
+    keep_results = True
+    prompts_from: dict | None = None
+    argv: list[str] | None = None
+    fingerprint = ""
+    batch_slice: ranks.BatchSlice | None = None
 
     def prompts(self) -> dict:
         """This method's prompts, as arguments of ``build_prompted_clip``."""
@@ -85,29 +97,35 @@ class PromptTrainer(ResumableTrainer):
 
     @classmethod
     def prompts_of(cls, cfg) -> dict:
-        """``prompts``, and the data set's template, of a config alone: without data set or CLIP."""
+        """``prompts`` and the data set's template, from a config, without loading data or CLIP."""
         trainer = cls.__new__(cls)
         trainer.cfg, trainer.options = cfg, cfg.TRAINER[cls.section]
         return {"templates": [template(cfg.DATASET)], **trainer.prompts()}
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What to minimise, as "loss", and what else to log; images (B, 3, R, R) in [0, 1]."""
+        """The scalar to minimise, as "loss", and further scalars to log.
+
+        Args:
+            images: (B, 3, R, R) in [0, 1].
+            labels: (B,).
+        """
         return {"loss": F.cross_entropy(self.model(images), labels)}
 
     # -- building ------------------------------------------------------------------------------
 
     def check_cfg(self, cfg) -> None:
+        """Raise UserError if the config cannot work; print warnings on its threat models."""
         super().check_cfg(cfg)
         check(cfg)
         self.options = cfg.TRAINER[self.section]
         self.class_specific = self.options.get("CSC", False)
-        for part in ("TRAIN", "TEST") if self.adversarial else ("TEST",):
-            if isinstance(cfg.AT[part].EPS, (int, float)):
-                for _, text in threat_warnings(cfg.AT[part].EPS, cfg.AT[part].STEPS):
-                    print(f"warning: AT.{part}: {text}")
+        for use in ("TRAIN", "TEST") if self.adversarial else ("TEST",):
+            if isinstance(cfg.AT[use].EPS, (int, float)):
+                for _, text in threat_warnings(cfg.AT[use].EPS, cfg.AT[use].STEPS):
+                    print(f"warning: AT.{use}: {text}")
         if cfg.AT.TEST.SHARDS > 1:
             check_system()
-        EvaluationRequest.from_config(cfg)  # unknown attacks are told before anything is built
+        EvaluationRequest.from_config(cfg)  # raises on unknown attacks before anything is built
         if self.adversarial:
             self.train_threat = threat_model(cfg, "TRAIN")
             if cfg.AT.TRAIN.AT_LOSS_TYPE not in self.batches:
@@ -137,7 +155,7 @@ class PromptTrainer(ResumableTrainer):
             if DETERMINISTIC_TRANSFORMS.issuperset(self.cfg.INPUT.TRANSFORMS):
                 self.train_loader_x = cached_loader(self.train_loader_x)
         self.check_data_keys()
-        if not self.class_specific:  # else their contexts differ
+        if not self.class_specific:  # class-specific contexts differ anyway
             warn_of_same_prompts(self.cfg.DATASET.NAME, self.dm.dataset.classnames)
         self.split_loader(self.cfg.TEST.SPLIT)
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.has_validation:
@@ -147,10 +165,11 @@ class PromptTrainer(ResumableTrainer):
             )
 
     def check_data_keys(self) -> None:
-        """Refuse keys of ours that a data set of the toolbox's own would not read."""
-        data, usual = self.cfg.DATASET, KEYS["DATASET"]
+        """Raise UserError if a DATASET key of ours is set, but the toolbox's own data set ignores
+        it."""
+        data, defaults = self.cfg.DATASET, KEYS["DATASET"]
         for key in FewShotDataset.reads:
-            if data[key] != usual[key] and key not in getattr(self.dm.dataset, "reads", ()):
+            if data[key] != defaults[key] and key not in getattr(self.dm.dataset, "reads", ()):
                 raise UserError(
                     f"DATASET.{key} is {data[key]}, which the toolbox's own {data.NAME} does not "
                     "read: leave it out"
@@ -172,10 +191,16 @@ class PromptTrainer(ResumableTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
     def load_clip(self, name: str, robust: str, resolution: int = 0) -> CLIP:
+        """As ``apd.clip.load_clip``, onto this trainer's device."""
         print(f"Loading CLIP (backbone: {name}, host: {HOST})")
         return load_clip(name, robust, resolution, self.device)
 
     def build_prompted_clip(self, clip_model: CLIP, **prompts) -> PromptedCLIP:
+        """A model of this data set's classes; without ``prompts`` with its hand-written template.
+
+        Args:
+            prompts: as of ``apd.clip.build_prompted_clip``.
+        """
         model = build_prompted_clip(
             clip_model,
             self.dm.dataset.classnames,
@@ -189,7 +214,9 @@ class PromptTrainer(ResumableTrainer):
     def add_model(self, name: str, learner: nn.Module, lr: float = 1.0) -> None:
         """Register prompts to be trained, with an optimiser and a schedule of their own.
 
-        ``lr``: their learning rate, as a multiple of OPTIM.LR.
+        Args:
+            name: of their folder of checkpoints.
+            lr: their learning rate, as a multiple of OPTIM.LR.
         """
         options = self.cfg.OPTIM.clone()
         options.defrost()
@@ -198,7 +225,7 @@ class PromptTrainer(ResumableTrainer):
         self.register_model(name, learner, optim, build_lr_scheduler(optim, options))
 
     def parameter_groups(self, learner: nn.Module) -> list[dict] | None:
-        """The optimiser's, where it does not treat all of ``learner`` alike."""
+        """The optimiser's groups of parameters; None: it treats all of ``learner`` alike."""
         return None
 
     # -- training ------------------------------------------------------------------------------
@@ -216,7 +243,7 @@ class PromptTrainer(ResumableTrainer):
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
-        # two images at least: adv_half attacks half of them
+        # at least two images, because adv_half attacks half of them
         self.batch_slice = own = ranks.batch_slice(len(labels), least=2)
         with ranks.step(), self.autocast(self.options.PREC):
             losses = self.losses(images[own.rows], labels[own.rows])
@@ -226,12 +253,12 @@ class PromptTrainer(ResumableTrainer):
         ranks.total_gradients(self.learned())
         values = ranks.total(own.weight * torch.stack([x.detach() for x in losses.values()]))
         norm = self.gradient_norm().to(values)
-        # the step's one look at numbers, which a GPU makes wait for
-        *numbers, length = torch.cat([values, norm[None]]).tolist()
+        # the step's only transfer from the GPU, which makes this process wait for it
+        *numbers, gradient_norm = torch.cat([values, norm[None]]).tolist()
         means = dict(zip(losses, numbers))
         self.detect_anomaly(means["loss"], "loss")
         if not self.scaler.is_enabled():
-            self.detect_anomaly(length, "gradient")
+            self.detect_anomaly(gradient_norm, "gradient")
         for name, optim in self._optims.items():
             if limit := self.cfg.OPTIM.CLIP_NORM:
                 self.scaler.unscale_(optim)
@@ -239,7 +266,7 @@ class PromptTrainer(ResumableTrainer):
             self.scaler.step(optim)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
-            # overflow skips a step and halves the scale, from 65536: it has long been no accident
+            # each overflow skips a step and halves the scale, at first 65536: they do not end
             self.detect_anomaly(self.gradient_norm(), "gradient")
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
@@ -249,7 +276,7 @@ class PromptTrainer(ResumableTrainer):
         return self.logged[-1]
 
     def autocast(self, precision: str) -> torch.autocast:
-        """fp32 turns an autocast around it off."""
+        """A context for ``precision``: fp32, bf16, fp16 or amp; fp32 ends an outer autocast."""
         dtype = DTYPES[precision]
         # no cache: a weight that was cast for an attack has no gradient for training
         return torch.autocast(
@@ -257,41 +284,49 @@ class PromptTrainer(ResumableTrainer):
         )
 
     def learned(self) -> list[nn.Parameter]:
-        """All that is trained."""
+        """All parameters that are trained."""
         return [p for model in self._models.values() for p in model.parameters()]
 
     def gradient_norm(self) -> Tensor:
-        """Of all prompts together."""
+        """The norm of the gradient of all trained parameters together: a scalar."""
         norms = [p.grad.norm() for p in self.learned() if p.grad is not None]
         return torch.stack(norms).norm()
 
-    def detect_anomaly(self, loss: float | Tensor, what: str = "loss") -> None:
-        """Stop before a loss or gradient that is not finite reaches the prompts."""
+    def detect_anomaly(self, loss: float | Tensor, name: str = "loss") -> None:
+        """Stop before a loss or gradient that is not finite changes the prompts.
+
+        Args:
+            loss: a loss, or the norm of a gradient.
+            name: of it, for the message.
+
+        Raises:
+            NonFiniteLoss: it is NaN or infinite.
+        """
         value = loss.item() if isinstance(loss, Tensor) else loss
         if not math.isfinite(value):
-            used = {f"TRAINER.{self.section}.PREC": self.options.PREC}
+            precisions = {f"TRAINER.{self.section}.PREC": self.options.PREC}
             if self.adversarial:
-                used["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
-            keys = [key for key, precision in used.items() if DTYPES[precision] is not None]
-            likely = (
-                f"half precision overflows ({' and '.join(keys)}: use fp32)"
-                if keys
+                precisions["AT.TRAIN.PREC"] = self.cfg.AT.TRAIN.PREC
+            half = [key for key, precision in precisions.items() if DTYPES[precision] is not None]
+            cause = (
+                f"half precision overflows ({' and '.join(half)}: use fp32)"
+                if half
                 else "the learning rate is too high (OPTIM.LR)"
             )
-            kept = ""
+            checkpoint = ""
             if self.epoch:
-                kept = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
+                checkpoint = f". The checkpoint of epoch {self.epoch} is kept in {self.output_dir}"
             raise NonFiniteLoss(
-                f"the {what} is {value} at epoch {self.epoch + 1}, batch "
+                f"the {name} is {value} at epoch {self.epoch + 1}, batch "
                 f"{self.batch_idx + 1} of {self.num_batches}, learning rate "
-                f"{self.get_current_lr():.3g}; likely {likely}{kept}"
+                f"{self.get_current_lr():.3g}; likely {cause}{checkpoint}"
             )
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         return self.parse_batch_test(batch)
 
     def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Images and labels on the device; loaders pin their memory, so nothing waits for it."""
+        """Images and labels on the device; the copy does not block, as loaders pin their memory."""
         images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
         return images, labels
 
@@ -315,7 +350,7 @@ class PromptTrainer(ResumableTrainer):
         return self.model.classifier()
 
     def adaptive_model(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], nn.Module] | None:
-        """A second model for adaptive attacks on the finished run in ``folder``, such as a teacher.
+        """A second model, such as a teacher, for adaptive attacks on the run in ``folder``.
 
         Returns:
             A function from images to logits, and the model that it uses; None: there is none.
@@ -324,12 +359,12 @@ class PromptTrainer(ResumableTrainer):
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are validation images that are not the test's, as CoOp's ImageNet has."""
+        """Whether there are validation images other than the test images (CoOp's ImageNet)."""
         dataset = self.dm.dataset
         return bool(dataset.val) and dataset.val is not dataset.test
 
     def unaugmented_training_images(self) -> DataLoader:
-        """Every training image once, in order, transformed as test images are."""
+        """A loader of every training image once, in order, with the transforms of test images."""
         return build_data_loader(
             self.cfg,
             sampler_type="SequentialSampler",
@@ -341,7 +376,7 @@ class PromptTrainer(ResumableTrainer):
         )
 
     def split_loader(self, split: str) -> DataLoader:
-        """The images of "val" or "test".
+        """The loader of the images of "val" or "test".
 
         Raises:
             UserError: there are no validation images.
@@ -356,14 +391,19 @@ class PromptTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Clean accuracy, and accuracy under the white-box attacks of AT.TEST.
+        """Evaluate the model on clean images and under white-box attacks, and print the accuracies.
 
-        The final evaluation (no ``split``), of TEST.SPLIT, ends with results.json; killed and
-        started again, it goes on where it was. TEST.FINAL_MODEL best_val chooses on split "val"
-        under AT.TRAIN's cheaper attack where training is adversarial (our choice).
+        Args:
+            split: None: the final evaluation, on the images of TEST.SPLIT under the attacks of
+                AT.TEST, which ends with results.json, and goes on where it was if it was killed.
+                "val": the evaluation by which TEST.FINAL_MODEL best_val chooses an epoch, under
+                AT.TRAIN's cheaper attack if training is adversarial (our choice).
 
         Returns:
-            Clean accuracy in percent; on "val" what the model is chosen by.
+            In percent: the clean accuracy; on "val" the one that the epoch is chosen by.
+
+        Raises:
+            ImpossibleResult: the final robust accuracy is above the clean one.
         """
         final = split is None
         request = self.final_request() if split is None else self.choosing_request(split)
@@ -384,15 +424,16 @@ class PromptTrainer(ResumableTrainer):
         return records[0 if final else -1]["accuracy"]
 
     def model_fingerprint(self) -> str:
-        """Of all that the deployed model's logits depend on."""
+        """A digest of all that the deployed model's logits depend on."""
         return fingerprint(self.model)
 
     def final_request(self) -> EvaluationRequest:
+        """The evaluation that AT.TEST and TEST.SPLIT state."""
         store = Path(self.output_dir) / EVALUATIONS if self.keep_results else None
         return EvaluationRequest.from_config(self.cfg, store=store)
 
     def choosing_request(self, split: str) -> EvaluationRequest:
-        """What TEST.FINAL_MODEL best_val chooses an epoch by."""
+        """The evaluation by which TEST.FINAL_MODEL best_val chooses an epoch."""
         return EvaluationRequest.within(
             self.train_threat if self.adversarial else None,
             last_iterate=self.cfg.AT.TEST.LAST_ITERATE,
@@ -402,10 +443,10 @@ class PromptTrainer(ResumableTrainer):
         )
 
     def evaluate(self, request: EvaluationRequest) -> list[dict]:
-        """The request's records; empty on ranks beside the first, which has them.
+        """The request's records; on ranks other than 0 an empty list.
 
-        What is stored may be evaluated by several processes: the ranks of torchrun, or
-        AT.TEST.SHARDS workers on this machine.
+        A request with a store is divided over the ranks of torchrun, or over AT.TEST.SHARDS
+        workers on this machine.
         """
         shards = self.cfg.AT.TEST.SHARDS if request.attacks else 1
         if ranks.size() > 1:
@@ -424,7 +465,7 @@ class PromptTrainer(ResumableTrainer):
         return [] if ranks.rank() else merger.records(self.evaluator.process)
 
     def evaluate_here(self, request: EvaluationRequest) -> list[dict]:
-        """In this process."""
+        """The request's records, evaluated in this process."""
         return evaluate(
             self.image_logits(),
             self.split_loader(request.split),
@@ -432,19 +473,19 @@ class PromptTrainer(ResumableTrainer):
             parse_batch=self.parse_batch_test,
             fingerprint=self.fingerprint,
             desc=f"{type(self).__name__} on {request.split}",
-            # the host's evaluator has to see all images, or the predictions of all shards
+            # the host's evaluator needs all images; of shards, the merger gives it predictions
             on_clean=None if request.shard else self.evaluator.process,
         )
 
     def evaluate_among_ranks(self, merger: Merger) -> None:
-        """Each rank does its part."""
+        """Evaluate this rank's shard, and wait for the other ranks."""
         request = merger.shard_request(Shard(ranks.rank() + 1, ranks.size()))
         if request:
             self.evaluate_here(request)
         ranks.barrier()
 
     def run_shards(self, merger: Merger) -> None:
-        """By workers, each of which builds this trainer from the results that it will have."""
+        """Evaluate the shards in workers; each builds this trainer again, from its config."""
         results = {
             "config": self.config,
             "prompts_from": self.prompts_from,
@@ -455,7 +496,10 @@ class PromptTrainer(ResumableTrainer):
         run_shards([(saved, [merger])], len(merger.images.digests))
 
     def compare_with_zero_shot(self, records: list[dict]) -> None:
-        """Flag accuracy below half of zero-shot CLIP's, which is evaluated where that can be."""
+        """Flag clean accuracy below half of zero-shot CLIP's.
+
+        Zero-shot CLIP is evaluated only if the accuracy is below 50 %, for otherwise it cannot be.
+        """
         if self.learns and records[0]["accuracy"] < 100 * FALLEN:
             split = records[0]["split"]
             records[0]["checks"]["zero_shot"] = self.zero_shot_accuracy(split)
@@ -497,16 +541,16 @@ class PromptTrainer(ResumableTrainer):
         write_results(
             self.output_dir,
             {
-                **self.made_on(cfg),
+                **self.run_identity(cfg),
                 "modality": self.model.modality,
                 "trainable_parameters": sum(p.numel() for p in self.learned()),
                 "classes": self.num_classes,
-                **self.ingredients(),
+                **self.deployment_fields(),
                 "backbone": backbone_name(cfg.MODEL.BACKBONE),
                 "host": f"{HOST} {HOST_VERSION}",
                 "prompts_from": self.prompts_from,
                 "trained_on": self.trained_on if self.prompts_from else self.provenance(),
-                **self.findings(),
+                **self.method_results(),
                 "fingerprint": self.fingerprint,
                 "evaluations": evaluations,
                 "epochs": len(self.history),
@@ -518,8 +562,8 @@ class PromptTrainer(ResumableTrainer):
             },
         )
 
-    def made_on(self, cfg) -> dict:
-        """What the run of this config is called by."""
+    def run_identity(self, cfg) -> dict:
+        """The fields of results.json that name the run of ``cfg``."""
         return {
             "method": type(self).__name__,
             "dataset": dataset_name(cfg.DATASET),
@@ -528,18 +572,19 @@ class PromptTrainer(ResumableTrainer):
             "seed": cfg.SEED,
         }
 
-    def findings(self) -> dict:
-        """Further fields of results.json, of a method that decides something by itself."""
+    def method_results(self) -> dict:
+        """Further fields of results.json, of a method that chooses something in training."""
         return {}
 
     def provenance(self) -> dict | None:
-        """Of the prompts that this run trains; None: it has none to train."""
+        """As of the base class; None: this run trains no prompts."""
         if not self.learns:
             return None
-        return training(self.made_on(self.cfg), self.config, backbone_sha256(self.clip_model))
+        return training(self.run_identity(self.cfg), self.config, backbone_sha256(self.clip_model))
 
-    def ingredients(self) -> dict:
-        """What the prompts need, beside their vectors, to classify images without the data set."""
+    def deployment_fields(self) -> dict:
+        """The fields of results.json by which ``apd.load`` needs no data set, only the prompts'
+        vectors and CLIP."""
         learner, images = self.model.prompt_learner, self.cfg.INPUT
         return {
             "class_names": list(self.dm.dataset.classnames),
@@ -556,21 +601,22 @@ class PromptTrainer(ResumableTrainer):
 
 
 def print_flags(record: dict) -> None:
+    """Print a record's flags, a line each."""
     for name, text in record["flags"].items():
         print(f"* flag {name}: {text}")
 
 
-def backbone_name(part) -> str:
-    """cfg.MODEL.BACKBONE in a word: the CLIP, a resolution that is not its own, and the file of
-    its robust image encoder."""
-    name = f"{part.NAME} at {part.RESOLUTION}" if part.RESOLUTION else part.NAME
-    return f"{name} ({Path(part.ROBUST).name})" if part.ROBUST else name
+def backbone_name(backbone) -> str:
+    """cfg.MODEL.BACKBONE as one text: CLIP's name, its resolution if that is set, and the file of a
+    robust image encoder."""
+    name = f"{backbone.NAME} at {backbone.RESOLUTION}" if backbone.RESOLUTION else backbone.NAME
+    return f"{name} ({Path(backbone.ROBUST).name})" if backbone.ROBUST else name
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """In bytes, of this process: what PyTorch allocated on a GPU, or else what was resident.
+    """The most memory that this process had, in bytes.
 
-    None: the system does not tell.
+    On a GPU what PyTorch allocated, else resident memory. None: the system does not state it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

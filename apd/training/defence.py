@@ -1,4 +1,4 @@
-"""What test-time defences share: a model that stays as it is, and something done to each image."""
+"""``TestTimeDefence``, the base class of defences that train nothing and act on each test image."""
 
 from __future__ import annotations
 
@@ -19,45 +19,57 @@ from apd.interchange import prompts_folder
 from apd.results import read_results
 from apd.training.untrained import UntrainedTrainer
 
-_DECAY, _BETAS, _EPS = 0.01, (0.9, 0.999), 1e-8  # AdamW's, as PyTorch has them
+_DECAY, _BETAS, _EPS = 0.01, (0.9, 0.999), 1e-8  # the defaults of PyTorch's AdamW
 
 
 class TestTimeDefence(UntrainedTrainer):
-    """A defence of a model whose prompts stay as they are: nothing is trained.
+    """A defence at test time; nothing is trained.
 
-    Without ``--model-dir`` the model is CLIP with the defence's own prompts (``prompts``); with it,
-    it has the prompts of that run, whatever method trained them. A defence says how it computes
-    logits (``defended``) and how it is differentiated (``backward``).
+    With ``--model-dir`` it defends the model of that run, whatever method trained its prompts;
+    without, CLIP with the prompts of ``own_prompts``. A subclass defines how logits are computed
+    (``defended``), and how gradients go through that (``backward``).
+
+    Attributes:
+        randomised: whether logits are random.
+        adapted: whether prompts are tuned to each image.
+        tuned: which contexts are tuned to each image: "text", "visual".
+        defended_prompts: arguments of ``build_prompted_clip`` for the prompts of the defended run;
+            None: there is no such run.
     """
 
     randomised = True
     adapted = False
-    tuned: Sequence[str] = ()  # what it tunes for each image: "text", "visual"
-    below: dict | None = None  # arguments of ``build_prompted_clip`` of the run that it defends
+    tuned: Sequence[str] = ()
+    defended_prompts: dict | None = None
 
     @property
     def views(self) -> int:
-        """Images that the encoder is given for one."""
+        """How many images the encoder is given for each test image."""
         return 1
 
     def defended(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, R, R) in [0, 1]; row i has the draws of ``seeds[i]``."""
+        """Logits (B, C) under the defence.
+
+        Args:
+            images: (B, 3, R, R) in [0, 1].
+            seeds: (B,); the random numbers for image i are those of seeds[i].
+        """
         raise NotImplementedError
 
     def own_prompts(self) -> dict:
-        """As ``prompts``, without a run below."""
+        """As ``prompts``, where no run is defended."""
         return super().prompts()
 
     def prompts(self) -> dict:
-        return self.own_prompts() if self.below is None else self.below
+        return self.own_prompts() if self.defended_prompts is None else self.defended_prompts
 
     @property
     def backward(self) -> str:
-        """See ``DefendedModel``."""
+        """How gradients go through the defence; see ``DefendedModel``."""
         return self.options.BACKWARD
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Put the prompts of the finished run in ``directory`` under the defence.
+        """Defend the model of the finished run in ``directory``.
 
         Raises:
             UserError: no such run, prompts that cannot be defended, or another CLIP.
@@ -73,14 +85,14 @@ class TestTimeDefence(UntrainedTrainer):
                 f"{directory} has another CLIP ({results['backbone']}): set MODEL.BACKBONE.NAME "
                 "and MODEL.BACKBONE.ROBUST to its own"
             )
-        self.below = results["prompts"]
-        self.class_specific = bool(self.below.get("class_specific"))
-        self.model = self.build_prompted_clip(self.clip_model, **self.below)
+        self.defended_prompts = prompts = results["prompts"]
+        self.class_specific = bool(prompts.get("class_specific"))
+        self.model = self.build_prompted_clip(self.clip_model, **prompts)
         self._models["prompt_learner"] = self.model.prompt_learner
         if results["trained_on"]:
             folder = prompts_folder(Path(directory))
-            asked = results["trained_on"]
-            self.trained_on = self.load_prompts(self.model, folder, epoch, asked)
+            expected = results["trained_on"]
+            self.trained_on = self.load_prompts(self.model, folder, epoch, expected)
 
     def learned(self) -> list[torch.nn.Parameter]:
         return []
@@ -91,23 +103,27 @@ class TestTimeDefence(UntrainedTrainer):
     def image_logits(self) -> DefendedModel:
         self.set_model_mode("eval")
         self.text = self.model.text_features()
-        for part in self.tuned:
-            contexts = self.contexts(part)
+        for modality in self.tuned:
+            contexts = self.contexts(modality)
             if not contexts or any(callable(c) or c.dim() != 2 for c in contexts):
                 raise UserError(
-                    f"{type(self).__name__} tunes {part} prompts that all classes and images "
+                    f"{type(self).__name__} tunes {modality} prompts that all classes and images "
                     "share: give --model-dir of a run that has them"
                 )
-        return DefendedModel(self.defended, **self.facts, views=self.views)
+        return DefendedModel(self.defended, **self.conditions, views=self.views)
 
     def undefended(self) -> tuple[Callable[[Tensor], Tensor], torch.nn.Module]:
-        """The model without the defence, which ``static`` attacks are made on."""
+        """The model without the defence, which ``static`` attacks are made on.
+
+        Returns:
+            A function from images to logits, and the module that it uses.
+        """
         self.set_model_mode("eval")
         return self.model.classifier(), self.model
 
     @property
-    def facts(self) -> dict:
-        """What records state of the defence."""
+    def conditions(self) -> dict:
+        """How records describe the defence; the names are arguments of ``DefendedModel``."""
         return {
             "randomised": self.randomised,
             "adapted": self.adapted,
@@ -115,7 +131,7 @@ class TestTimeDefence(UntrainedTrainer):
         }
 
     def final_request(self) -> EvaluationRequest:
-        return replace(super().final_request(), defence=self.facts)
+        return replace(super().final_request(), defence=self.conditions)
 
     def model_fingerprint(self) -> str:
         options = [f"{key}={self.options[key]!r}" for key in sorted(self.options)]
@@ -123,28 +139,34 @@ class TestTimeDefence(UntrainedTrainer):
 
     # -- tuning --------------------------------------------------------------------------------
 
-    def contexts(self, part: str) -> list:
-        """The model's context vectors of "text" or "visual"."""
+    def contexts(self, modality: str) -> list:
+        """The model's context vectors of each layer; ``modality`` is "text" or "visual"."""
         learner = self.model.prompt_learner
-        return learner.text_contexts() if part == "text" else learner.visual_contexts()
+        return learner.text_contexts() if modality == "text" else learner.visual_contexts()
 
-    def each(self, part: str, count: int) -> list[Tensor]:
-        """The context vectors (count, M, D) of so many images, alike."""
-        contexts = [c.detach().expand(count, *c.shape) for c in self.contexts(part)]
+    def contexts_per_image(self, modality: str, count: int) -> list[Tensor]:
+        """A copy of each layer's contexts for each of ``count`` images: (count, M, D) per layer."""
+        contexts = [c.detach().expand(count, *c.shape) for c in self.contexts(modality)]
         return [context.contiguous().requires_grad_() for context in contexts]
 
     def unrolled(self, images: Tensor) -> bool:
-        """Whether a gradient for ``images`` is wanted that goes through the steps of tuning."""
+        """Whether a gradient is computed for ``images`` that goes through the steps of tuning."""
         return self.backward == "exact" and torch.is_grad_enabled() and images.requires_grad
 
     @torch.enable_grad()
     def tune(
         self, contexts: list[Tensor], loss: Callable[[list[Tensor]], Tensor], exact: bool
     ) -> list[Tensor]:
-        """``contexts`` after STEPS steps of PyTorch's AdamW down ``loss``, of each image alone.
+        """Tune the contexts of each image by STEPS steps of AdamW, as PyTorch computes them.
 
-        ``loss`` is summed over the images. ``exact``: autograd goes through the steps; else what
-        is tuned is constant for it.
+        Args:
+            contexts: one tensor (B, M, D) for each layer.
+            loss: from contexts to a loss that is summed over the images, so that each image's
+                contexts depend on this image only.
+            exact: whether autograd goes through the steps; False: the result is a constant.
+
+        Returns:
+            The tuned contexts.
         """
         steps, lr = self.options.STEPS, self.options.LR
         first = [torch.zeros_like(c) for c in contexts]
@@ -158,7 +180,7 @@ class TestTimeDefence(UntrainedTrainer):
             second = [_BETAS[1] * v + (1 - _BETAS[1]) * g**2 for v, g in zip(second, gradients)]
             contexts = [
                 (1 - lr * _DECAY) * c
-                - lr * (m / (1 - _BETAS[0] ** step)) / (_root(v / (1 - _BETAS[1] ** step)) + _EPS)
+                - lr * (m / (1 - _BETAS[0] ** step)) / (_sqrt(v / (1 - _BETAS[1] ** step)) + _EPS)
                 for c, m, v in zip(contexts, first, second)
             ]
             if not exact:
@@ -166,19 +188,24 @@ class TestTimeDefence(UntrainedTrainer):
         return contexts if exact else [context.detach() for context in contexts]
 
 
-def _root(x: Tensor) -> Tensor:
-    """The square root, with the derivative 0 at 0."""
+def _sqrt(x: Tensor) -> Tensor:
+    """The square root, whose derivative at 0 is 0 here."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of softmax(logits), over the last dimension."""
+    """Entropy, in nats, of softmax(logits) over the last dimension."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
 
 
-def confident(logits: Tensor, share: float) -> Tensor:
-    """(B, K): of the views (B, V, C) of each image, the share of least entropy."""
-    count = int(logits.shape[1] * share)
+def most_confident(logits: Tensor, fraction: float) -> Tensor:
+    """The numbers (B, K) of each image's views whose predictions have the least entropy.
+
+    Args:
+        logits: (B, V, C), of V views per image.
+        fraction: K / V, in [0, 1].
+    """
+    count = int(logits.shape[1] * fraction)
     return entropy(logits.detach()).argsort(dim=1)[:, :count]

@@ -28,42 +28,47 @@ _NUMBERS = {"epoch": (int,), **dict.fromkeys(("best_result", "train_seconds"), (
 
 
 class ResumableTrainer(TrainerX):
-    """``TrainerX`` with sound checkpoints, on the embedded host and on upstream Dassl alike.
+    """``TrainerX`` with runs that continue to the same bits, on either host.
 
-    history.csv has a row per epoch: learning rate, seconds, and means of all that is logged.
-    Checkpoints are of two kinds: Dassl's own layout (``<name>/model.pth.tar-N``, as often as
-    TRAIN.CHECKPOINT_FREQ says), for evaluation; and ``resume.pth.tar``, rewritten atomically after
-    every epoch, with all that the next epoch depends on: prompts, optimisers, schedulers, random
-    states. Dassl's own resume forgets the random state and freezes the learning rate after
-    warm-up.
+    history.csv has a row per epoch: learning rate, seconds, and means of all that is logged. There
+    are two kinds of checkpoints. Those in Dassl's layout (``<name>/model.pth.tar-N``, every
+    TRAIN.CHECKPOINT_FREQ epochs) are for evaluation. ``resume.pth.tar``, replaced atomically after
+    every epoch, is for resuming, and has all that the next epoch depends on: prompts, optimisers,
+    schedulers, random states. Dassl's own resume forgets the random states, and freezes the
+    learning rate after warm-up.
+
+    Attributes:
+        class_specific: whether the prompts belong to the classes that they were trained on.
+        train_seconds: spent on training, over all processes that continued the run.
+        trained_on: record of what loaded prompts were trained on (``apd.results.provenance``).
     """
 
-    # a method has these from ``apd.training.base.PromptTrainer``
+    # ``apd.training.base.PromptTrainer`` sets these
     model: PromptedCLIP
     section: str
     options: Any
     scaler: torch.amp.GradScaler
-    class_specific = False  # whether the prompts belong to the classes they were trained on
+    class_specific = False
     train_seconds = 0.0
-    trained_on: dict | None = None  # what loaded prompts were trained on (apd.results.provenance)
+    trained_on: dict | None = None
 
     def check_cfg(self, cfg) -> None:
-        self.history: list[dict[str, float]] = []  # of epochs
-        self.logged: list[dict[str, float]] = []  # of the epoch's steps
+        self.history: list[dict[str, float]] = []  # a row per epoch
+        self.logged: list[dict[str, float]] = []  # losses of each step of this epoch
         self.config = plain(cfg)  # as the user gave it
 
     # -- Dassl's layout ------------------------------------------------------------------------
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
-        if ranks.rank():  # one of them writes
+        if ranks.rank():  # only rank 0 writes
             return
         for name in self.get_model_names():
             save_checkpoint(
                 {
                     "state_dict": self._models[name].state_dict(),
                     "epoch": epoch + 1,
-                    "optimizer": _state(self._optims[name]),
-                    "scheduler": _state(self._scheds[name]),
+                    "optimizer": _state_dict(self._optims[name]),
+                    "scheduler": _state_dict(self._scheds[name]),
                     "val_result": val_result,
                     "trained_on": self.provenance(),
                     **self.identity(),
@@ -74,11 +79,11 @@ class ResumableTrainer(TrainerX):
             )
 
     def identity(self) -> dict:
-        """What a checkpoint belongs to, so that a mix-up is noticed."""
+        """The fields of a checkpoint that tell whose it is, so that another's is refused."""
         return {"method": type(self).__name__, "classnames": list(self.dm.dataset.classnames)}
 
     def provenance(self) -> dict | None:
-        """What the prompts that this run trains are trained on (``apd.results.provenance``)."""
+        """The record of what this run's prompts are trained on (``apd.results.provenance``)."""
         raise NotImplementedError
 
     @property
@@ -87,15 +92,19 @@ class ResumableTrainer(TrainerX):
         return any(optim is not None for optim in self._optims.values())
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load prompts from ``directory``: of ``epoch``, or else the best, or else the last ones.
+        """Load the prompts of a run.
 
-        CoOp's, MaPLe's, APT's, FAP's, AdvPT's and MAPT's checkpoints load too (apd.interchange).
-        Prompts with one context for all classes may be put before other class names than they
-        were trained with (base-to-new, cross-dataset); class-specific ones may not.
+        Checkpoints of CoOp, MaPLe, APT, FAP, AdvPT and MAPT load too (``apd.interchange``).
+        Prompts with one context for all classes may be used with other class names than in
+        training (base-to-new, cross-dataset); class-specific prompts may not.
+
+        Args:
+            directory: the run's folder.
+            epoch: default: that of the best validation accuracy if it was stored, else the last.
 
         Raises:
             UserError: no such checkpoint, a damaged one, or one of another method, prompt length,
-                CLIP (where it says so) or (class-specific prompts) class list.
+                CLIP (if the checkpoint states it) or, for class-specific prompts, class list.
         """
         if not directory:
             print("load_model() is skipped: no folder to load from is given")
@@ -115,33 +124,39 @@ class ResumableTrainer(TrainerX):
         model: PromptedCLIP,
         folder: Path,
         epoch: int | None = None,
-        asked: dict | None = None,
+        expected: dict | None = None,
     ) -> dict | None:
-        """Load the prompts in ``folder`` into ``model``.
+        """Load the prompts in ``folder`` into ``model``; class names are embedded anew.
 
-        They must be what a run with the record ``asked`` (``apd.results.provenance``; default:
-        this run) trains, but for its data, shots and seed.
+        Checkpoints of CoOp, MaPLe, APT, FAP, AdvPT and MAPT do not state their method; of them
+        only the kind of the prompts is checked.
 
-        CoOp, MaPLe, APT, FAP, AdvPT and MAPT do not say their method, but the prompts must be of
-        the same kind. Class names are always embedded anew.
+        Args:
+            epoch: as of ``load_model``.
+            expected: record of a run (``apd.results.provenance``) that would train such prompts,
+                except for its data, shots and seed; default: of this run.
 
-        Returns what they were trained on, if that is known.
+        Returns:
+            The record of what they were trained on; None: it is not known.
+
+        Raises:
+            UserError: as of ``load_model``.
         """
-        asked = asked or self.provenance()
-        assert asked is not None  # a method that trains nothing loads nothing
+        expected = expected or self.provenance()
+        assert expected is not None  # a method that trains nothing loads nothing
         path = checkpoint_path(folder, epoch)
         checkpoint = load_checkpoint(path, inert=True)
         saved = read_prompts(checkpoint, path)
-        trained_by = checkpoint.get("method", asked["method"])
-        if trained_by != asked["method"]:
-            raise UserError(f"{path} holds prompts of {trained_by}, not of {asked['method']}")
+        method = checkpoint.get("method", expected["method"])
+        if method != expected["method"]:
+            raise UserError(f"{path} holds prompts of {method}, not of {expected['method']}")
         classnames = self.identity()["classnames"]
         other_classes = checkpoint.get("classnames", classnames) != classnames
         if other_classes and self.class_specific:
             raise UserError(f"{path} holds class-specific prompts of another class list")
         other_tokens = check_fit(saved, model, self.section, self.options, path)
         if record := of_checkpoint(checkpoint, folder):
-            check_meaning(record, asked, path)
+            check_meaning(record, expected, path)
         else:
             print(
                 f"note: nothing says under which settings {path} was trained (class token's "
@@ -170,17 +185,17 @@ class ResumableTrainer(TrainerX):
         self.history.append(row)
         if not ranks.rank():
             self.save_state()
-        ranks.barrier()  # what the next step of a run reads is there
+        ranks.barrier()  # no rank goes on before the files are written
 
     def save_state(self) -> None:
-        """Write history.csv, and all that the next epoch depends on."""
+        """Write history.csv and the state that the next epoch depends on."""
         write_csv(Path(self.output_dir) / HISTORY_NAME, self.history)
         names = self.get_model_names()
         state = {
             "epoch": self.epoch + 1,
             "models": {name: self._models[name].state_dict() for name in names},
-            "optimizers": {name: _state(self._optims[name]) for name in names},
-            "schedulers": {name: _state(self._scheds[name]) for name in names},
+            "optimizers": {name: _state_dict(self._optims[name]) for name in names},
+            "schedulers": {name: _state_dict(self._scheds[name]) for name in names},
             "scaler": self.scaler.state_dict(),
             "best_result": float(self.best_result),
             "train_seconds": self.train_seconds,
@@ -192,10 +207,13 @@ class ResumableTrainer(TrainerX):
         write_tensors(Path(self.output_dir) / RESUME_NAME, state)
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Continue a killed run. Returns the number of epochs it has behind it.
+        """Continue a killed run, if ``directory`` has one.
+
+        Returns:
+            How many epochs are trained.
 
         Raises:
-            UserError: the folder holds another configuration's run.
+            UserError: the folder has a run of another configuration, or the state is damaged.
         """
         path = Path(directory) / RESUME_NAME
         if not path.exists():
@@ -203,7 +221,7 @@ class ResumableTrainer(TrainerX):
                 raise UserError(f"--resume {self.cfg.RESUME}: there is no {path}")
             print("No checkpoint found, train from scratch")
             if not ranks.rank():
-                for name in self.get_model_names():  # of a run that was here before
+                for name in self.get_model_names():  # an earlier run's must not be loaded
                     (Path(self.output_dir) / name / BEST).unlink(missing_ok=True)
             return 0
         state = load_checkpoint(path)
@@ -219,6 +237,7 @@ class ResumableTrainer(TrainerX):
         return state["epoch"]
 
     def _resume(self, state: dict, path: Path) -> None:
+        """Take over ``state``, read from ``path``; a damaged one may raise any kind of error."""
         changed = differences(self.config, state["config"])
         changed += [key for key, value in self.identity().items() if state[key] != value]
         if changed:
@@ -241,12 +260,13 @@ class ResumableTrainer(TrainerX):
         self.scaler.load_state_dict(state["scaler"])
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
-        self.history = state.get("history", [])  # versions before it had none
+        self.history = state.get("history", [])  # states of earlier versions have none
         _set_random_state(state["random"])
 
 
-def _state(part) -> dict | None:
-    return None if part is None else part.state_dict()
+def _state_dict(optimizer_or_scheduler) -> dict | None:
+    """Its state; None: there is none, because its model is not trained."""
+    return None if optimizer_or_scheduler is None else optimizer_or_scheduler.state_dict()
 
 
 def _random_state() -> dict:
@@ -266,7 +286,7 @@ def _set_random_state(state: dict) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        if ranks.size() > 1:  # all draw what the first one, on the first GPU, draws
+        if ranks.size() > 1:  # all ranks draw the same numbers: those of rank 0, on the first GPU
             torch.cuda.set_rng_state(state["cuda"][0])
         else:
             torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""Trainers that train nothing: "training" goes straight to the evaluation."""
+"""``UntrainedTrainer``, the base class of methods without training: runs only evaluate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from apd.training.base import PromptTrainer
 
 
 class UntrainedTrainer(PromptTrainer):
-    """CLIP with the data set's template.
+    """CLIP with the data set's template, or with those of TRAINER.PROMPT.TEMPLATES.
 
-    TRAINER.PROMPT.TEMPLATES takes its place; several templates are an ensemble.
+    Several templates are an ensemble: their text features are averaged.
     """
 
     def prompts(self) -> dict:

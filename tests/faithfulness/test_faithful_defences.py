@@ -26,7 +26,7 @@ def over(trainer64):
 
     def over(method, *options):
         trainer = trainer64(method, *options)
-        trainer.below = BIMODAL
+        trainer.defended_prompts = BIMODAL
         trainer.model = trainer.build_prompted_clip(trainer.clip_model, **BIMODAL)
         generator = torch.Generator().manual_seed(4)
         for weight in trainer.model.prompt_learner.parameters():
