@@ -1,6 +1,6 @@
-"""What the commands that take classifiers and images are given.
+"""Arguments of commands that take classifiers and images.
 
-Without PyTorch, so that a command tells its flags at once.
+This module does not import PyTorch, so that --help is answered at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def classifier(source: str, args: argparse.Namespace) -> PromptedClassifier:
-    """The classifier that a command's arguments name; a warning is one line of standard error.
+    """Load the classifier ``source`` with a command's flags; warnings go to standard error.
 
     Raises:
         UserError: as ``apd.load``.
@@ -69,7 +69,8 @@ def classifier(source: str, args: argparse.Namespace) -> PromptedClassifier:
 
 
 def class_names(text: str) -> list[str] | None:
-    """Names with commas between, or the lines of a file; None: none are given.
+    """The class names in ``text``, which has names with commas between them, or names a file with
+    a name on each line; None: ``text`` is empty.
 
     Raises:
         UserError: there is neither a comma in it nor such a file.
@@ -86,7 +87,7 @@ def class_names(text: str) -> list[str] | None:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sources of classifiers, and the other arguments, which are of images.
+    """Divide a command's arguments into sources of classifiers and arguments that name images.
 
     Raises:
         UserError: there is no source.
@@ -98,6 +99,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_source(text: str) -> bool:
+    """Whether ``text`` names a classifier, as ``apd.load`` takes it."""
     path = Path(text)
     if text.startswith(HUB) or (os.path.isfile(text) and ".pth.tar" in path.name):
         return True
@@ -106,35 +108,40 @@ def _is_source(text: str) -> bool:
 
 
 def check_alike(models: Sequence[PromptedClassifier]) -> None:
-    """Raise UserError unless one image can be shown to all of the models, as the same classes."""
-    for what in ("class_names", "resolution"):
-        if len({str(getattr(model, what)) for model in models}) > 1:
-            raise UserError(f"these runs differ in {what}: show them one by one")
+    """Raise UserError unless all models have the same classes and the same size of images."""
+    for name in ("class_names", "resolution"):
+        if len({str(getattr(model, name)) for model in models}) > 1:
+            raise UserError(f"these runs differ in {name}: show them one by one")
 
 
 def short_names(sources: Sequence[str], models: Sequence[PromptedClassifier]) -> list[str]:
-    """What to call each: its method, with its seed, or its source, whatever tells them apart."""
+    """The shortest names that all differ: methods, methods with seeds, or else the sources."""
     methods = [model.description.method for model in models]
     seeds = [model.results.get("seed") for model in models]
-    both = [f"{method}, seed {seed}" for method, seed in zip(methods, seeds)]
-    for names in (methods, both):
+    with_seeds = [f"{method}, seed {seed}" for method, seed in zip(methods, seeds)]
+    for names in (methods, with_seeds):
         if len({*names}) == len(names):
             return names
     return list(sources)
 
 
 def image_paths(arguments: Sequence[str]) -> Iterator[str]:
-    """Files that arguments name: a file, a folder with images at any depth, a pattern such as
-    ``photos/*.jpg``, or "-" for the lines of the standard input.
+    """The files that arguments name.
+
+    Args:
+        arguments: each a file, a folder with images at any depth, a pattern such as
+            ``photos/*.jpg``, or "-": the standard input has a path on each line.
 
     Raises:
-        UserError: one of the others than "-" names nothing.
+        UserError: an argument other than "-" names no images.
     """
-    found = [["-"] if text == "-" else _files(text) for text in arguments]
-    return chain.from_iterable(_lines() if paths == ["-"] else paths for paths in found)
+    # named now, so that a wrong argument is refused before the standard input is read
+    groups = [["-"] if text == "-" else _files(text) for text in arguments]
+    return chain.from_iterable(_input_lines() if paths == ["-"] else paths for paths in groups)
 
 
 def _files(text: str) -> list[str]:
+    """The files that one argument names, sorted."""
     if os.path.isfile(text):
         return [text]
     pattern = f"{glob.escape(text)}/**/*" if os.path.isdir(text) else text
@@ -145,7 +152,7 @@ def _files(text: str) -> list[str]:
     return images
 
 
-def _lines() -> Iterator[str]:
-    if isinstance(sys.stdin, io.TextIOWrapper):  # the name of a file may hold any byte
+def _input_lines() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a file's name may have bytes that are not UTF-8
         sys.stdin.reconfigure(errors="surrogateescape")
     yield from (line.rstrip("\n") for line in sys.stdin if line.strip())

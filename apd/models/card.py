@@ -13,19 +13,19 @@ _TAGS = ("clip", "prompt-learning", "adversarial-robustness", "image-classificat
 
 
 def card(config: dict) -> str:
-    """README.md of a folder whose config.json says ``config``: front matter in YAML, and text."""
+    """README.md for a folder with the config.json ``config``: front matter in YAML, then text."""
     front = yaml.safe_dump(_front_matter(config), sort_keys=False, allow_unicode=True)
-    parts = (_what_it_is(config), _how_to_load(config), _accuracies(config), _conditions(config))
-    return f"---\n{front}---\n\n" + "\n".join(part for part in parts if part)
+    sections = (_introduction(config), _usage(config), _accuracies(config), _conditions(config))
+    return f"---\n{front}---\n\n" + "\n".join(section for section in sections if section)
 
 
 def title(config: dict) -> str:
-    """The method, what it was trained on, and its CLIP."""
+    """The heading: method, data set, shots and CLIP."""
     results, backbone = config["results"], config["backbone"]["name"]
-    trained = ""
+    data = ""
     if results:
-        trained = f" on {results['dataset']}, {shots_text(results['shots'])}"
-    return f"{config['method']}{trained} ({backbone})"
+        data = f" on {results['dataset']}, {shots_text(results['shots'])}"
+    return f"{config['method']}{data} ({backbone})"
 
 
 def _front_matter(config: dict) -> dict:
@@ -45,19 +45,18 @@ def _front_matter(config: dict) -> dict:
 
 
 def _model_index(dataset: str, record: dict) -> dict:
-    """One accuracy, with its threat model in words as the metric's name."""
-    about = {"name": dataset, "type": dataset.lower(), "split": record["split"]}
+    """An entry of the hub's model-index: one accuracy, named after its threat model."""
     threat = record["threat_model"]
     name = f"robust accuracy, {described(record)}" if threat else "clean accuracy"
     metric = {"type": "accuracy", "name": name, "value": round(record["accuracy"], 2)}
     return {
         "task": {"type": "image-classification"},
-        "dataset": about,
+        "dataset": {"name": dataset, "type": dataset.lower(), "split": record["split"]},
         "metrics": [metric],
     }
 
 
-def _what_it_is(config: dict) -> str:
+def _introduction(config: dict) -> str:
     names, modality = config["class_names"], config["modality"]
     prompts = "Hand-written prompts" if modality == "none" else f"Learned {modality} prompts"
     return (
@@ -67,7 +66,7 @@ def _what_it_is(config: dict) -> str:
     )
 
 
-def _how_to_load(config: dict) -> str:
+def _usage(config: dict) -> str:
     return (
         "```python\n"
         "import apd  # pip install 'apd-clip[hf]'\n\n"
@@ -83,11 +82,12 @@ def _accuracies(config: dict) -> str:
     for record in config["results"].get("evaluations", ()):
         flags = record.get("flags", {})
         notes += [f"- {name}: {text}" for name, text in flags.items()]
+        subset = isinstance(record.get("images"), dict) and images_text(record)
         rows.append(
             {
                 "evaluation": described(record),
                 "accuracy (%)": f"{record['accuracy']:.1f}",
-                "images": f"{record['total']:,}" + (" (a subset)" if _is_subset(record) else ""),
+                "images": f"{record['total']:,}" + (" (a subset)" if subset else ""),
                 "flags": ", ".join(flags) or "none",
             }
         )
@@ -96,10 +96,6 @@ def _accuracies(config: dict) -> str:
     table = tabulate(rows, "keys", tablefmt="github", disable_numparse=True)
     flags = "Flags of the evaluation:\n\n" + "\n".join(dict.fromkeys(notes)) if notes else ""
     return f"## Accuracy\n\n{table}\n\n{flags}\n"
-
-
-def _is_subset(record: dict) -> bool:
-    return isinstance(record.get("images"), dict) and bool(images_text(record))
 
 
 def _conditions(config: dict) -> str:
@@ -113,13 +109,13 @@ def _conditions(config: dict) -> str:
     ]
     for use, words in (("train", "attacked in training"), ("test", "attacked in evaluation")):
         threat = config["threat_model"].get(use)
-        lines.append(f"- {words}: {_threat(threat) if threat else 'no'}")
+        lines.append(f"- {words}: {_threat_text(threat) if threat else 'no'}")
     if results:
         lines.append(f"- seed {results['seed']}, classes: {results['subsample']}")
     return "## Conditions\n\n" + "\n".join(lines) + "\n"
 
 
-def _threat(threat: dict) -> str:
+def _threat_text(threat: dict) -> str:
     return (
         f"{threat['norm']}, eps {threat['eps']:g}/255, steps of {threat['alpha']:g}/255, "
         f"{threat['steps']} steps, loss {threat['loss']}"

@@ -1,4 +1,4 @@
-"""CLIP with learned prompts as an image classifier."""
+"""``PromptedClassifier``: CLIP with learned prompts as an image classifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ImageLike = str | os.PathLike | Image.Image | Tensor
 
 
 class Prediction(NamedTuple):
-    """What a classifier says of one image.
+    """A classifier's prediction for one image.
 
     Attributes:
         label: the class with the largest logit.
@@ -43,16 +43,16 @@ class Prediction(NamedTuple):
 
 
 class PromptedClassifier(nn.Module):
-    """A frozen CLIP with learned or hand-written prompts, classifying images in [0, 1].
+    """A frozen CLIP with learned or hand-written prompts, which classifies images in [0, 1].
 
-    What ``apd.load`` and ``apd.zero_shot`` give. Normalisation is inside, so attacks act in pixel
-    space through the whole model; logits equal those of the run's own evaluation to the bit.
-    Nothing in it is trained. Text features are computed once, and move with the module
-    (``.to``, ``.half``, ``copy.deepcopy``); ``load_state_dict`` computes them anew.
+    ``apd.load`` and ``apd.zero_shot`` return it. It normalises images inside, so that attacks act
+    in pixel space through the whole model; its logits equal those of the run's own evaluation to
+    the bit. None of its parameters are trained. Text features are computed once, and move with the
+    module (``.to``, ``.half``, ``copy.deepcopy``); ``load_state_dict`` computes them anew.
 
     Args:
         model: the CLIP with prompts, on the device where the text features are to be computed.
-        description: what it is.
+        description: method, class names, prompts, backbone and results.
 
     Shape:
         images (B, 3, R, R) in [0, 1], R = ``resolution``, to logits (B, C).
@@ -71,7 +71,7 @@ class PromptedClassifier(nn.Module):
         self.register_load_state_dict_post_hook(_refresh)
         self.eval()
 
-    # -- what it computes ----------------------------------------------------------------------
+    # -- computing -----------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
         self._check(images)
@@ -83,13 +83,13 @@ class PromptedClassifier(nn.Module):
         return self.text
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """A PIL image as the model reads it: (3, R, R) in [0, 1], on the CPU.
+        """A PIL image as a tensor for the model: (3, R, R) in [0, 1], on the CPU.
 
-        As in evaluation: the shorter edge is resized to R, the centre is cut out. It is not
-        normalised, which is the model's part.
+        As in evaluation, the shorter edge is resized to R and the centre is cut out. The tensor is
+        not normalised: the model does that.
 
         Raises:
-            UserError: it has more than 8 bits.
+            UserError: the image has more than 8 bits per channel.
         """
         return as_tensor(image, self.resolution, self.description.interpolation)
 
@@ -112,17 +112,22 @@ class PromptedClassifier(nn.Module):
             if number < 1:
                 raise UserError(f"{name} is {number}: use a whole number from 1")
         predictions: list[Prediction] = []
-        for batch in _batches(self._tensors(images), batch_size):
+        tensors = self._tensors(images)
+        while batch := list(islice(tensors, batch_size)):
             probabilities = self.probabilities(torch.stack(batch))
-            values, places = probabilities.topk(min(top, len(self.class_names)))
-            for shares, classes in zip(values.tolist(), places.tolist()):
-                best = [(self.class_names[c], share) for c, share in zip(classes, shares)]
+            values, classes = probabilities.topk(min(top, len(self.class_names)))
+            for row, labels in zip(values.tolist(), classes.tolist()):
+                best = [(self.class_names[label], value) for label, value in zip(labels, row)]
                 predictions.append(Prediction(*best[0], best))
         return predictions
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """(B, C), on the CPU in float32, of images (B, 3, R, R) in [0, 1] on any device."""
+        """Softmax probabilities (B, C), on the CPU in float32, without gradients.
+
+        Args:
+            images: (B, 3, R, R) in [0, 1] on any device.
+        """
         return self(images.to(self.text.device)).float().softmax(dim=1).cpu()
 
     def _check(self, images: Tensor) -> None:
@@ -153,7 +158,7 @@ class PromptedClassifier(nn.Module):
             )
         image = image.detach()
         self._check(image[None])
-        low, high = (float(edge) for edge in image.aminmax())
+        low, high = (float(bound) for bound in image.aminmax())
         if not (0 <= low and high <= 1):
             raise UserError(
                 f"an image has values from {low:g} to {high:g}, the model reads [0, 1] and "
@@ -161,7 +166,7 @@ class PromptedClassifier(nn.Module):
             )
         return image.float().cpu()
 
-    # -- what it is ----------------------------------------------------------------------------
+    # -- description ---------------------------------------------------------------------------
 
     @property
     def class_names(self) -> list[str]:
@@ -175,22 +180,22 @@ class PromptedClassifier(nn.Module):
 
     @property
     def threat_model(self) -> dict:
-        """What training and evaluation attacked: "train" and "test", each norm, eps and alpha (in
-        units of 1/255), steps, restarts, random_start and loss; None: no attack."""
+        """The threat models of training and evaluation: "train" and "test", each with norm, eps and
+        alpha (in units of 1/255), steps, restarts, random_start and loss; None: no attack."""
         return copy.deepcopy(self.description.threat_model)
 
     @property
     def results(self) -> dict:
-        """What results.json says of the run: evaluations, data set, shots, seed, ...
+        """The contents of the run's results.json: evaluations, data set, shots, seed, ...
 
-        Empty where there was no run, and for other class names than the run's own.
+        Empty if there is no run, or if the class names are not those of the run.
         """
         return copy.deepcopy(self.description.results)
 
     def classes(
         self, class_names: Sequence[str], templates: Sequence[str] | str = ()
     ) -> PromptedClassifier:
-        """The same prompts before other class names: a new module with a copy of all weights.
+        """A new module, with a copy of all weights, that has the same prompts for other classes.
 
         Args:
             class_names: one or more, underscores read as spaces.
@@ -201,26 +206,31 @@ class PromptedClassifier(nn.Module):
             UserError: the context is class-specific, a template is of no use, or a name is too
                 long for CLIP.
         """
-        named = check_class_names(class_names)
+        names = check_class_names(class_names)
         prompts = dict(self.description.prompts)
-        if named != self.description.class_names:
+        if names != self.description.class_names:
             self.description.check_renamed()
         if templates:
             if prompts.get("n_ctx_text"):
                 raise UserError("the text context is learned, hand-written templates are not used")
             prompts["templates"] = [templates] if isinstance(templates, str) else list(templates)
-        model = prompted(copy.deepcopy(self.model.clip), named, prompts)
+        model = prompted(copy.deepcopy(self.model.clip), names, prompts)
         model.prompt_learner.load_state_dict(self.model.prompt_learner.state_dict())
-        same = (named, prompts) == (self.description.class_names, self.description.prompts)
+        same = (names, prompts) == (self.description.class_names, self.description.prompts)
         results = self.description.results if same else {}
-        changed = replace(self.description, class_names=named, prompts=prompts, results=results)
-        return PromptedClassifier(model, changed)
+        return PromptedClassifier(
+            model, replace(self.description, class_names=names, prompts=prompts, results=results)
+        )
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write all but the weights of CLIP to ``folder``, for ``apd.load``, whole or not at all.
+        """Write the classifier without the weights of CLIP to ``folder``, which ``apd.load`` reads.
 
-        ``config.json``, ``prompts.safetensors`` and ``README.md``, a model card in the format of
-        the Hugging Face hub. CLIP is named, with the hash of its weights.
+        It has ``config.json``, which names CLIP with the hash of its weights,
+        ``prompts.safetensors``, and ``README.md``, a model card in the format of the Hugging Face
+        hub. The folder is written whole or not at all.
+
+        Returns:
+            The folder.
 
         Raises:
             UserError: the folder has something in it, or the module is not in float32.
@@ -228,9 +238,9 @@ class PromptedClassifier(nn.Module):
         return write_folder(self.model, self.description, folder)
 
     def extra_repr(self) -> str:
-        about = self.description
-        names = listed(about.class_names, 3)
-        return f"{about.method} on {about.backbone.name}, {len(about.class_names)} classes: {names}"
+        method, backbone = self.description.method, self.description.backbone.name
+        names = self.description.class_names
+        return f"{method} on {backbone}, {len(names)} classes: {listed(names, 3)}"
 
     # -- copies --------------------------------------------------------------------------------
 
@@ -248,7 +258,7 @@ class PromptedClassifier(nn.Module):
 
 
 def prompted(clip_model: CLIP, class_names: Sequence[str], prompts: dict) -> PromptedCLIP:
-    """``build_prompted_clip`` whose fresh prompts draw nothing from the caller's random state."""
+    """``build_prompted_clip`` that leaves the caller's random state as it is."""
     with torch.random.fork_rng(devices=[]):
         return build_prompted_clip(clip_model, class_names, **prompts)
 
@@ -257,31 +267,28 @@ def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
     """The names as a tuple, with a warning where CLIP reads some of them alike.
 
     Raises:
-        UserError: there are none, one is no text or empty, or a name stands twice.
+        UserError: there are none, a name is no text or empty, or there twice.
     """
     names = () if isinstance(class_names, str) else tuple(class_names)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError(f"class names are {class_names!r}: use a list of one or more texts")
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise UserError(f"class names have {listed(twice)} twice: use each once")
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"class names have {listed(repeated)} twice: use each once")
     if message := same_prompts(names):
         warnings.warn(message, stacklevel=3)
     return names
 
 
 def _text_features(model: PromptedCLIP) -> Tensor:
-    """In the precision of the weights, and of use where gradients are computed, wherever it is
-    called."""
-    full = torch.autocast(model.mean.device.type, enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), full:
+    """Text features (C, D) in the precision of the weights.
+
+    Under autocast or inference_mode of the caller they are the same, and may be used where
+    gradients are computed.
+    """
+    no_autocast = torch.autocast(model.mean.device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), no_autocast:
         return model.encode_classes(model.prompt_learner.text_contexts())
 
 
 def _refresh(module: PromptedClassifier, _) -> None:
     module.text = _text_features(module.model)
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch

@@ -1,4 +1,4 @@
-"""What a classifier is beside its numbers: plain data, without PyTorch."""
+"""The description of a classifier: all that defines it except weights. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from apd.errors import UserError, listed
 
 LIBRARY = "apd-clip"  # in config.json and the model card
 CONFIG = "config.json"
-HUB = "hf:"  # what the name of a classifier on the hub begins with
+HUB = "hf:"  # the prefix of a classifier's name on the hub
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Backbone:
         name: MODEL.BACKBONE.NAME.
         robust: MODEL.BACKBONE.ROBUST, a file with an adversarially fine-tuned image encoder.
         resolution: MODEL.BACKBONE.RESOLUTION, in pixels; 0: what the CLIP was trained on.
-        sha256: of what all these make (``apd.clip.backbone_sha256``); "": not known.
+        sha256: of the weights and geometry of the CLIP that these make
+            (``apd.clip.backbone_sha256``); "": not known.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Description:
-    """A classifier but for the weights of its CLIP and its learned prompts.
+    """A classifier without the weights of its CLIP and without its learned vectors.
 
     Attributes:
         method: the trainer's name.
@@ -39,8 +40,8 @@ class Description:
             context vectors, hand-written templates.
         backbone: the frozen CLIP.
         interpolation: of the resize in ``preprocess``: bicubic, bilinear or nearest.
-        threat_model: "train" and "test", each the threat model as results.json has it, or None.
-        results: what results.json says of the run; empty where there was none.
+        threat_model: "train" and "test", each the threat model as in results.json, or None.
+        results: contents of the run's results.json; empty if there is no run.
     """
 
     method: str
@@ -57,7 +58,7 @@ class Description:
         return bool(self.prompts.get("n_ctx_text") or self.prompts.get("n_ctx_visual"))
 
     def check_renamed(self) -> None:
-        """Raise UserError if the prompts cannot be put before other class names."""
+        """Raise UserError if the prompts cannot be used with other class names."""
         if self.prompts.get("class_specific"):
             raise UserError(
                 f"the context of {self.method} is class-specific: it has vectors for "

@@ -10,7 +10,7 @@ from apd.models.saved import PROMPTS
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """The folder with the files of ``USER/NAME``, fetched or found in the hub's cache.
+    """Download the files of ``USER/NAME``, unless the hub's cache has them; returns their folder.
 
     Args:
         revision: a branch, tag or commit; default: the main branch.
@@ -20,18 +20,21 @@ def download(repository: str, revision: str | None = None) -> Path:
     """
     client = _client(f"{HUB}{repository}")
     try:
-        found = client.snapshot_download(
+        folder = client.snapshot_download(
             repository, revision=revision, allow_patterns=[CONFIG, PROMPTS]
         )
-    except Exception as error:  # whatever the network and its libraries raise
+    except Exception as error:  # the libraries of the network raise many kinds
         raise UserError(f"{HUB}{repository} could not be downloaded ({one_line(error)})") from error
-    return Path(found)
+    return Path(folder)
 
 
 def push(folder: str | Path, repository: str) -> str:
-    """Upload what ``save`` wrote as ``USER/NAME``, which is made if need be; returns its address.
+    """Upload a folder that ``save`` wrote to ``USER/NAME``, which is created if it is not there.
 
-    Who you are is told to the hub's client by ``hf auth login`` or HF_TOKEN.
+    The hub's client reads its credentials from ``hf auth login`` or HF_TOKEN.
+
+    Returns:
+        The repository's address.
 
     Raises:
         UserError: the hub's client is not installed, or the hub refuses.
@@ -45,11 +48,12 @@ def push(folder: str | Path, repository: str) -> str:
     return str(address)
 
 
-def _client(wanted: str):
+def _client(purpose: str):
+    """The hub's client; UserError, which names the ``purpose``, if it is not installed."""
     try:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f"{wanted} needs the hub's client ({one_line(error)}): pip install 'apd-clip[hf]'"
+            f"{purpose} needs the hub's client ({one_line(error)}): pip install 'apd-clip[hf]'"
         ) from error
     return huggingface_hub

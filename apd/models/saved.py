@@ -1,7 +1,7 @@
-"""A folder that says all of a classifier but its CLIP, which it names with its hash.
+"""The folder that ``save`` writes: a classifier without its CLIP, which it names with a hash.
 
-``config.json``, ``prompts.safetensors`` and ``README.md``, a model card. Fields of config.json
-(schema 1):
+It has ``config.json``, ``prompts.safetensors`` and ``README.md``, a model card. Fields of
+config.json (schema 1):
     library_name: apd-clip.
     schema: version of this list.
     method: the trainer's name.
@@ -13,8 +13,8 @@
     backbone: name, robust, resolution and sha256 (``apd.models.description.Backbone``).
     input: size (height, width) and interpolation of the images, and the mean and std that the
         model normalises them with.
-    threat_model: "train" and "test".
-    results: of results.json, what does not speak of the machine.
+    threat_model: "train" and "test", each the threat model as in results.json, or None.
+    results: the fields of results.json that are not about the machine.
     versions: of the packages that wrote the folder.
 """
 
@@ -60,12 +60,15 @@ _THREAT = {
     **dict.fromkeys(("eps", "alpha"), (int, float)),
     "steps": (int,),
 }
-_MOST = 1000  # vectors, layers or experts: more is damage
+_LARGEST = 1000  # number of vectors, layers or experts; a larger one is a damaged file
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether ``write_folder`` made it; a CLIP of transformers has a config.json too."""
-    if (folder / PROMPTS).exists():  # whatever has become of config.json
+    """Whether ``write_folder`` wrote it.
+
+    config.json alone does not tell: a CLIP of transformers has such a file too.
+    """
+    if (folder / PROMPTS).exists():  # even if config.json is missing or damaged
         return True
     try:
         return read_json(folder / CONFIG).get("library_name") == LIBRARY
@@ -73,7 +76,7 @@ def is_saved(folder: Path) -> bool:
         return False
 
 
-def write_folder(model: PromptedCLIP, about: Description, folder: str | os.PathLike) -> Path:
+def write_folder(model: PromptedCLIP, description: Description, folder: str | os.PathLike) -> Path:
     """Write a classifier, whole or not at all.
 
     Raises:
@@ -86,7 +89,7 @@ def write_folder(model: PromptedCLIP, about: Description, folder: str | os.PathL
         raise UserError(f"{folder} exists: choose another folder")
     if model.mean.dtype != torch.float32:
         raise UserError(f"the model is in {model.mean.dtype}: load it again, and save that")
-    config = to_config(model, about)
+    config = to_config(model, description)
     with temporary_folder(folder) as temporary:
         state = model.prompt_learner.state_dict()
         tensors = {name: value.cpu().contiguous() for name, value in state.items()}
@@ -96,32 +99,34 @@ def write_folder(model: PromptedCLIP, about: Description, folder: str | os.PathL
     return folder
 
 
-def to_config(model: PromptedCLIP, about: Description) -> dict:
-    """What config.json says."""
+def to_config(model: PromptedCLIP, description: Description) -> dict:
+    """The contents of config.json."""
     size = model.clip.visual.input_resolution
     return {
         "library_name": LIBRARY,
         "schema": SCHEMA,
-        "method": about.method,
+        "method": description.method,
         "modality": model.modality,
-        "class_names": list(about.class_names),
-        "prompts": about.prompts,
+        "class_names": list(description.class_names),
+        "prompts": description.prompts,
         "prompts_sha256": weights_sha256(model.prompt_learner),
-        "backbone": asdict(about.backbone),
+        "backbone": asdict(description.backbone),
         "input": {
             "size": [size, size],
-            "interpolation": about.interpolation,
+            "interpolation": description.interpolation,
             "mean": list(model.clip.mean),
             "std": list(model.clip.std),
         },
-        "threat_model": about.threat_model,
-        "results": {key: about.results[key] for key in _RESULTS if key in about.results},
+        "threat_model": description.threat_model,
+        "results": {
+            key: description.results[key] for key in _RESULTS if key in description.results
+        },
         "versions": environment()["versions"],
     }
 
 
 def read_folder(folder: Path) -> tuple[Description, dict[str, Tensor], str]:
-    """What ``write_folder`` wrote: the description, the learned vectors, and their hash.
+    """Read what ``write_folder`` wrote: the description, the learned vectors and their hash.
 
     Raises:
         UserError: a file is missing or damaged, or of another version.
@@ -137,7 +142,7 @@ def read_folder(folder: Path) -> tuple[Description, dict[str, Tensor], str]:
     if faults := _faults(config):
         raise UserError(f"{path} {listed(faults, 4)}: save it again")
     tensors = read_weights(folder / PROMPTS).tensors
-    about = Description(
+    description = Description(
         method=config["method"],
         class_names=tuple(config["class_names"]),
         prompts=config["prompts"],
@@ -146,11 +151,11 @@ def read_folder(folder: Path) -> tuple[Description, dict[str, Tensor], str]:
         threat_model=config["threat_model"],
         results=config["results"],
     )
-    return about, tensors, config["prompts_sha256"]
+    return description, tensors, config["prompts_sha256"]
 
 
 def _faults(config: dict) -> list[str]:
-    """What is wrong with a config, each as in "lacks method"."""
+    """What is wrong with a config: a phrase for each fault, such as "lacks method"."""
     if faults := kind_faults(config, _FIELDS, {}):
         return faults
     faults = [f"backbone {fault}" for fault in kind_faults(config["backbone"], _BACKBONE, {})]
@@ -174,22 +179,22 @@ def _faults(config: dict) -> list[str]:
 
 def _prompt_faults(prompts: Mapping) -> list[str]:
     """What is wrong with arguments of ``build_prompted_clip``."""
-    known = {
+    defaults = {
         name: parameter.default
         for name, parameter in signature(build_prompted_clip).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     faults = []
     for name, value in prompts.items():
-        default = known.get(name)
+        default = defaults.get(name)
         if isinstance(default, tuple):
-            good = isinstance(value, list) and all(isinstance(text, str) for text in value)
+            valid = isinstance(value, list) and all(isinstance(text, str) for text in value)
         else:
-            good = name in known and type(value) is type(default)
+            valid = name in defaults and type(value) is type(default)
         if name == "position":
-            good = value in ("end", "middle", "front")
-        if good and type(value) is int and name != "text_chunk":
-            good = 0 <= value <= _MOST
-        if not good:
+            valid = value in ("end", "middle", "front")
+        if valid and type(value) is int and name != "text_chunk":
+            valid = 0 <= value <= _LARGEST
+        if not valid:
             faults.append(f"has prompts with {name} {one_line(value, 20)}")
     return faults

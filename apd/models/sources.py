@@ -1,4 +1,4 @@
-"""Where a classifier comes from: a run, a checkpoint of another project, or plain CLIP."""
+"""Loads a classifier from a run, a saved folder, a checkpoint of another project or plain CLIP."""
 
 from __future__ import annotations
 
@@ -56,50 +56,53 @@ def load(
     options: Mapping[str, object] | None = None,
     revision: str | None = None,
 ) -> PromptedClassifier:
-    """The classifier that a run has trained. No data set is needed.
+    """Load the classifier that a run has trained. No data set is needed.
 
     Args:
-        source: the folder of a finished run; one that ``save`` wrote; ``hf:USER/NAME`` on the
+        source: the folder of a finished run; a folder that ``save`` wrote; ``hf:USER/NAME`` on the
             Hugging Face hub; or a checkpoint of CoOp, MaPLe (with its VPT and IVLP), APT, FAP,
             AdvPT or MAPT: its file, or the folder that it was saved to.
-        classes: other class names than those of training, or, for a checkpoint, those of it.
+        classes: class names to use in place of those of training; a checkpoint of another project
+            has none, so they must be those of its training.
         device: where the module and its text features are; default: the CPU.
-        epoch: of a run or checkpoint, whose prompts; default: those that the run was evaluated
-            with.
-        trainer: for a checkpoint, the trainer here that has such prompts, such as MaPLe.
-        backbone: the CLIP, as MODEL.BACKBONE.NAME; needed for a checkpoint. Else where the same
-            CLIP lies on this machine.
-        robust: the file of its adversarially fine-tuned image encoder, likewise.
-        options: for a checkpoint, further config keys that it was trained with and does not say:
+        epoch: whose prompts to load from a run or checkpoint; default: those that the run was
+            evaluated with.
+        trainer: for a checkpoint: the name of the trainer here that has such prompts, as "MaPLe".
+        backbone: for a checkpoint: its CLIP, as MODEL.BACKBONE.NAME. For other sources: the file
+            of their CLIP, if it has another place on this machine.
+        robust: the file of the adversarially fine-tuned image encoder, as ``backbone``.
+        options: for a checkpoint: config keys of its training that it does not state, as
             ``{"TRAINER.COOP.CLASS_TOKEN_POSITION": "middle"}``.
         revision: on the hub: a branch, tag or commit.
 
     Raises:
-        UserError: in one line, what is missing, damaged or does not fit, and how to mend it.
+        UserError: something is missing, damaged or does not fit; one line says how to mend it.
     """
-    given = _Given(classes, device, epoch, trainer, backbone, robust, options or {}, revision)
+    arguments = _Arguments(
+        classes, device, epoch, trainer, backbone, robust, options or {}, revision
+    )
     hub = str(source).startswith(HUB)
     folder = download(str(source).removeprefix(HUB), revision) if hub else Path(source)
-    build_it: Callable[[Path, _Given], PromptedClassifier]
-    refused: tuple[str, ...]
+    load_from: Callable[[Path, _Arguments], PromptedClassifier]
+    not_taken: tuple[str, ...]
     if is_saved(folder):
-        kind, build_it, refused = "was written by save", _from_saved, _NOT_SAVED
+        kind, load_from, not_taken = "was written by save", _from_saved, _NOT_OF_SAVED
     elif hub:
         raise UserError(f"{source} has no prompts of ours (a CLIP is a backbone, not a source)")
     elif (folder / RESULTS_NAME).is_file():
-        kind, build_it, refused = "is a run", _from_run, _NOT_OF_RUNS
+        kind, load_from, not_taken = "is a run", _from_run, _NOT_OF_RUNS
     else:
-        kind, build_it, refused = "is a checkpoint", _from_checkpoint, ("revision",)
-    for name in refused:
-        if getattr(given, name) not in (None, "", {}) and not (hub and name == "revision"):
+        kind, load_from, not_taken = "is a checkpoint", _from_checkpoint, ("revision",)
+    for name in not_taken:
+        if getattr(arguments, name) not in (None, "", {}) and not (hub and name == "revision"):
             raise UserError(f"{source} {kind}: it takes no {name}=")
-    with _undisturbed():
-        return build_it(folder, given)
+    with _caller_untouched():
+        return load_from(folder, arguments)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What ``load`` was given beside the source."""
+class _Arguments:
+    """The arguments of ``load`` without the source."""
 
     classes: Sequence[str] | None
     device: Device
@@ -110,13 +113,14 @@ class _Given:
     options: Mapping[str, object]
     revision: str | None
 
-    def clip(self, known: Backbone) -> Backbone:
-        """The CLIP that is ``known``, where it lies on this machine."""
-        return replace(known, name=self.backbone or known.name, robust=self.robust or known.robust)
+    def with_files(self, clip: Backbone) -> Backbone:
+        """``clip`` with the names or files that the arguments state for it."""
+        return replace(clip, name=self.backbone or clip.name, robust=self.robust or clip.robust)
 
 
+# arguments that sources of a kind do not take
 _NOT_OF_RUNS = ("trainer", "options", "revision")
-_NOT_SAVED = ("epoch", *_NOT_OF_RUNS)
+_NOT_OF_SAVED = ("epoch", *_NOT_OF_RUNS)
 
 
 def zero_shot(
@@ -143,34 +147,37 @@ def zero_shot(
     Raises:
         UserError: a CLIP that is not found or cannot be read, or a template without {}.
     """
-    forms = [templates] if isinstance(templates, str) else list(templates or [DEFAULT])
-    names = check_class_names(classes)
-    clip = Backbone(backbone, robust, resolution)
-    with _undisturbed():
-        model, about = build(Description("ZeroshotCLIP", names, {"templates": forms}, clip), device)
-        return PromptedClassifier(model, about)
+    sentences = [templates] if isinstance(templates, str) else list(templates or [DEFAULT])
+    description = Description(
+        "ZeroshotCLIP",
+        check_class_names(classes),
+        {"templates": sentences},
+        Backbone(backbone, robust, resolution),
+    )
+    with _caller_untouched():
+        return PromptedClassifier(*build(description, device))
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Make a module that is of use for gradients, and draw nothing from the caller's random state.
+def _caller_untouched() -> Iterator[None]:
+    """Leave the caller's random state as it is, though weights are drawn before they are loaded.
 
-    Weights are drawn before those in files take their place.
+    Under inference_mode of the caller, tensors made here can still be used for gradients.
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         yield
 
 
-def build(about: Description, device: Device) -> tuple[PromptedCLIP, Description]:
-    """The model with fresh prompts, and the description with the hash of its CLIP.
+def build(description: Description, device: Device) -> tuple[PromptedCLIP, Description]:
+    """The model with prompts that are not trained, and the description with its CLIP's hash.
 
     Raises:
-        UserError: the CLIP of that name is another one than described.
+        UserError: the CLIP of that name is not the one that the description has the hash of.
     """
-    clip, notes = about.backbone, io.StringIO()
-    with redirect_stdout(notes):  # how the file is read: a hash that agrees settles it
+    clip, notes = description.backbone, io.StringIO()
+    with redirect_stdout(notes):
         clip_model = load_clip(clip.name, clip.robust, clip.resolution, _usable(device))
-    if not clip.sha256:
+    if not clip.sha256:  # where it is known, the hash shows that the file was read rightly
         print(notes.getvalue(), end="", file=sys.stderr)
     sha256 = backbone_sha256(clip_model)
     if clip.sha256 not in ("", sha256):
@@ -178,12 +185,12 @@ def build(about: Description, device: Device) -> tuple[PromptedCLIP, Description
             f"{clip.name} is another CLIP than the one with these prompts (SHA-256 "
             f"{sha256[:12]}..., not {clip.sha256[:12]}...): give that one as backbone=..."
         )
-    model = prompted(clip_model, about.class_names, about.prompts)
-    return model, replace(about, backbone=replace(clip, sha256=sha256))
+    model = prompted(clip_model, description.class_names, description.prompts)
+    return model, replace(description, backbone=replace(clip, sha256=sha256))
 
 
 def _usable(device: Device) -> torch.device:
-    """The device, which is there; the CPU, if none is given."""
+    """``device``, by default the CPU; UserError if this machine does not have it."""
     try:
         return torch.empty(0, device=device or "cpu").device
     except (AssertionError, RuntimeError) as error:
@@ -193,14 +200,16 @@ def _usable(device: Device) -> torch.device:
 # -- folders that save wrote ---------------------------------------------------------------------
 
 
-def _from_saved(folder: Path, given: _Given) -> PromptedClassifier:
-    about, tensors, sha256 = read_folder(folder)
-    about = replace(about, backbone=given.clip(about.backbone))
-    names = check_class_names(about.class_names if given.classes is None else given.classes)
-    if names != about.class_names:
-        about.check_renamed()
-        about = replace(about, class_names=names, results={})
-    model, about = build(about, given.device)
+def _from_saved(folder: Path, arguments: _Arguments) -> PromptedClassifier:
+    description, tensors, sha256 = read_folder(folder)
+    description = replace(description, backbone=arguments.with_files(description.backbone))
+    names = check_class_names(
+        description.class_names if arguments.classes is None else arguments.classes
+    )
+    if names != description.class_names:
+        description.check_renamed()
+        description = replace(description, class_names=names, results={})
+    model, description = build(description, arguments.device)
     try:
         model.prompt_learner.load_state_dict(tensors)
     except RuntimeError as error:
@@ -210,39 +219,48 @@ def _from_saved(folder: Path, given: _Given) -> PromptedClassifier:
         ) from error
     if weights_sha256(model.prompt_learner) != sha256:
         raise UserError(f"{folder / PROMPTS} is not what {CONFIG} beside it says: fetch it again")
-    return PromptedClassifier(model, about)
+    return PromptedClassifier(model, description)
 
 
 # -- runs ---------------------------------------------------------------------------------------
 
 
-def _from_run(folder: Path, given: _Given) -> PromptedClassifier:
+def _from_run(folder: Path, arguments: _Arguments) -> PromptedClassifier:
     results = load_run(folder)
     cfg = of_run(results, folder)
-    about = _describe(results["method"], cfg, results.get("prompts"))
-    sha256 = results.get("backbone_sha256", "")
-    about = replace(about, backbone=replace(given.clip(about.backbone), sha256=sha256))
+    description = _describe(results["method"], cfg, results.get("prompts"))
+    backbone = replace(
+        arguments.with_files(description.backbone), sha256=results.get("backbone_sha256", "")
+    )
     checkpoint, path = {}, folder
-    if about.learned:
-        path = _prompts_of(folder, results, given.epoch)
+    if description.learned:
+        path = _checkpoint_of_run(folder, results, arguments.epoch)
         checkpoint = load_checkpoint(path, inert=True)
-    # older results do not say them, but the run's own checkpoint does
+    # results.json of earlier versions has no class names, but the run's own checkpoint has
     own = results.get("class_names") or (
         None if results.get("prompts_from") else checkpoint.get("classnames")
     )
-    class_names = own if given.classes is None else given.classes
+    class_names = own if arguments.classes is None else arguments.classes
     if class_names is None:
         raise UserError(
             f"{folder} is of an older version, and does not say its class names: "
             "give them as classes=[...]"
         )
     names = check_class_names(class_names)
-    measured = given.epoch is None and own is not None and names == tuple(own)
-    about = replace(about, class_names=names, results=results if measured else {})
-    model, about = build(about, given.device)
+    # whether this is the classifier that results.json has evaluations of
+    evaluated = arguments.epoch is None and own is not None and names == tuple(own)
+    model, description = build(
+        replace(
+            description,
+            backbone=backbone,
+            class_names=names,
+            results=results if evaluated else {},
+        ),
+        arguments.device,
+    )
     if checkpoint:
-        _load_prompts(read_prompts(checkpoint, path), checkpoint, model, about, cfg, path)
-    if measured and results.get("prompts_sha256") not in (
+        _load_prompts(read_prompts(checkpoint, path), checkpoint, model, description, cfg, path)
+    if evaluated and results.get("prompts_sha256") not in (
         None,
         weights_sha256(model.prompt_learner),
     ):
@@ -250,16 +268,16 @@ def _from_run(folder: Path, given: _Given) -> PromptedClassifier:
             f"the prompts in {path} are not those that results.json is about: evaluate the run "
             "again, or load them as epoch=N, without results"
         )
-    if measured and results.get("fingerprint", fingerprint(model)) != fingerprint(model):
+    if evaluated and results.get("fingerprint", fingerprint(model)) != fingerprint(model):
         warnings.warn(
             f"{folder}: this is not the model that results.json is about: its prompts, the CLIP "
-            f"{about.backbone.name} or the reading of class names have changed since",
+            f"{description.backbone.name} or the reading of class names have changed since",
             stacklevel=4,
         )
-    return PromptedClassifier(model, about)
+    return PromptedClassifier(model, description)
 
 
-def _prompts_of(folder: Path, results: dict, epoch: int | None) -> Path:
+def _checkpoint_of_run(folder: Path, results: dict, epoch: int | None) -> Path:
     """The checkpoint that the run was evaluated with, or that of another epoch."""
     origin = results.get("prompts_from") or {"model_dir": str(folder), "epoch": None}
     epoch = origin["epoch"] if epoch is None else epoch
@@ -269,70 +287,80 @@ def _prompts_of(folder: Path, results: dict, epoch: int | None) -> Path:
 # -- checkpoints --------------------------------------------------------------------------------
 
 
-def _from_checkpoint(source: Path, given: _Given) -> PromptedClassifier:
+def _from_checkpoint(source: Path, arguments: _Arguments) -> PromptedClassifier:
     if not source.exists():
         raise UserError(f"there is no {source}: give the folder of a run, or a checkpoint")
-    path = source if source.is_file() else checkpoint_path(prompts_folder(source), given.epoch)
+    path = source if source.is_file() else checkpoint_path(prompts_folder(source), arguments.epoch)
     checkpoint = load_checkpoint(path, inert=True)
     saved = read_prompts(checkpoint, path)
-    # ours say what they were trained with; others' projects save neither that nor class names
+    # checkpoints of ours state config keys and class names, those of other projects do not
     keys = (checkpoint.get("trained_on") or {}).get("keys", {})
-    trainer = given.trainer or checkpoint.get("method", "")
-    classes = checkpoint.get("classnames", ()) if given.classes is None else given.classes
-    backbone = given.backbone or keys.get("MODEL.BACKBONE.NAME", "")
+    trainer = arguments.trainer or checkpoint.get("method", "")
+    classes = checkpoint.get("classnames", ()) if arguments.classes is None else arguments.classes
+    backbone = arguments.backbone or keys.get("MODEL.BACKBONE.NAME", "")
     alike = [name for name, method in METHODS.items() if method.prompts == saved.kind]
-    for value, what, example in (
+    for value, label, example in (
         (trainer, "trainer", f'trainer="{alike[0] if alike else "CoOp"}"'),
         (backbone, "CLIP", 'backbone="ViT-B/16"'),
-        (classes or given.classes is not None, "class names", 'classes=["cat", "dog"]'),
+        (classes or arguments.classes is not None, "class names", 'classes=["cat", "dog"]'),
     ):
         if not value:
-            raise UserError(f"{path} does not say its {what}: give it, as in {example}")
+            raise UserError(f"{path} does not say its {label}: give it, as in {example}")
     cfg = default()
     cfg.INPUT.INTERPOLATION = "bicubic"  # as in CLIP's own preprocessing and in CoOp's configs
     section = _trainer(trainer).section
     sizes = {f"TRAINER.{section}.{key}": size for key, size in fitting_options(saved).items()}
-    known = {key: size for key, size in sizes.items() if key.split(".")[2] in cfg.TRAINER[section]}
-    merge(cfg, {**known, **keys, "MODEL.BACKBONE.NAME": backbone}.items(), str(path))
-    merge(cfg, given.options.items(), "options")
-    about = replace(_describe(trainer, cfg), class_names=check_class_names(classes))
-    about = replace(about, backbone=given.clip(about.backbone))
-    model, about = build(about, given.device)
-    _load_prompts(saved, checkpoint, model, about, cfg, path)
-    return PromptedClassifier(model, about)
+    sizes = {key: size for key, size in sizes.items() if key.split(".")[2] in cfg.TRAINER[section]}
+    merge(cfg, {**sizes, **keys, "MODEL.BACKBONE.NAME": backbone}.items(), str(path))
+    merge(cfg, arguments.options.items(), "options")
+    description = _describe(trainer, cfg)
+    model, description = build(
+        replace(
+            description,
+            class_names=check_class_names(classes),
+            backbone=arguments.with_files(description.backbone),
+        ),
+        arguments.device,
+    )
+    _load_prompts(saved, checkpoint, model, description, cfg, path)
+    return PromptedClassifier(model, description)
 
 
-# -- what both have -----------------------------------------------------------------------------
+# -- runs and checkpoints -----------------------------------------------------------------------
 
 
 def _trainer(name: str) -> type[PromptTrainer]:
-    """The trainer of that name, ours or a user's that has been imported.
+    """The trainer of that name: ours, or a user's that has been imported.
 
     Raises:
-        UserError: there is none, or it classifies in a way of its own.
+        UserError: there is none, or it defends at test time, which a ``PromptedClassifier`` cannot.
     """
-    import apd.trainers  # noqa: F401  PromptTrainer's subclasses are known when they are imported
+    import apd.trainers  # noqa: F401  makes them subclasses of PromptTrainer that are looked up here
     from apd.training.base import PromptTrainer
 
     classes: list[type[PromptTrainer]] = [PromptTrainer]
     for cls in classes:
         classes += cls.__subclasses__()
-    found = {cls.__name__: cls for cls in classes[1:]}
-    if name not in found:
-        near = similar(name, found, 0.5) or list(METHODS)
+    trainers = {cls.__name__: cls for cls in classes[1:]}
+    if name not in trainers:
+        names = similar(name, trainers, 0.5) or list(METHODS)
         raise UserError(
-            f"there is no trainer {name} (there are {listed(near, 20)}): if it is your own, import "
-            "its module first"
+            f"there is no trainer {name} (there are {listed(names, 20)}): if it is your own, "
+            "import its module first"
         )
-    if found[name].image_logits is not PromptTrainer.image_logits:
+    if trainers[name].image_logits is not PromptTrainer.image_logits:
         raise UserError(f"{name} changes the model when it classifies: apd-eval evaluates it")
-    return found[name]
+    return trainers[name]
 
 
 def _describe(method: str, cfg: CfgNode, prompts: dict | None = None) -> Description:
-    """What a config says of a classifier: all but class names and results.
+    """The description of a config's classifier, still without class names and results.
 
-    ``prompts``: what results.json says of them, which earlier versions do not.
+    Args:
+        prompts: as results.json states them; None: it is of an earlier version, which did not.
+
+    Raises:
+        UserError: the trainer or its images cannot be a ``PromptedClassifier``'s.
     """
     if "instance_norm" in cfg.INPUT.TRANSFORMS:
         raise UserError("INPUT.TRANSFORMS has instance_norm: its images are not in [0, 1]")
@@ -352,6 +380,7 @@ def _describe(method: str, cfg: CfgNode, prompts: dict | None = None) -> Descrip
 
 
 def _threat(cfg: CfgNode, use: str) -> dict | None:
+    """The threat model of "TRAIN" or "TEST" as in results.json; None: no radius is set."""
     if cfg.AT[use].EPS is None:
         return None
     return {**threat_model(cfg, use).asdict(), "units": "1/255"}
@@ -361,17 +390,22 @@ def _load_prompts(
     saved: SavedPrompts,
     checkpoint: dict,
     model: PromptedCLIP,
-    about: Description,
+    description: Description,
     cfg: CfgNode,
     path: Path,
 ) -> None:
-    """Load the prompts into ``model``, if they are of its kind, size, CLIP and classes."""
-    section = _trainer(about.method).section
-    trained_by = checkpoint.get("method", about.method)
-    if trained_by != about.method:
-        raise UserError(f"{path} holds prompts of {trained_by}, not of {about.method}")
-    trained_on = tuple(checkpoint.get("classnames", about.class_names))
-    if trained_on != about.class_names:
-        replace(about, class_names=trained_on).check_renamed()
+    """Load the prompts into ``model``.
+
+    Raises:
+        UserError: they are of another method, kind, size or CLIP, or cannot be used with its
+            class names.
+    """
+    section = _trainer(description.method).section
+    method = checkpoint.get("method", description.method)
+    if method != description.method:
+        raise UserError(f"{path} holds prompts of {method}, not of {description.method}")
+    trained_names = tuple(checkpoint.get("classnames", description.class_names))
+    if trained_names != description.class_names:
+        replace(description, class_names=trained_names).check_renamed()
     check_fit(saved, model, section, cfg.TRAINER[section], path)
     model.prompt_learner.load_state_dict(saved.prompts)
