@@ -20,11 +20,14 @@ from apd.results.words import attack_text, described, shots_text
 
 @look
 def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
-    """Write PNGs to ``folder``: examples and classes of each run, curves over eps of all.
+    """Write figures as PNG to ``folder``: examples and classes of each run, and curves over eps.
 
     Args:
-        evaluated: each an ``apd.evaluate.evaluated.Evaluated`` and its records, clean first.
+        evaluated: pairs of an ``apd.evaluate.evaluated.Evaluated`` and its records, clean first.
         examples: ``apd.evaluate.examples.Examples`` of each run that was attacked.
+
+    Returns:
+        The paths of the files.
     """
     written = []
     for run, records in evaluated:
@@ -51,7 +54,7 @@ def _examples(run, examples) -> Figure:
             captions=examples.labels,
             labels=[examples.labels],
             clean=examples.clean.cpu(),
-            said=[examples.clean_answers],
+            answers=[examples.clean_answers],
             attacked=[Attacked(examples.attacked.cpu(), [examples.attacked_answers])],
             title=f"{run.name}: {attack_text(examples.attack.name, examples.attack.conditions)}",
         )
@@ -59,16 +62,18 @@ def _examples(run, examples) -> Figure:
 
 
 def _classes(run, shown: list[Verdicts]) -> Figure:
-    """Accuracy of each class under each attack, worst class first."""
+    """Accuracy of each class under each attack, the class that is worst under the first on the
+    left."""
     names = run.classnames
     figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     order = np.arange(0)
     for verdicts in shown:
         count = np.bincount(verdicts.labels, minlength=len(names)).clip(min=1)
-        share = 100 * np.bincount(verdicts.labels[verdicts.stands], minlength=len(names)) / count
-        order = order if len(order) else share.argsort(kind="stable")
-        axes.plot(share[order], markersize=3, linewidth=1, label=described(verdicts.record))
+        stands = np.bincount(verdicts.labels[verdicts.stands], minlength=len(names))
+        accuracy = 100 * stands / count
+        order = order if len(order) else accuracy.argsort(kind="stable")
+        axes.plot(accuracy[order], markersize=3, linewidth=1, label=described(verdicts.record))
     axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
     axes.set_ylabel("robust accuracy (%)")
     axes.set_ylim(0, 100)
@@ -78,13 +83,13 @@ def _classes(run, shown: list[Verdicts]) -> Figure:
 
 
 def _by_attack(evaluated: list[tuple]) -> dict[str, Lines]:
-    """Attack -> method -> eps -> seed -> accuracy, the clean accuracy at 0."""
+    """Attack -> method -> eps -> seed -> accuracy in percent; the clean accuracy is at eps 0."""
     curves: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    several = len({shots_of(run.results) for run, _ in evaluated} - {None}) > 1
+    name_shots = len({shots_of(run.results) for run, _ in evaluated} - {None}) > 1
     for run, (clean, *records) in evaluated:
         results, shots = run.results, shots_of(run.results)
         name = results["method"]
-        if several and shots is not None:
+        if name_shots and shots is not None:
             name += f", {shots_text(shots)}"
         for record in records:
             points = curves[described(record, eps=False)][name]

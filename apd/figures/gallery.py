@@ -1,4 +1,4 @@
-"""Images under attack, and what each classifier says of them."""
+"""A figure of images before and under attack, with the predictions of each classifier."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 Answer = tuple[str, float]  # the name of a class, and its probability
 _RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
-_CELL, _GAP, _LEFT = 1.6, 0.15, 0.5  # inches: of an image and what is between, and of captions
-_LINE = 10.5  # points from one line of text to the next
-_LONGEST = 16  # letters of a class name
+_CELL, _GAP, _LEFT = 1.6, 0.15, 0.5  # inches: an image with its gap, the gap, and the captions
+_LINE = 10.5  # typographic points from one line of text to the next
+_LONGEST = 16  # letters of a class name; a longer one is cut
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack on one classifier made of N images.
+    """N images after an attack on one classifier.
 
     Attributes:
-        images: (N, 3, R, R); where the classifier was wrong before it, the clean image.
-        said: what each classifier says of each image: N answers, for each classifier.
+        images: (N, 3, R, R) in [0, 1]; the clean image, where the classifier was wrong before.
+        answers: of each classifier: its N answers on these images.
     """
 
     images: Tensor
-    said: list[list[Answer]]
+    answers: list[list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,28 @@ class Gallery:
     Attributes:
         names: of the classifiers.
         captions: of the images.
-        labels: of the images, for each classifier: the truth, or where it is not known what that
-            classifier says of the clean image.
+        labels: of each classifier: N classes, by which its answers are right or wrong: the true
+            ones, or, where they are not known, its answers on the clean images.
         clean: (N, 3, R, R) in [0, 1].
-        said: of the clean images, for each classifier.
-        attacked: by the attack on each classifier.
-        title: the attack and its conditions, and where the images are from.
+        answers: of each classifier: its N answers on the clean images.
+        attacked: the images after the attack on each classifier.
+        title: the attack with its conditions, and where the images are from.
     """
 
     names: list[str]
     captions: list[str]
     labels: list[list[str]]
     clean: Tensor
-    said: list[list[Answer]]
+    answers: list[list[Answer]]
     attacked: list[Attacked]
     title: str
 
 
 @look
 def draw(gallery: Gallery) -> Figure:
-    """A row per image: clean, then of each classifier the perturbation and the attacked image.
+    """Draw a row per image: clean, then for each classifier the perturbation and attacked image.
 
-    Right and wrong are told apart by a mark, a frame (solid or dashed) and a colour.
+    A mark, a frame (solid or dashed) and a colour distinguish right from wrong.
     """
     rows, runs = len(gallery.captions), len(gallery.names)
     width = _LEFT + (1 + 2 * runs) * _CELL + _GAP
@@ -74,7 +74,7 @@ def draw(gallery: Gallery) -> Figure:
     figure.text(0.5, 1 - 0.08 / (top + rows * row_height), "\n".join(title), ha="center", va="top")
 
     def cell(row: int, column: int) -> Axes:
-        """Of images of _CELL inches less a gap, whatever stands below them."""
+        """Axes for an image, _CELL inches less a gap wide and high; text goes below them."""
         side, height = _CELL - _GAP, figure.get_figheight()
         bottom = height - top - row * row_height - side
         left = _LEFT + column * _CELL
@@ -86,17 +86,19 @@ def draw(gallery: Gallery) -> Figure:
         clean = cell(i, 0)
         _image(clean, gallery.clean[i])
         clean.set_ylabel(gallery.captions[i], fontsize=8)
-        _say(clean, gallery, gallery.said, i)
+        _write_answers(clean, gallery, gallery.answers, i)
         for run, (name, attacked) in enumerate(zip(gallery.names, gallery.attacked)):
             delta, after = cell(i, 1 + 2 * run), cell(i, 2 + 2 * run)
-            if gallery.said[run][i][0] != gallery.labels[run][i]:
-                _note(delta, "wrong before\nthe attack")
+            if gallery.answers[run][i][0] != gallery.labels[run][i]:
+                text = "wrong before\nthe attack"
+                delta.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, color=GREY)
+                delta.spines[:].set_visible(False)
                 after.set_axis_off()
             else:
                 _image(delta, magnified(gallery, run, i))
                 _image(after, attacked.images[i])
-                _frame(after, attacked.said[run][i][0] == gallery.labels[run][i])
-                _say(after, gallery, attacked.said, i, own=run)
+                _frame(after, attacked.answers[run][i][0] == gallery.labels[run][i])
+                _write_answers(after, gallery, attacked.answers, i, attacked_run=run)
             if i == 0:
                 clean.set_title("clean")
                 delta.set_title(f"perturbation \N{MULTIPLICATION SIGN} {factor}")
@@ -105,14 +107,17 @@ def draw(gallery: Gallery) -> Figure:
 
 
 def magnification(gallery: Gallery) -> int:
-    """What perturbations are multiplied with: the largest of all fills half the range of grey."""
+    """The factor by which perturbations are drawn larger: it makes the largest of all 0.5."""
     largest = max(float((a.images - gallery.clean).abs().max()) for a in gallery.attacked)
     return max(int(0.5 / largest), 1) if largest else 1
 
 
 def magnified(gallery: Gallery, run: int, image: int) -> Tensor:
-    """The perturbation of one image by the attack on one classifier, to be looked at: (3, R, R) in
-    [0, 1], times ``magnification(gallery)`` around a grey that means no change."""
+    """The perturbation of one image by the attack on one classifier, as an image.
+
+    Returns:
+        (3, R, R) in [0, 1]: 0.5, a grey, plus ``magnification(gallery)`` times the perturbation.
+    """
     delta = gallery.attacked[run].images[image] - gallery.clean[image]
     return (0.5 + magnification(gallery) * delta).clamp(0, 1)
 
@@ -123,11 +128,6 @@ def _image(axes: Axes, image: Tensor) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _note(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, color=GREY)
-    axes.spines[:].set_visible(False)
-
-
 def _frame(axes: Axes, stands: bool) -> None:
     axes.spines[:].set_visible(True)
     axes.spines[:].set(linewidth=3, color=BLUE if stands else RED, capstyle="butt")
@@ -135,19 +135,25 @@ def _frame(axes: Axes, stands: bool) -> None:
         axes.spines[:].set(linestyle=(0, (2, 1.2)))
 
 
-def _say(
-    axes: Axes, gallery: Gallery, said: list[list[Answer]], image: int, own: int | None = None
+def _write_answers(
+    axes: Axes,
+    gallery: Gallery,
+    answers: list[list[Answer]],
+    image: int,
+    attacked_run: int | None = None,
 ) -> None:
-    """A line for each classifier: mark, name, label and probability; in bold, that which was
-    attacked."""
-    for run, (name, row) in enumerate(zip(gallery.names, said)):
-        label, probability = row[image]
+    """Write a line for each classifier: mark, name, label and probability.
+
+    That of the classifier which was attacked is bold.
+    """
+    for run, (name, of_classifier) in enumerate(zip(gallery.names, answers)):
+        label, probability = of_classifier[image]
         right = label == gallery.labels[run][image]
-        who = f"{name}: " if len(gallery.names) > 1 else ""
+        prefix = f"{name}: " if len(gallery.names) > 1 else ""
         if len(label) > _LONGEST:
             label = f"{label[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
         axes.annotate(
-            f"{_RIGHT if right else _WRONG} {who}{label} {probability:.0%}",
+            f"{_RIGHT if right else _WRONG} {prefix}{label} {probability:.0%}",
             (0.5, 0),
             (0, -5 - _LINE * run),
             xycoords="axes fraction",
@@ -156,5 +162,5 @@ def _say(
             va="top",
             fontsize=8,
             color=BLUE if right else RED,
-            fontweight="bold" if run == own and len(gallery.names) > 1 else "normal",
+            fontweight="bold" if run == attacked_run and len(gallery.names) > 1 else "normal",
         )

@@ -1,1 +1,1 @@
-"""What an attack does to images, and what learned vectors are near, to be looked at."""
+"""Galleries of images under attack, and the words that are nearest to learned vectors."""

@@ -1,4 +1,4 @@
-"""Images attacked on each of several classifiers, all of which say what they see."""
+"""Images attacked on each of several classifiers, with the predictions of all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apd.models.classifier import PromptedClassifier
 def find_attack_on(
     model: PromptedClassifier, name: str = "", eps: float | None = None, norm: str | None = None
 ) -> Attack:
-    """An attack; what is not said is as in the model's own evaluation.
+    """An attack on ``model``; arguments that are left out are those of its own evaluation.
 
     Args:
         name: as of ``find_attack``; "": PGD with as many steps as the evaluation had.
@@ -25,7 +25,7 @@ def find_attack_on(
         norm: "linf" or "l2".
 
     Raises:
-        UserError: nothing says the radius, or no attack has this name.
+        UserError: neither ``eps`` nor the evaluation states a radius, or no attack has this name.
     """
     own = model.threat_model["test"] or {}
     eps = own.get("eps") if eps is None else eps
@@ -55,36 +55,38 @@ def attack_all(
     places: Tensor | None = None,
     seed: int = 0,
 ) -> Gallery:
-    """Attack images on each of the models; all of them say what they see.
+    """Attack images on each of the models, and let all models classify the attacked images.
 
     Args:
+        names: of the models.
         images: (N, 3, R, R) in [0, 1].
-        truth: the classes of the images; None: not known, then the attack is to change what a
-            model says.
+        truth: the classes of the images; None: not known, so the attack is to change the model's
+            answer.
+        captions, title: of the gallery.
         places, seed: as of ``attack_batch``.
     """
-    said = [answers(model, images) for model in models]
-    labels = [[true or label for true, (label, _) in zip(truth, row)] for row in said]
+    clean = [answers(model, images) for model in models]
+    labels = [[true or answer for true, (answer, _) in zip(truth, of_model)] for of_model in clean]
     attacked = []
-    for model, row, wanted in zip(models, said, labels):
-        right = torch.tensor([said == label for (said, _), label in zip(row, wanted)])
-        made = images.clone()
+    for model, of_model, targets in zip(models, clean, labels):
+        right = torch.tensor([answer == label for (answer, _), label in zip(of_model, targets)])
+        adversarial = images.clone()
         if right.any():
             rows = right.nonzero()[:, 0].tolist()
-            numbers = torch.tensor([model.class_names.index(wanted[row]) for row in rows])
+            classes = torch.tensor([model.class_names.index(targets[row]) for row in rows])
             device = model.text_features().device
-            made[right] = attack_batch(
+            adversarial[right] = attack_batch(
                 attack.stages,
                 model,
                 images[right].to(device),
-                numbers.to(device),
+                classes.to(device),
                 places=None if places is None else places[right],
                 seed=seed,
             )[0].cpu()
-        attacked.append(Attacked(made, [answers(other, made) for other in models]))
-    return Gallery(list(names), list(captions), labels, images, said, attacked, title)
+        attacked.append(Attacked(adversarial, [answers(each, adversarial) for each in models]))
+    return Gallery(list(names), list(captions), labels, images, clean, attacked, title)
 
 
 def answers(model: PromptedClassifier, images: Tensor) -> list[Answer]:
-    """What the model says of each image (B, 3, R, R)."""
-    return [(found.label, found.probability) for found in model.predict(images, top=1)]
+    """The model's answer on each of the images, (B, 3, R, R) in [0, 1]."""
+    return [(answer.label, answer.probability) for answer in model.predict(images, top=1)]

@@ -1,17 +1,17 @@
-"""Show what an attack does to images, or which words learned vectors are near to.
+"""Show what an attack does to images, or which words are nearest to learned vectors.
 
     apd-show RUN [RUN...] [IMAGE...] --attack pgd-100 --eps 4 -o gallery.png
     apd-show --words RUN [RUN...]
 
 A row per image: clean, and for each RUN the perturbation of the attack on it and the attacked
-image; below, what every RUN says and how surely. A check mark and a solid frame: it is right (of an
-image whose class is not known: it says the same as before). A cross and a dashed frame: it is
-fooled.
+image; below, the class that each RUN predicts, with its probability. A check mark and a solid
+frame: it is right (if the class is not known: it predicts the same as before). A cross and a dashed
+frame: it is fooled.
 
 RUN is a run's folder, one that save wrote, hf:USER/NAME, or a checkpoint of another project. IMAGE
 is a file, a folder or a pattern; the class of an image is known where its folder has the name of a
 class. Without images, a seeded draw from the test set of the first RUN is shown, half of which it
-withstands: how many it withstands of all is what apd-eval tells.
+withstands; the share that it withstands of all images is measured by apd-eval.
 """
 
 from __future__ import annotations
@@ -56,12 +56,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def words(model: PromptedClassifier, source: str, count: int) -> str:
-    """A table of the nearest words, and what to compare their distances with."""
+    """A table of the ``count`` words nearest to each vector, and a distance to compare with."""
     from apd.show.words import nearest_words, typical_distance
 
     rows = [
-        [v.class_name, v.number, ", ".join(f"{text} {distance:.3f}" for text, distance in v.words)]
-        for v in nearest_words(model, count)
+        [
+            vector.class_name,
+            vector.number,
+            ", ".join(f"{word} {distance:.3f}" for word, distance in vector.words),
+        ]
+        for vector in nearest_words(model, count)
     ]
     headers = ["class", "vector", "nearest words and their distances"]
     if not any(row[0] for row in rows):
@@ -73,10 +77,11 @@ def words(model: PromptedClassifier, source: str, count: int) -> str:
     )
 
 
-def of_files(
+def gallery_of_files(
     models: Sequence[PromptedClassifier], names: Sequence[str], paths: list[str], args
 ) -> Gallery:
-    """Images of the user's own."""
+    """A gallery of the user's own images; the class of an image is its folder's name, if the
+    models have such a class."""
     import torch
 
     from apd.images import read_image
@@ -98,10 +103,14 @@ def of_files(
     )
 
 
-def of_test_set(
+def gallery_of_test_set(
     models: Sequence[PromptedClassifier], names: Sequence[str], source: str, args
 ) -> Gallery:
-    """A sample of the test set of the run in ``source``, whose model is the first."""
+    """A gallery of test images of the run in ``source``, whose model is the first one.
+
+    Raises:
+        UserError: ``source`` is no run, or there are no suitable images.
+    """
     import apd
     from apd.evaluate.run import Run, SavedRun
     from apd.show.attack import attack_all, find_attack_on
@@ -115,11 +124,11 @@ def of_test_set(
     sample = draw_sample(run, models[0], attack, args.images, args.split, args.seed)
     classes = [models[0].class_names[label] for label in sample.labels.tolist()]
     kind = {"test": "test", "val": "validation"}[args.split]
-    who = f"{names[0]} " if len(names) > 1 else "it "
+    subject = names[0] if len(names) > 1 else "it"
     title = (
         f"{attack_text(attack.name, attack.conditions)}: {len(classes)} {kind} images of "
         f"{run.results['dataset']}, drawn with seed {args.seed}, of which "
-        f"{who}withstands {int(sample.stands.sum())}: not a measure of how many of all"
+        f"{subject} withstands {int(sample.stands.sum())}: not a measure of how many of all"
     )
     return attack_all(
         models,
@@ -153,9 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     check_alike(models)
     names = short_names(sources, models)
     if paths:
-        gallery = of_files(models, names, paths, args)
+        gallery = gallery_of_files(models, names, paths, args)
     else:
-        gallery = of_test_set(models, names, sources[0], args)
+        gallery = gallery_of_test_set(models, names, sources[0], args)
     from apd.figures.gallery import draw
 
     print(save(draw(gallery), args.output))

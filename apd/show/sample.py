@@ -1,4 +1,4 @@
-"""Images to show: a seeded sample of a run's test set, with both outcomes of an attack."""
+"""A seeded sample of a run's test images to show, half of which withstand an attack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apd.evaluate.run import Run
 from apd.models.classifier import PromptedClassifier
 from apd.results.verdicts import Verdicts
 
-_TRIED = 8  # batches of images, before what was found is shown
+_MAX_BATCHES = 8  # after so many, the sample is taken from the images that were attacked
 
 
 class Sample(NamedTuple):
@@ -39,43 +39,46 @@ class Sample(NamedTuple):
 def draw_sample(
     run: Run, model: PromptedClassifier, attack: Attack, count: int, split: str, seed: int
 ) -> Sample:
-    """Images that ``model`` is right about, in the order of a seeded draw.
+    """At most ``count`` images that ``model`` classifies correctly, in the order of a seeded draw.
 
-    Half of them withstand the attack and half do not, as far as there are both among those that
-    are tried.
+    Half of them withstand the attack and half do not, if enough of both are among the first images
+    of the draw, which are attacked until there are.
 
     Raises:
-        UserError: it is right about none.
+        UserError: it classifies none of them correctly.
     """
     dataset = run.trainer.split_loader(split).dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    parts: list[Sample] = []
+    batches: list[Sample] = []
     size = max(2 * count, 16)
-    for places in tqdm(order.split(size)[:_TRIED], desc="apd-show, sample", disable=None):
-        parts.append(_attacked(dataset, places, model, attack, seed))
-        tried = Sample(*map(torch.cat, zip(*parts)))
-        both = [_first(tried.stands == outcome, count) for outcome in (True, False)]
-        if min(map(len, both)) >= (count + 1) // 2:
+    for places in tqdm(order.split(size)[:_MAX_BATCHES], desc="apd-show, sample", disable=None):
+        batches.append(_attacked(dataset, places, model, attack, seed))
+        attacked = Sample(*map(torch.cat, zip(*batches)))
+        standing = int(attacked.stands.sum())
+        if min(standing, len(attacked.stands) - standing) >= (count + 1) // 2:
             break
-    if not len(tried.labels):
+    if not len(attacked.labels):
         raise UserError(
-            f"{run.folder}: of {len(order)} images, the first {_TRIED * size} drawn are all "
+            f"{run.folder}: of {len(order)} images, the first {_MAX_BATCHES * size} drawn are all "
             "misclassified before any attack: name images to show"
         )
-    rows = _of_both(tried.stands, count)
-    return Sample(*(column[rows] for column in tried))
+    rows = _of_both_outcomes(attacked.stands, count)
+    return Sample(*(column[rows] for column in attacked))
 
 
 def sample_of_verdicts(run: Run, verdicts: Verdicts, count: int, seed: int) -> Sample:
-    """Images that the model is right about, in the order of a seeded draw, by what an evaluation
-    of it has found: half of them withstand the attack and half do not, as far as there are both.
+    """At most ``count`` images that the model classifies correctly, in the order of a seeded draw.
+
+    Half of them withstand the attack of an evaluation and half do not, by its stored ``verdicts``,
+    if there are enough of both.
 
     Raises:
-        UserError: it is right about none, or these are not the images of the evaluation.
+        UserError: it classifies none correctly, or the run's images are not those that were
+            evaluated.
     """
-    about = verdicts.record["images"]
+    stated = verdicts.record["images"]
     loader = run.trainer.split_loader(verdicts.record["split"])
-    index = places_of(loader, 0 if about == "all" else about["count"]).index
+    index = places_of(loader, 0 if stated == "all" else stated["count"]).index
     index = torch.arange(len(loader.dataset)) if index is None else index
     if len(index) != len(verdicts.labels):
         raise UserError(
@@ -87,7 +90,7 @@ def sample_of_verdicts(run: Run, verdicts: Verdicts, count: int, seed: int) -> S
     if not len(order):
         raise UserError(f"{run.folder} is right about no image before the attack")
     stands = torch.from_numpy(verdicts.stands)[order]
-    rows = _of_both(stands, count)
+    rows = _of_both_outcomes(stands, count)
     images, labels = [], []
     for place in index[order[rows]].tolist():
         image, label = run.parse_batch(default_collate([loader.dataset[place]]))
@@ -98,22 +101,17 @@ def sample_of_verdicts(run: Run, verdicts: Verdicts, count: int, seed: int) -> S
     return Sample(torch.stack(images), torch.tensor(labels), index[order[rows]], stands[rows])
 
 
-def _of_both(stands: Tensor, count: int) -> Tensor:
-    """Rows of ``count`` images at most, as many that stand as that do not, if there are so many."""
-    stood, fell = (_first(stands == outcome, count) for outcome in (True, False))
-    stood = stood[: max(count - len(fell), count // 2)]
-    return torch.cat([stood, fell[: count - len(stood)]]).sort()[0]
-
-
-def _first(which: Tensor, count: int) -> Tensor:
-    """Rows where ``which`` holds, ``count`` at most."""
-    return which.nonzero()[:count, 0]
+def _of_both_outcomes(stands: Tensor, count: int) -> Tensor:
+    """The first ``count`` rows, half of them standing and half fallen, if there are enough."""
+    standing, fallen = (rows.nonzero()[:count, 0] for rows in (stands, ~stands))
+    standing = standing[: max(count - len(fallen), count // 2)]
+    return torch.cat([standing, fallen[: count - len(standing)]]).sort()[0]
 
 
 def _attacked(
     dataset, places: Tensor, model: PromptedClassifier, attack: Attack, seed: int
 ) -> Sample:
-    """The images at ``places`` that the model is right about, and whether they stand."""
+    """The images at ``places`` that the model classifies correctly, and whether they stand."""
     items = [dataset[i] for i in places.tolist()]
     images = torch.stack([item["img"] for item in items])
     labels = torch.tensor([item["label"] for item in items])

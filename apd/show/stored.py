@@ -16,28 +16,33 @@ from apd.results.words import attack_text, described
 from apd.show.attack import attack_all
 from apd.show.sample import sample_of_verdicts
 
-COUNT = 4  # images
-SEED = 0  # of their draw
+COUNT = 4  # images of a gallery
+SEED = 0  # draws them
 
 
 def store_gallery(folder: Path, results: dict, key: str, root: str = "") -> None:
-    """Draw the gallery of an evaluation that has verdicts, and store it beside them.
+    """Draw the gallery of an evaluation, and store it beside its verdicts.
 
     Args:
-        folder: of a run, with its ``results``.
+        folder, results: of a run.
         key: of the evaluation.
-        root: folder that holds the data sets; "": the run's.
+        root: folder that holds the data sets; "": that of the run's config.
 
     Raises:
-        UserError: the run's data or model are not here, or its attack cannot be made again.
+        UserError: the run's data or model are not on this machine, or its attack cannot be made
+            again.
     """
     verdicts = read_verdicts(verdicts_path(folder, key))
-    gallery = of_verdicts(Run(SavedRun(folder, results, root)), verdicts)
+    gallery = gallery_of_verdicts(Run(SavedRun(folder, results, root)), verdicts)
     save(draw(gallery), gallery_path(folder, key))
 
 
-def of_verdicts(run: Run, verdicts: Verdicts) -> Gallery:
-    """Images that the run is right about, attacked again as in the evaluation."""
+def gallery_of_verdicts(run: Run, verdicts: Verdicts) -> Gallery:
+    """Images that the run classifies correctly, attacked again as in the evaluation.
+
+    Raises:
+        UserError: the evaluation was not white-box in fp32, or the run has another model now.
+    """
     record = verdicts.record
     attack = attack_of(record)
     seed = record["threat_model"]["seed"]

@@ -1,4 +1,4 @@
-"""The words that learned text vectors are near to, as CoOp (Zhou 2022, table 4) looked for them."""
+"""The words nearest to learned text vectors, as in CoOp (Zhou 2022, table 4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Vector(NamedTuple):
 
     Attributes:
         number: among the context vectors, from 1.
-        class_name: whose it is, where the context is class-specific, else "".
+        class_name: its class, if the context is class-specific, else "".
         words: the nearest tokens of the vocabulary with their Euclidean distances, nearest first.
     """
 
@@ -27,10 +27,10 @@ class Vector(NamedTuple):
 
 @torch.no_grad()
 def nearest_words(model: PromptedClassifier, count: int = 5) -> list[Vector]:
-    """The words nearest to each text vector of the first layer, which takes the place of words.
+    """The ``count`` words nearest to each text vector of the first layer.
 
-    Vectors of deeper layers take the place of what layers before them have computed: no word's
-    embedding is there to be compared with.
+    Vectors of deeper layers have no nearest word: they replace outputs of the layer before, not
+    embeddings of words.
 
     Raises:
         UserError: no text vectors are learned.
@@ -39,30 +39,32 @@ def nearest_words(model: PromptedClassifier, count: int = 5) -> list[Vector]:
     if not contexts:
         raise UserError(f"{model.description.method} learns no text vectors: there are no words")
     vectors = contexts[0]
-    assert isinstance(vectors, torch.Tensor)  # routers are of deeper layers
-    owners = model.class_names if vectors.dim() == 3 else [""]
-    found = []
-    for owner, context in zip(owners, vectors.reshape(len(owners), -1, vectors.shape[-1])):
-        every = torch.cdist(context, _vocabulary(model))
-        distances, ids = every.topk(min(count, every.shape[1]), largest=False)
-        for number, (row, near) in enumerate(zip(distances.tolist(), ids.tolist()), start=1):
-            words = [(word(token), distance) for token, distance in zip(near, row)]
-            found.append(Vector(number, owner, words))
-    return found
+    assert isinstance(vectors, torch.Tensor)  # only deeper layers have routers in their place
+    class_names = model.class_names if vectors.dim() == 3 else [""]
+    contexts_of_classes = vectors.reshape(len(class_names), -1, vectors.shape[-1])
+    nearest = []
+    for class_name, context in zip(class_names, contexts_of_classes):
+        to_all = torch.cdist(context, _vocabulary(model))
+        distances, tokens = to_all.topk(min(count, to_all.shape[1]), largest=False)
+        for number, row in enumerate(zip(tokens.tolist(), distances.tolist()), start=1):
+            words = [(word(token), distance) for token, distance in zip(*row)]
+            nearest.append(Vector(number, class_name, words))
+    return nearest
 
 
 @torch.no_grad()
 def typical_distance(model: PromptedClassifier) -> float:
-    """The median distance of a word to the one nearest to it, over 1,000 words of the vocabulary.
+    """The median distance of a word to its nearest word, over 1,000 words of the vocabulary.
 
-    What a distance of ``nearest_words`` is to be compared with.
+    A vector much farther than this from its nearest word (``nearest_words``) is like no word.
     """
     vocabulary = _vocabulary(model)
-    some = vocabulary[:: max(len(vocabulary) // 1000, 1)]
-    return float(torch.cdist(some, vocabulary).topk(2, largest=False)[0][:, 1].median())
+    sample = vocabulary[:: max(len(vocabulary) // 1000, 1)]
+    return float(torch.cdist(sample, vocabulary).topk(2, largest=False)[0][:, 1].median())
 
 
 def _vocabulary(model: PromptedClassifier) -> torch.Tensor:
+    """The embeddings (V, D) of all tokens."""
     return model.model.clip.token_embedding.weight
 
 

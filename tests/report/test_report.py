@@ -222,15 +222,15 @@ def test_no_runs_are_an_error(tmp_path, capsys):
 def test_images_under_attack_are_drawn_once_from_the_verdicts(run, tmp_path, capsys):
     from apd.evaluate.run import Run, SavedRun
     from apd.results.verdicts import read_verdicts, verdicts_path
-    from apd.show.stored import COUNT, SEED, of_verdicts
+    from apd.show.stored import COUNT, SEED, gallery_of_verdicts
 
     options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1, "AT.TEST.SUBSET", 17)
     assert run("ZeroshotCLIP", tmp_path / "run", *options, "AT.TEST.EPS", 4.0).code == 0
     (results,) = load_runs([tmp_path]).values()
     attacked = results["evaluations"][1]
     verdicts = read_verdicts(verdicts_path(tmp_path / "run", attacked["key"]))
-    gallery = of_verdicts(Run(SavedRun(tmp_path / "run", results)), verdicts)
-    answers = gallery.attacked[0].said[0]
+    gallery = gallery_of_verdicts(Run(SavedRun(tmp_path / "run", results)), verdicts)
+    answers = gallery.attacked[0].answers[0]
     survived = [answer == label for (answer, _), label in zip(answers, gallery.labels[0])]
     stands, fell = verdicts.stands.sum(), (verdicts.lost_to > 0).sum()
     assert stands and fell

@@ -86,13 +86,13 @@ def test_a_gallery_says_what_each_model_sees(digits):
         captions=list("abcdef"),
         title="title",
     )
-    assert gallery.labels[0][1] == gallery.said[0][1][0]
+    assert gallery.labels[0][1] == gallery.answers[0][1][0]
     first, second = gallery.attacked
     assert torch.equal(first.images[0], images[0]) and not torch.equal(first.images[2], images[2])
     assert not torch.equal(first.images[2], second.images[2])
     for attacked in (first, second):
-        for classifier, said in zip((model, other), attacked.said):
-            assert said == answers(classifier, attacked.images)
+        for classifier, stated in zip((model, other), attacked.answers):
+            assert stated == answers(classifier, attacked.images)
     delta = max(float((a.images - images[:6]).abs().max()) for a in gallery.attacked)
     assert magnification(gallery) == int(0.5 / delta) == 42
 
@@ -112,10 +112,10 @@ def test_a_gallery_says_what_each_model_sees(digits):
     framed = [axes.spines["top"] for axes in figure.axes if axes.images]
     solid = [spine.get_linestyle() == "solid" for spine in framed if spine.get_visible()]
     assert solid == [  # dashed: fooled
-        attacked.said[own][i][0] == gallery.labels[own][i]
+        attacked.answers[own][i][0] == gallery.labels[own][i]
         for i in range(6)
         for own, attacked in enumerate(gallery.attacked)
-        if gallery.said[own][i][0] == gallery.labels[own][i]
+        if gallery.answers[own][i][0] == gallery.labels[own][i]
     ]
     assert {*solid} == {True, False}
 
