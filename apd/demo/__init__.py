@@ -1,1 +1,1 @@
-"""A page on this machine, where a picture is attacked before one's eyes."""
+"""A page on this machine, in the browser, where the user's pictures are attacked."""

@@ -20,9 +20,9 @@ from apd.show.attack import attack_all, find_attack_on  # noqa: E402
 HOST = "127.0.0.1"
 NOT_KNOWN = "what each run says"
 _MOST_STEPS = 200
-_EPS = 16  # in 1/255, the slider's end at least
-_HOUR = 3600  # seconds: how long uploaded and attacked pictures lie in the temporary folder
-_FONT = ["system-ui", "sans-serif"]  # gradio's own are fetched
+_EPS = 16  # in 1/255: the slider's end, or twice the eps of the run's evaluation if that is more
+_HOUR = 3600  # seconds after which uploaded and attacked pictures are deleted
+_FONT = ["system-ui", "sans-serif"]  # gradio's default fonts would be fetched from the network
 _THEME = gr.themes.Default(font=_FONT, font_mono=["ui-monospace", "monospace"])
 _CSS = """
 footer { display: none !important; }
@@ -31,10 +31,11 @@ footer { display: none !important; }
 
 
 def build(models: Sequence[PromptedClassifier], names: Sequence[str]) -> gr.Blocks:
-    """The page about classifiers that agree in classes and resolution.
+    """The page.
 
     Args:
-        names: what each is called.
+        models: they have the same classes and resolution (``check_alike``).
+        names: of the models.
     """
     own = models[0].threat_model["test"] or {}
     eps, steps = float(own.get("eps", 4)), min(own.get("steps", 20), _MOST_STEPS)
@@ -83,20 +84,20 @@ def build(models: Sequence[PromptedClassifier], names: Sequence[str]) -> gr.Bloc
         start.click(
             attack,
             [picture, radius, count, truth, chosen],
-            [title, *(part for column in columns for part in column)],
+            [title, *(component for column in columns for component in column)],
             api_name="attack",
         )
     return page
 
 
 def _column() -> list[gr.blocks.Block]:
-    """Of one run: as many components as ``results`` gives values."""
+    """The components of one run's column, one for each value of ``results``."""
     with gr.Column(min_width=420, visible=False) as column:
         outcome = gr.Markdown()
         with gr.Row():
             images = [_image(), _image(), _image("download")]
         with gr.Row():
-            labels = [gr.Label(label=f"{when} the attack") for when in ("Before", "After")]
+            labels = [gr.Label(label=f"{time} the attack") for time in ("Before", "After")]
     return [column, outcome, *images, *labels]
 
 
@@ -104,7 +105,7 @@ def _image(*buttons: str) -> gr.Image:
     return gr.Image(
         format="png",
         interactive=False,
-        buttons=list(buttons),  # gradio's own are more, and share pictures with its service
+        buttons=list(buttons),  # gradio's default has one that uploads the picture to its service
         elem_classes="picture",
         height=200,
         min_width=120,
@@ -120,13 +121,14 @@ def attacked(
     label: str,
     runs: Sequence[str],
 ) -> Gallery:
-    """The picture under PGD on each of the chosen runs.
+    """Attack the picture by PGD on each of the chosen runs.
 
     Args:
+        models, names: of all runs of the page.
         path: of the picture.
         eps: radius in 1/255, in the norm of the first run's evaluation.
         label: the picture's class, or NOT_KNOWN.
-        runs: names of those that are attacked.
+        runs: names of the chosen runs.
 
     Raises:
         UserError: there is no picture or run, or the picture cannot be read.
@@ -149,7 +151,7 @@ def attacked(
 
 
 def heading(gallery: Gallery) -> str:
-    """The attack, and how to read what is below."""
+    """The text above the columns: the attack, and how perturbations are drawn."""
     return (
         f"**{gallery.title}.** Perturbations are magnified {magnification(gallery)} times; grey "
         "means no change."
@@ -157,12 +159,12 @@ def heading(gallery: Gallery) -> str:
 
 
 def hidden() -> list:
-    """The column of a run that was not chosen."""
+    """The values of the column of a run that was not chosen."""
     return [gr.Column(visible=False), *[None] * 6]
 
 
 def results(gallery: Gallery, run: int, model: PromptedClassifier) -> list:
-    """What the column of a run shows; ``model`` is that run's."""
+    """The values of the column of a run; ``run`` is its number in the gallery."""
     before, after = model.predict([gallery.clean[0], gallery.attacked[run].images[0]])
     images = {
         "Picture": gallery.clean[0],
@@ -180,7 +182,7 @@ def results(gallery: Gallery, run: int, model: PromptedClassifier) -> list:
 
 
 def _outcome(before: str, after: str, label: str) -> str:
-    """In words, so that it can be told without colours."""
+    """The outcome in words, for those who do not see the colours."""
     if before != label:
         return f"\N{BALLOT X} wrong before the attack: {before}, not {label}"
     if after != label:

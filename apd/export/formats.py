@@ -1,4 +1,4 @@
-"""Writing a classifier in one of the formats, and comparing the file's logits with its own."""
+"""Writes a classifier in one of the formats, and compares the file's logits with its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from apd.export import FORMATS
 from apd.files import check_writable
 from apd.models.classifier import PromptedClassifier
 
-TOLERANCE = 1e-5  # of a cosine
+TOLERANCE = 1e-5  # largest difference of a cosine: of a logit, divided by CLIP's scale
 
 
 @torch.no_grad()
 def export(model: PromptedClassifier, target: str | os.PathLike, form: str) -> float:
-    """Write a classifier, and compare the logits of what was written with its own.
+    """Write a classifier, read the file again, and compare its logits with the model's.
 
     Args:
         model: of ``apd.load`` or ``apd.zero_shot``.
@@ -51,8 +51,8 @@ def export(model: PromptedClassifier, target: str | os.PathLike, form: str) -> f
     # beside the target, so that the rename stays on one file system
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         temporary = Path(folder) / target.name
-        read = getattr(import_module(module), writer)(model, temporary)
-        difference = max(_difference(read, model, count) for count in (1, 3))
+        logits_of_file = getattr(import_module(module), writer)(model, temporary)
+        difference = max(_difference(logits_of_file, model, count) for count in (1, 3))
         scale = float(model.model.clip.logit_scale.exp())
         if not difference <= TOLERANCE * scale:
             raise ImpossibleResult(
@@ -63,7 +63,10 @@ def export(model: PromptedClassifier, target: str | os.PathLike, form: str) -> f
     return difference
 
 
-def _difference(read: Callable[[Tensor], Tensor], model: PromptedClassifier, count: int) -> float:
-    draw = torch.Generator().manual_seed(count)
-    images = torch.rand(count, 3, model.resolution, model.resolution, generator=draw)
-    return float((read(images) - model(images)).abs().max())
+def _difference(
+    logits_fn: Callable[[Tensor], Tensor], model: PromptedClassifier, count: int
+) -> float:
+    """The largest difference of a logit of ``count`` random images."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.rand(count, 3, model.resolution, model.resolution, generator=generator)
+    return float((logits_fn(images) - model(images)).abs().max())

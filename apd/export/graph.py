@@ -16,17 +16,17 @@ from apd.errors import UserError, one_line
 from apd.export.metadata import as_json, metadata
 from apd.models.classifier import PromptedClassifier
 
-_ONNX_BYTES = 2**31 - 2**20  # of a file: what protobuf can hold, and some room for the graph
+_ONNX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit for a file, less room for the graph
 
 
 class ImagesToLogits(nn.Module):
-    """The image side of a classifier, whose text side is a matrix.
+    """A classifier's image encoder, and its text features as a constant matrix.
 
-    Visual prompts that are projected from others are here as vectors, whatever they were learned
-    from; only those that depend on the image (MMoP's) are computed.
+    Visual prompts that a method projects from other vectors are constants too; only prompts that
+    depend on the image (MMoP's) are computed.
 
     Shape:
-        images (B, 3, R, R) in [0, 1] to logits (B, C). B may be any.
+        images (B, 3, R, R) in [0, 1] to logits (B, C), for any B.
     """
 
     weight: Tensor
@@ -50,9 +50,12 @@ class ImagesToLogits(nn.Module):
 
 
 def write_exported(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
-    """An archive of ``torch.export``, for ``torch.export.load`` and AOTInductor.
+    """Write an archive of ``torch.export``, for ``torch.export.load`` and AOTInductor.
 
-    Its extra file ``config.json`` is that of a saved classifier: class names, backbone, input, ....
+    Its extra file ``config.json`` is that of a saved classifier (``apd.models.saved``).
+
+    Returns:
+        From images to the logits of the written file.
     """
     program = _export(classifier)
     with open(path, "wb") as file:
@@ -62,8 +65,12 @@ def write_exported(classifier: PromptedClassifier, path: Path) -> Callable[[Tens
 
 
 def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
-    """An ONNX file with the input ``images``, the output ``logits``, and class names and the like
-    as metadata.
+    """Write an ONNX file with the input ``images`` and the output ``logits``.
+
+    Its metadata are those of ``apd.export.metadata``.
+
+    Returns:
+        From images to the logits of the written file.
 
     Raises:
         UserError: a library is missing, or the weights are larger than ONNX files can be.
@@ -71,7 +78,7 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  torch.onnx needs it
+        import onnxscript  # noqa: F401  torch.onnx imports it
     except ImportError as error:
         raise UserError(
             f"ONNX needs more libraries ({one_line(error)}): pip install 'apd-clip[onnx]'"
@@ -83,9 +90,9 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
             f"an ONNX file holds 2 GB, {classifier.description.backbone.name} has "
             f"{size / 2**30:.1f}: use --format exported"
         )
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it does not optimise
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # else it logs missed optimisations
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        warnings.simplefilter("ignore")  # PyTorch's exporter warns of its own code
         program = torch.onnx.export(
             _export(classifier),
             input_names=["images"],
@@ -93,7 +100,7 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # as always with dynamo
+    assert program is not None  # with dynamo=True it never is
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(classifier))
     onnx.save_model(model, path)

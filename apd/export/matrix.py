@@ -1,5 +1,4 @@
-"""Formats for classifiers without visual prompts: their text side is a matrix, their image side
-a plain CLIP."""
+"""Formats for classifiers without visual prompts: a plain CLIP and a matrix of text features."""
 
 from __future__ import annotations
 
@@ -19,25 +18,39 @@ from apd.export.metadata import metadata
 from apd.files import write_json
 from apd.models.classifier import PromptedClassifier
 
-MATRIX = "classifier.safetensors"  # beside an OpenCLIP model
+MATRIX = "classifier.safetensors"  # name of the matrix's file in the folder of an OpenCLIP model
 
 
 def write_weights(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
-    """Safetensors with ``weight`` (C, D), rows of unit length, and ``scale``, a number.
+    """Write safetensors with ``weight`` (C, D), rows of unit length, and ``scale``, a number.
 
     Logits are scale * f @ weight.T, for image features f (B, D) of unit length.
+
+    Returns:
+        From images to the logits that the file gives.
+
+    Raises:
+        UserError: the model has visual prompts.
     """
     _check_text_only(classifier, "a matrix")
     scale = classifier.model.clip.logit_scale.detach().exp()
     _save(path, {"weight": classifier.text, "scale": scale}, metadata(classifier))
-    read = read_weights(path).tensors
+    tensors = read_weights(path).tensors
     features = classifier.model.image_features
-    return lambda images: read["scale"] * features(images) @ read["weight"].t()
+    return lambda images: tensors["scale"] * features(images) @ tensors["weight"].t()
 
 
 def write_openclip(classifier: PromptedClassifier, folder: Path) -> Callable[[Tensor], Tensor]:
-    """A folder that OpenCLIP reads as ``local-dir:FOLDER``, and ``classifier.safetensors``
-    (``write_weights``) with the prompted classes."""
+    """Write a folder that OpenCLIP reads as ``local-dir:FOLDER``.
+
+    It also has ``classifier.safetensors`` (``write_weights``), the matrix of the prompted classes.
+
+    Returns:
+        From images to the logits that the files give.
+
+    Raises:
+        UserError: the model has visual prompts, or OpenCLIP has no such CLIP.
+    """
     _check_text_only(classifier, "an OpenCLIP model")
     clip_model = classifier.model.clip
     config = openclip_config(clip_model, classifier)
@@ -45,49 +58,50 @@ def write_openclip(classifier: PromptedClassifier, folder: Path) -> Callable[[Te
     write_json(folder / "open_clip_config.json", config)
     _save(folder / "open_clip_model.safetensors", clip_model.state_dict(), {"format": "pt"})
     write_weights(classifier, folder / MATRIX)
-    read, model = read_weights(folder / MATRIX).tensors, load_clip(str(folder))
+    tensors, model = read_weights(folder / MATRIX).tensors, load_clip(str(folder))
 
     def logits(images: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
         features = F.normalize(model.encode_image((images - mean) / std), dim=-1)
-        return read["scale"] * features @ read["weight"].t()
+        return tensors["scale"] * features @ tensors["weight"].t()
 
     return logits
 
 
-def _check_text_only(classifier: PromptedClassifier, what: str) -> None:
+def _check_text_only(classifier: PromptedClassifier, target: str) -> None:
+    """Raise UserError if the classifier has visual prompts, which the ``target`` cannot hold."""
     if "visual" in classifier.model.modality:
         raise UserError(
-            f"{classifier.description.method} prompts the image encoder too, which {what} cannot "
-            "hold: use --format onnx or exported"
+            f"{classifier.description.method} prompts the image encoder too, which {target} "
+            "cannot hold: use --format onnx or exported"
         )
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    whole = {name: value.contiguous() for name, value in tensors.items()}
-    path.write_bytes(save(whole, metadata=metadata))
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    path.write_bytes(save(contiguous, metadata=metadata))
 
 
 def openclip_config(clip_model: CLIP, classifier: PromptedClassifier) -> dict:
     """``open_clip_config.json`` of a CLIP.
 
     Raises:
-        UserError: OpenCLIP has no such model; the message says what it has not.
+        UserError: OpenCLIP has no such model; the message says why.
     """
     visual, text = clip_model.visual, clip_model.transformer.resblocks
     vit = is_vit(visual)
     blocks = [*text, *(visual.transformer.resblocks if vit else ())]
     norms = [module for module in clip_model.modules() if isinstance(module, nn.LayerNorm)]
     activations = {(type(b.mlp.gelu), getattr(b.mlp.gelu, "approximate", "none")) for b in blocks}
-    odd = [f"layer norms with eps {norm.eps}" for norm in norms if norm.eps != 1e-5][:1]
+    unsupported = [f"layer norms with eps {norm.eps}" for norm in norms if norm.eps != 1e-5][:1]
     if activations not in ({(QuickGELU, "none")}, {(nn.GELU, "none")}):
-        odd.append("activations other than QuickGELU or GELU throughout")
-    if odd:
+        unsupported.append("activations other than QuickGELU or GELU throughout")
+    if unsupported:
         raise UserError(
             f"{classifier.description.backbone.name} is no model of OpenCLIP's (it has "
-            f"{listed(odd)}): use --format onnx or exported"
+            f"{listed(unsupported)}): use --format onnx or exported"
         )
     return {
         "model_cfg": {
@@ -112,6 +126,7 @@ def openclip_config(clip_model: CLIP, classifier: PromptedClassifier) -> dict:
 
 
 def _vision(visual: VisionTransformer | ModifiedResNet) -> dict:
+    """The vision_cfg of ``open_clip_config.json``."""
     if not is_vit(visual):
         layers = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         return {

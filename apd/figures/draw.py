@@ -1,4 +1,4 @@
-"""Drawing methods as lines and points, with their standard deviation over seeds."""
+"""Draws methods as lines and points, with their sample standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Lines = dict[str, dict[float, dict[int, float]]]  # method -> x -> seed -> y
 
 
 def draw_lines(axes: Axes, lines: Lines, looks: dict[str, dict]) -> None:
-    """A line over the means of each method, and a band of one standard deviation."""
+    """Draw each method as a line through its means, with a band of one standard deviation.
+
+    Args:
+        looks: by method, arguments of ``Axes.plot`` (``apd.figures.style.styles``).
+    """
     for method in sorted(lines, key=rank):
         xs = sorted(lines[method])
         values = [list(lines[method][x].values()) for x in xs]
@@ -29,7 +33,7 @@ def draw_lines(axes: Axes, lines: Lines, looks: dict[str, dict]) -> None:
 
 
 def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None:
-    """A horizontal dashed line at the mean, and a band of one standard deviation."""
+    """Draw a horizontal dashed line at the mean, with a band of one standard deviation."""
     middle, spread, colour = mean(values), _spread(values), look["color"]
     axes.axhline(middle, color=colour, linestyle="--", label=method)
     axes.axhspan(middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)
@@ -38,7 +42,12 @@ def draw_level(axes: Axes, method: str, values: list[float], look: dict) -> None
 def draw_points(
     axes: Axes, clouds: dict[str, list[tuple[float, float]]], looks: dict[str, dict]
 ) -> None:
-    """A point at the mean of each method's (x, y) over seeds; bars are one standard deviation."""
+    """Draw a point at the mean of each method's (x, y), with bars of one standard deviation.
+
+    Args:
+        clouds: by method, an (x, y) for each seed.
+        looks: as of ``draw_lines``.
+    """
     for method in sorted(clouds, key=rank):
         x, y = zip(*clouds[method])
         bars: dict[str, Any] = {"xerr": _spread(x) or None, "yerr": _spread(y) or None}
@@ -50,17 +59,20 @@ def _spread(values) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-# offsets of a label from its point, in typographic points; the first free one is used
-_PLACES = [(7, 4), (7, -11), (-7, 4), (-7, -11), (0, 10), (0, -18), (7, 18), (7, -26)]
+# offsets of a label from its point, in typographic points; the first one without overlap is used
+_OFFSETS = [(7, 4), (7, -11), (-7, 4), (-7, -11), (0, 10), (0, -18), (7, 18), (7, -26)]
 
 
 def label_points(axes: Axes) -> None:
-    """Write its name beside each point of ``draw_points``, without overlaps if there is room."""
+    """Write the method's name beside each point of ``draw_points``.
+
+    Names do not overlap if there is room.
+    """
     containers = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
     names = [str(container.get_label()) for container in containers]
     points = [tuple(np.asarray(container.lines[0].get_xydata())[0]) for container in containers]
     figure = axes.get_figure()
-    assert isinstance(figure, Figure)  # no figure within a figure
+    assert isinstance(figure, Figure)  # not a SubFigure
     figure.draw_without_rendering()
     pad = 4 * figure.dpi / 72  # half a marker
     boxes = [
@@ -69,7 +81,7 @@ def label_points(axes: Axes) -> None:
     ]
     for point, name in zip(points, names):
         label = axes.annotate(name, point, (0, 0), textcoords="offset points")
-        for x, y in _PLACES:
+        for x, y in _OFFSETS:
             label.set_position((x, y))
             label.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
             box = label.get_window_extent()

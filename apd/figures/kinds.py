@@ -35,25 +35,29 @@ Figures = dict[str, Figure]  # by the stem of its file's name
 
 @look
 def few_shot(runs: dict[Path, dict]) -> Figures:
-    """A panel for clean images and each attack; zero-shot methods are horizontal lines."""
+    """Accuracy by shots: a panel for clean images and each attack.
+
+    Methods without training are horizontal lines.
+    """
     figures, all_points = {}, points(runs)
     looks = styles(point.method for point in all_points)
     for setting, group in _grouped([*averages(all_points), *all_points], "setting"):
         learned = [point for point in group if point.shots is not None]
         ticks = {shots: shots for shots in sorted({p.shots for p in learned} - {ALL_IMAGES})}
         ticks[ALL_IMAGES] = 2 * max(ticks, default=1)
-        shown = {}
-        for attack, some in _grouped(learned, "attack"):
-            lines = _lines(some, lambda point: ticks[point.shots])
+        lines_of_attacks = {}
+        for attack, of_attack in _grouped(learned, "attack"):
+            lines = _lines(of_attack, lambda point: ticks[point.shots])
             if any(len(line) > 1 for line in lines.values()):
-                shown[attack] = lines
-        if not shown:
+                lines_of_attacks[attack] = lines
+        if not lines_of_attacks:
             continue
-        figure, all_axes = panels(len(shown), _title(setting, "accuracy by shots", learned))
-        for axes, (attack, lines) in zip(all_axes, shown.items()):
-            zero = [p for p in group if p.shots is None and p.attack == attack]
-            for method, some in _grouped(zero, "method"):
-                draw_level(axes, method, [point.accuracy for point in some], looks[method])
+        title = _title(setting, "accuracy by shots", learned)
+        figure, all_axes = panels(len(lines_of_attacks), title)
+        for axes, (attack, lines) in zip(all_axes, lines_of_attacks.items()):
+            zero_shot = [p for p in group if p.shots is None and p.attack == attack]
+            for method, of_method in _grouped(zero_shot, "method"):
+                draw_level(axes, method, [point.accuracy for point in of_method], looks[method])
             draw_lines(axes, lines, looks)
             drawn = {x for line in lines.values() for x in line}
             axes.set_xscale("log", base=2)
@@ -68,22 +72,23 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
 
 @look
 def scatter(runs: dict[Path, dict]) -> Figures:
-    """A panel for each attack that at least half of the methods were evaluated under."""
+    """Clean against robust accuracy: a panel for each attack under which at least half as many
+    methods were evaluated as under the most common one."""
     figures, all_points = {}, points(runs)
     looks = styles(point.method for point in all_points)
     with_clean = [point for point in averages(all_points) or all_points if point.clean is not None]
     for setting, shots, group in _at_shots(with_clean):
         attacked = [point for point in group if point.evaluation["threat_model"]]
-        methods = defaultdict(set)
+        methods_under = defaultdict(set)
         for point in attacked:
-            methods[point.attack].add(point.method)
-        most = max(map(len, methods.values()), default=0)
-        shown = [attack for attack, some in methods.items() if 2 * len(some) >= most > 1]
-        if not shown:
+            methods_under[point.attack].add(point.method)
+        most = max(map(len, methods_under.values()), default=0)
+        attacks = [a for a, methods in methods_under.items() if 2 * len(methods) >= most > 1]
+        if not attacks:
             continue
         title = _title(setting, "clean and robust accuracy", group, shots)
-        figure, all_axes = panels(len(shown), title, 5.0, 3.8)  # labels need room
-        for axes, attack in zip(all_axes, shown):
+        figure, all_axes = panels(len(attacks), title, 5.0, 3.8)  # labels need room
+        for axes, attack in zip(all_axes, attacks):
             axes.margins(0.12)
             axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)", title=attack)
             clouds: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -100,7 +105,10 @@ def scatter(runs: dict[Path, dict]) -> Figures:
 
 @look
 def eps_curves(runs: dict[Path, dict]) -> Figures:
-    """A panel for each attack with two radii or more; clean accuracy is drawn at eps 0."""
+    """Robust accuracy by radius: a panel for each attack with two radii or more.
+
+    Clean accuracy is drawn at eps 0.
+    """
     figures, all_points = {}, points(runs)
     looks = styles(point.method for point in all_points)
     for setting, shots, group in _at_shots([*averages(all_points), *all_points]):
@@ -108,19 +116,19 @@ def eps_curves(runs: dict[Path, dict]) -> Figures:
         for point in group:
             if point.evaluation["threat_model"]:
                 families[_family(point.evaluation)].append(point)
-        shown = []
-        for (name, *_), some in families.items():
-            lines = _lines(some, lambda point: point.evaluation["threat_model"]["eps"])
+        named_lines = []
+        for (name, *_), family in families.items():
+            lines = _lines(family, lambda point: point.evaluation["threat_model"]["eps"])
             if any(len(line) > 1 for line in lines.values()):
-                for p in some:
-                    if p.clean is not None:
-                        lines[p.method].setdefault(0.0, {})[p.seed] = p.clean
-                shown.append((name, lines))
-        if not shown:
+                for point in family:
+                    if point.clean is not None:
+                        lines[point.method].setdefault(0.0, {})[point.seed] = point.clean
+                named_lines.append((name, lines))
+        if not named_lines:
             continue
         title = _title(setting, "robust accuracy by eps", group, shots)
-        figure, all_axes = panels(len(shown), title)
-        for axes, (name, lines) in zip(all_axes, shown):
+        figure, all_axes = panels(len(named_lines), title)
+        for axes, (name, lines) in zip(all_axes, named_lines):
             draw_lines(axes, lines, looks)
             axes.set(xlabel="eps (1/255)", ylabel="robust accuracy (%)", title=name)
             axes.set_ylim(bottom=0)
@@ -131,7 +139,7 @@ def eps_curves(runs: dict[Path, dict]) -> Figures:
 
 @look
 def training(runs: dict[Path, dict]) -> Figures:
-    """A panel for each logged term, and one for the learning rate."""
+    """Training by epoch: a panel for each logged term, and one for the learning rate."""
     figures, names = {}, name_runs(runs)
     looks = styles(names.values())
     trained: dict[tuple, dict[Path, dict]] = defaultdict(dict)
@@ -142,7 +150,7 @@ def training(runs: dict[Path, dict]) -> Figures:
         terms = {term: None for history in histories.values() for term in history}
         for term in ("epoch", "seconds", "lr"):
             terms.pop(term, None)
-        terms["lr"] = None  # last
+        terms["lr"] = None  # as the last panel
         seeds = _seeds(names[folder] for folder in histories)
         figure, all_axes = panels(len(terms), f"{setting}{_shots_suffix(shots)}\ntraining, {seeds}")
         for axes, term in zip(all_axes, terms):
@@ -170,10 +178,11 @@ KINDS: dict[str, Callable[[dict[Path, dict]], Figures]] = {
 }
 
 
-# -- their parts -----------------------------------------------------------------------------------
+# -- points and texts ------------------------------------------------------------------------------
 
 
 def _grouped(points: Iterable[Point], field: str) -> list[tuple]:
+    """Pairs of each value of ``field`` and the points that have it."""
     groups = defaultdict(list)
     for point in points:
         groups[getattr(point, field)].append(point)
@@ -181,7 +190,10 @@ def _grouped(points: Iterable[Point], field: str) -> list[tuple]:
 
 
 def _at_shots(points: list[Point]) -> Iterator[tuple[Setting, int | None, list[Point]]]:
-    """For each setting and number of shots (most first) its points, with all zero-shot ones."""
+    """Each setting and number of shots (largest first) with its points.
+
+    Points of methods without training are among those of every number.
+    """
     for setting, group in _grouped(points, "setting"):
         numbers = {point.shots for point in group} - {None}
         for shots in sorted(numbers, key=shots_rank, reverse=True) or [None]:
@@ -189,6 +201,7 @@ def _at_shots(points: list[Point]) -> Iterator[tuple[Setting, int | None, list[P
 
 
 def _lines(points: list[Point], x: Callable[[Point], float]) -> Lines:
+    """Accuracies by method, x of the point, and seed."""
     lines: Lines = defaultdict(lambda: defaultdict(dict))
     for point in points:
         lines[point.method][x(point)][point.seed] = point.accuracy
@@ -196,9 +209,9 @@ def _lines(points: list[Point], x: Callable[[Point], float]) -> Lines:
 
 
 def _family(evaluation: dict) -> tuple:
-    """A key that attacks share if they differ only in the radius (and the step, in proportion).
+    """A key that evaluations share if they differ in the radius only, with a step in proportion.
 
-    Its first part is the attack's name.
+    Its first item is the attack's name with its conditions, without the radius.
     """
     threat = evaluation["threat_model"]
     step = threat["alpha"] and threat["eps"] and round(threat["alpha"] / threat["eps"], 6)
@@ -216,16 +229,19 @@ def _shots_suffix(shots: int | None) -> str:
 
 
 def _seeds(runs: Iterable[Hashable]) -> str:
-    """The number of seeds, in words; ``runs`` has an equal item for each seed of the same."""
-    counts = sorted(set(Counter(runs).values()))
-    few, many = counts[0], counts[-1]
-    if many == 1:
+    """The number of seeds, in words.
+
+    Args:
+        runs: an item for each run; runs that differ in the seed only have equal items.
+    """
+    counts = Counter(runs).values()
+    fewest, most = min(counts), max(counts)
+    if most == 1:
         return "1 seed"
-    return f"mean ± std of {many if few == many else f'{few} to {many}'} seeds"
+    return f"mean ± std of {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def _stem(kind: str, setting: Setting, shots: int | None = None) -> str:
-    parts = [kind, setting.stem]
-    if shots is not None:
-        parts.append(f"{shots}shots")
-    return re.sub(r"[^\w.-]+", "-", "_".join(parts))
+    """The name of a figure's file without its suffix."""
+    suffix = "" if shots is None else f"_{shots}shots"
+    return re.sub(r"[^\w.-]+", "-", f"{kind}_{setting.stem}{suffix}")

@@ -14,13 +14,19 @@ from apd.results.words import described
 
 
 class Setting(NamedTuple):
-    """What runs must have in common to be drawn in one figure."""
+    """What runs must have in common to be drawn in one figure.
 
-    dataset: str  # "" for an average
+    Attributes:
+        dataset: its name; "": an average over data sets.
+        subsample, backbone, host: as in results.json; the host without its version.
+        averaged: over how many data sets.
+    """
+
+    dataset: str
     subsample: str
     backbone: str
     host: str
-    averaged: int = 1  # data sets
+    averaged: int = 1
 
     def __str__(self) -> str:
         data = self.dataset if self.averaged == 1 else f"Average of {self.averaged} data sets"
@@ -36,20 +42,30 @@ class Setting(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One evaluation of one run, or its average over data sets."""
+    """One evaluation of one run, or its average over data sets.
+
+    Attributes:
+        method: name of the run (``name_runs``).
+        shots: None: the method is not trained, and belongs to every number of shots.
+        attack: its name with its conditions.
+        accuracy: in %.
+        clean: clean accuracy on the same images, in %; None: not known.
+        evaluation: the record.
+    """
 
     setting: Setting
     method: str
-    shots: int | None  # None: zero-shot, the same for every number
+    shots: int | None
     seed: int
-    attack: str  # with its conditions
-    accuracy: float  # %
-    clean: float | None  # %, of the same images; None: not known
+    attack: str
+    accuracy: float
+    clean: float | None
     evaluation: dict
 
 
 def setting_of(run: dict) -> Setting:
-    host = run["host"].split()[0]  # of any version
+    """The setting of a run; ``run`` is the contents of its results.json."""
+    host = run["host"].split()[0]  # without its version
     return Setting(run["dataset"], run["subsample"], run["backbone"], host)
 
 
@@ -67,38 +83,40 @@ def points(runs: dict[Path, dict]) -> list[Point]:
         for evaluation in run["evaluations"]:
             attack = described(evaluation)
             threat = {k: v for k, v in (evaluation["threat_model"] or {}).items() if k != "seed"}
-            where, expected = first.setdefault((setting[1:], attack), (folder, threat))
+            earlier, expected = first.setdefault((setting[1:], attack), (folder, threat))
             if threat != expected:
                 keys = [key for key in threat if threat[key] != expected.get(key)]
-                values, earlier = ({key: t.get(key) for key in keys} for t in (threat, expected))
+                here, there = ({key: t.get(key) for key in keys} for t in (threat, expected))
                 raise UserError(
-                    f"one figure cannot hold two threat models of {attack}: {earlier} in {where}, "
-                    f"{values} in {folder}"
+                    f"one figure cannot hold two threat models of {attack}: {there} in {earlier}, "
+                    f"{here} in {folder}"
                 )
             key = (setting, names[folder], shots, run["seed"], attack)
-            where, _ = by_key.setdefault(key, (folder, None))
-            if where != folder and shots is not None:
-                raise UserError(f"{names[folder]} has seed {run['seed']} twice: {where}, {folder}")
+            earlier, _ = by_key.setdefault(key, (folder, None))
+            if earlier != folder and shots is not None:
+                raise UserError(
+                    f"{names[folder]} has seed {run['seed']} twice: {earlier}, {folder}"
+                )
             clean = clean_accuracy(folder, run, evaluation)
             by_key[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
     return [point for _, point in by_key.values() if point]
 
 
 def averages(points: list[Point]) -> list[Point]:
-    """The averages over data sets of points that every data set has."""
+    """The averages over data sets, of methods, shots, seeds and attacks that every set has."""
     sets, members_of = defaultdict(set), defaultdict(list)
     for point in points:
-        everywhere = point.setting[1:]
-        sets[everywhere].add(point.setting.dataset)
-        members_of[(everywhere, *point[1:5])].append(point)
+        common = point.setting[1:]  # what the data sets of an average have in common
+        sets[common].add(point.setting.dataset)
+        members_of[(common, *point[1:5])].append(point)
     averaged = []
-    for (everywhere, *_), members in members_of.items():
-        count = len(sets[everywhere])
+    for (common, *_), members in members_of.items():
+        count = len(sets[common])
         if 1 < count == len(members):
             clean = [p.clean for p in members if p.clean is not None]
             averaged.append(
                 members[0]._replace(
-                    setting=Setting("", *everywhere[:3], count),
+                    setting=Setting("", *common[:3], count),
                     accuracy=mean(p.accuracy for p in members),
                     clean=mean(clean) if len(clean) == count else None,
                 )

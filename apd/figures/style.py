@@ -25,7 +25,7 @@ from apd.methods import BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, RED, SKY, ra
 FORMATS = ("png", "pdf", "svg")
 
 _SOLID, _DASHED = "-", "--"
-# of other methods; 7 and 5 have no common divisor, so that 35 of them differ
+# for methods that apd.methods does not list: 7 and 5 have no common divisor, so 35 of them differ
 _COLOURS = (PURPLE, BLUE, ORANGE, GREEN, RED, SKY, GREY)
 _MARKERS = ("<", "p", ">", "h", "d")
 _CYCLE = cycler(color=_COLOURS, marker=["o", "s", "^", "D", "v", "P", "X"])
@@ -38,7 +38,7 @@ LOOK = {
     "figure.titlesize": 10,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
-    "axes.prop_cycle": _CYCLE,  # of lines that are no methods
+    "axes.prop_cycle": _CYCLE,  # for lines that are not methods
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
@@ -46,15 +46,18 @@ LOOK = {
     "axes.spines.right": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
-    "text.parse_math": False,  # names may hold a $
+    "text.parse_math": False,  # a $ in a name is no formula
     "svg.hashsalt": "apd",
     "pdf.fonttype": 42,  # text that can be searched and edited
 }
-look = matplotlib.rc_context(LOOK)  # type: ignore[arg-type]  # decorates functions that draw
+look = matplotlib.rc_context(LOOK)  # type: ignore[arg-type]  # a decorator of functions that draw
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict]:
-    """Arguments of ``Axes.plot`` for each method; known ones look the same in every figure."""
+    """Arguments of ``Axes.plot`` for each method.
+
+    Methods that ``apd.methods`` lists look the same in every figure.
+    """
     numbers, looks = count(), {}
     for method in sorted(set(methods)):
         if row := METHODS.get(method):
@@ -77,10 +80,10 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
 def panels(
     number: int, title: str, width: float = 3.6, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``number`` axes of this size (inches), three in a row."""
+    """A figure with ``number`` axes, three in a row; ``width`` and ``height`` of each in inches."""
     columns = min(number, 3)
     rows = -(-number // columns)
-    size = (width * columns + 1.5, height * rows + 0.5)  # with room for a legend and the title
+    size = (width * columns + 1.5, height * rows + 0.5)  # room for the legend and the title
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -90,7 +93,7 @@ def panels(
 
 
 def legend(figure: Figure) -> None:
-    """One for all panels."""
+    """Add one legend for all panels to the figure."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -100,22 +103,22 @@ def legend(figure: Figure) -> None:
 
 
 def check_format(form: str) -> None:
-    """Raise UserError unless figures can be written in this format."""
+    """Raise UserError unless ``form`` is one of ``FORMATS``."""
     if form not in FORMATS:
         raise UserError(f"no figure format {form}: use {', '.join(FORMATS)}")
 
 
 @look
 def rendered(figure: Figure, form: str) -> bytes:
-    """The figure's file; the same figure gives the same bytes.
+    """The contents of the figure's file; the same figure gives the same bytes.
 
     Raises:
         UserError: ``form`` is not one of ``FORMATS``.
     """
     check_format(form)
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[form]
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[form]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata=undated)
+    figure.savefig(buffer, format=form, metadata=no_date)
     return buffer.getvalue()
 
 
@@ -123,7 +126,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure, atomically, in the format of the path's suffix.
 
     Raises:
-        UserError: there is no such format.
+        UserError: the suffix is none of ``FORMATS``.
     """
     path = Path(path)
     content = rendered(figure, path.suffix[1:].lower())

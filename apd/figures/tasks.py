@@ -25,27 +25,27 @@ Figures = dict[str, Figure]  # by the stem of its file's name
 
 @look
 def frontier(runs: dict[Path, dict], design: Design) -> Figures:
-    """A panel for each attack: mean clean and robust accuracy of each arm, one point a radius.
+    """Mean clean against mean robust accuracy of each arm: a panel per attack, a point per radius.
 
     Only tasks are used on which all these arms have all their radii, so that all points are means
     over the same tasks. A band is the 95 % interval over tasks of the robust accuracy minus the
     task's mean over all drawn points, because tasks differ far more than arms do.
 
     Raises:
-        UserError: the runs cannot be compared, or have no such two tasks.
+        UserError: the runs cannot be compared, or fewer than two tasks can be used.
     """
-    shown = []
+    drawn = []
     for curve_set in curves(runs, design):
         arms = _arms(curve_set, design)
-        if (tasks := _whole(curve_set, arms)) and any(
+        if (tasks := _complete_tasks(curve_set, arms)) and any(
             len(_radii(curve_set, arm)) > 1 for arm in arms
         ):
-            shown.append((curve_set, arms, tasks))
-    if not shown:
+            drawn.append((curve_set, arms, tasks))
+    if not drawn:
         raise UserError("no two tasks have all arms at all their radii, two or more: no frontier")
-    figure, all_axes = panels(len(shown), f"{backbone(runs)}\narms over tasks, by radius", 4.6, 3.6)
-    looks = styles(arm for _, arms, _ in shown for arm in arms)
-    for axes, (curve_set, arms, tasks) in zip(all_axes, shown):
+    figure, all_axes = panels(len(drawn), f"{backbone(runs)}\narms over tasks, by radius", 4.6, 3.6)
+    looks = styles(arm for _, arms, _ in drawn for arm in arms)
+    for axes, (curve_set, arms, tasks) in zip(all_axes, drawn):
         for arm, (clean, robust, low, high) in _means(curve_set, arms, tasks).items():
             order = np.argsort(clean)
             axes.plot(clean[order], robust[order], **looks[arm], label=arm)
@@ -53,9 +53,9 @@ def frontier(runs: dict[Path, dict], design: Design) -> Figures:
             axes.fill_between(clean[order], low[order], high[order], **look_of_band)
             for x, y, radius in zip(clean, robust, _radii(curve_set, arm)):
                 axes.annotate(f"{radius:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7)
-        of_all = f"{len(tasks)} of {counted(len(curve_set.tasks), 'task')}"
+        subtitle = f"{len(tasks)} of {counted(len(curve_set.tasks), 'task')}"
         axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
-        axes.set_title(f"{curve_set.header.removesuffix(' (%)')}\n{of_all}")
+        axes.set_title(f"{curve_set.header.removesuffix(' (%)')}\n{subtitle}")
     legend(figure)
     return {_stem("frontier", runs): figure}
 
@@ -70,11 +70,12 @@ def _arms(curve_set: Curves, design: Design) -> list[str]:
 
 
 def _radii(curve_set: Curves, arm: str) -> list[float]:
+    """The training radii of an arm, ascending, in 1/255."""
     return sorted({p.radius for points in curve_set.points[arm].values() for p in points})
 
 
-def _whole(curve_set: Curves, arms: list[str]) -> list[str]:
-    """The tasks with all points of all arms; none, if they are fewer than two."""
+def _complete_tasks(curve_set: Curves, arms: list[str]) -> list[str]:
+    """The tasks that have all radii of all arms; none, if they are fewer than two."""
     tasks = [
         task
         for task in curve_set.tasks
@@ -88,7 +89,7 @@ def _whole(curve_set: Curves, arms: list[str]) -> list[str]:
 def _means(
     curve_set: Curves, arms: list[str], tasks: list[str]
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """Arm -> clean and robust accuracy and the ends of its band, each (radii,)."""
+    """Arm -> clean accuracy, robust accuracy, lower and upper end of its band: each (radii,)."""
     sources = [curve_set.sources[task] for task in tasks]
     points = {
         arm: np.array([curve_set.points[arm][task] for task in tasks])[..., :2] for arm in arms
@@ -97,19 +98,22 @@ def _means(
     level = robust.mean(axis=1) - robust.mean()
     means = {}
     for arm, values in points.items():
-        middle = values.mean(axis=0)
+        clean_and_robust = values.mean(axis=0)
         centred = values[..., 1] - level[:, None]
-        halves = []
+        half_widths = []
         for column in centred.T:
             estimate, _ = mean_over(column, sources)
-            halves.append((estimate.high - estimate.low) / 2)
-        means[arm] = (*middle.T, middle[:, 1] - halves, middle[:, 1] + halves)
+            half_widths.append((estimate.high - estimate.low) / 2)
+        robust = clean_and_robust[:, 1]
+        means[arm] = (*clean_and_robust.T, robust - half_widths, robust + half_widths)
     return means
 
 
 @look
 def moderator(runs: dict[Path, dict], design: Design) -> Figures:
-    """A panel for each difference and attack: a point per task, the fitted line, its 95 % interval.
+    """Differences of two arms by zero-shot accuracy: a panel for each difference and attack.
+
+    It has a point per task and the fitted line with its 95 % interval.
 
     Open points are tasks on which the clean accuracies of the two arms do not overlap.
 
@@ -121,7 +125,7 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
         for pair in design.pairs(list(curve_set.points)):
             try:
                 lines.append((curve_set, Moderated(curve_set, pair, above)))
-            except ValueError:  # too few tasks, as the table says
+            except ValueError:  # there are too few tasks, which the table reports
                 continue
     if not lines:
         raise UserError("no difference has tasks enough for a line: --table moderator says why")
@@ -141,7 +145,7 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
 
 
 def _draw_line(axes: Axes, line: Moderated) -> None:
-    # with a blank, so that a source never has a method's style, whatever its name
+    # the blank keeps a source from getting the style of a method with the same name
     looks = styles(f"{source} " for source in line.sources)
     for source in dict.fromkeys(line.sources):
         colour = {key: looks[f"{source} "][key] for key in ("color", "marker")}

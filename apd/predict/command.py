@@ -43,9 +43,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("arguments", nargs="+", metavar="RUN|IMAGE", help="runs, then images")
     add("--top", type=whole(1), default=1, help="how many classes to show (default: 1)")
     add("--batch-size", type=whole(1), default=64, help="images together (default: 64)")
-    out = parser.add_mutually_exclusive_group()
-    out.add_argument("--json", action="store_true", help="print a JSON object a line")
-    out.add_argument("--csv", metavar="FILE", help="write a line per image, run and class")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print a JSON object a line")
+    output.add_argument("--csv", metavar="FILE", help="write a line per image, run and class")
     add_flags(parser)
     return parser.parse_args(argv)
 
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def predictions(
     models: Sequence[PromptedClassifier], paths: Iterator[str], top: int, batch_size: int
 ) -> Iterator[Row]:
-    """Each model's prediction for each image, or why the image cannot be read."""
+    """For each path the predictions of all models, or the reason why it cannot be read."""
     while batch := list(islice(paths, batch_size)):
         images, faults = {}, {}
         for path in batch:
@@ -61,19 +61,19 @@ def predictions(
                 images[path] = open_rgb(path)
             except ValueError as error:
                 faults[path] = one_line(error)
-        answers = [model.predict(images.values(), top=top) for model in models] if images else []
-        answers_of = dict(zip(images, map(list, zip(*answers))))
+        by_model = [model.predict(images.values(), top=top) for model in models] if images else []
+        by_path = dict(zip(images, map(list, zip(*by_model))))
         for path in batch:
-            yield path, answers_of.get(path) or faults[path]
+            yield path, by_path.get(path) or faults[path]
 
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """A row per image, a column per run."""
+    """A table of text with a row per image and a column per run; unreadable images are left out."""
     lines = [
         [
             path,
             *(
-                ", ".join(f"{label} {share:.1%}" for label, share in prediction.top)
+                ", ".join(f"{label} {probability:.1%}" for label, probability in prediction.top)
                 for prediction in row
             ),
         ]
@@ -84,7 +84,7 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def as_json(path: str, row: list[Prediction] | str, names: Sequence[str]) -> str:
-    """An object with image, and either error or predictions, by run."""
+    """A JSON object with "image" and either "error" or "predictions" by run."""
     if isinstance(row, str):
         return json.dumps({"image": path, "error": row})
     by_run = {name: prediction._asdict() for name, prediction in zip(names, row)}
@@ -94,11 +94,11 @@ def as_json(path: str, row: list[Prediction] | str, names: Sequence[str]) -> str
 def csv_rows(rows: Sequence[Row], names: Sequence[str]) -> list[dict]:
     """A row per image, run and class, best class first."""
     return [
-        {"image": path, "run": name, "rank": rank, "label": label, "probability": share}
+        {"image": path, "run": name, "rank": rank, "label": label, "probability": probability}
         for path, row in rows
         if not isinstance(row, str)
         for name, prediction in zip(names, row)
-        for rank, (label, share) in enumerate(prediction.top, start=1)
+        for rank, (label, probability) in enumerate(prediction.top, start=1)
     ]
 
 
