@@ -1,6 +1,7 @@
 """A tiny CLIP, a handful of images, and the command line called in this process."""
 
 import io
+import os
 import sys
 from contextlib import redirect_stderr
 from types import SimpleNamespace
@@ -219,6 +220,27 @@ def inline(monkeypatch):
     monkeypatch.setattr(apd.evaluate.workers, "start_local", lambda *_: executor)
     monkeypatch.setattr(apd.evaluate.command, "warm_up", lambda: None)
     return executor
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    """Function: whatever a module writes by ``open`` from now on finds no room.
+
+    The files are made, and the system itself (/dev/full) refuses their content.
+    """
+
+    def fill(module):
+        def full(path, mode="r", **more):
+            if not set(mode) & set("wxa"):
+                return open(path, mode, **more)
+            open(path, mode, **more).close()
+            return open("/dev/full", mode.replace("x", "w"), **more)
+
+        monkeypatch.setattr(module, "open", full, raising=False)
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    return fill
 
 
 @pytest.fixture

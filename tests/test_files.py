@@ -1,11 +1,16 @@
-"""What files of users may hold: plain data, finite, of a depth and size that programs can walk."""
+"""What users' files may hold: plain data, finite, of a depth and size that programs can walk.
 
+Our own are written whole or not at all."""
+
+import errno
 import os
 
 import pytest
+import torch
 
-from apd.errors import UserError
-from apd.files import parse_json, parse_yaml, read_json, read_yaml, write_json
+from apd import files
+from apd.errors import UserError, exit_codes
+from apd.files import parse_json, parse_yaml, read_json, read_yaml, write_json, write_tensors
 
 DEEP = "nested more than 50 levels deep"
 TENFOLD = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -72,3 +77,33 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
         with pytest.raises(UserError, match=f"{name} is no file that can be replaced"):
             write_json(tmp_path / name, {})
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
+# -- a full disk
+
+
+@pytest.mark.parametrize("numbers", [10, 100_000])  # less, and more, than what a file buffers
+def test_tensors_are_written_whole_or_not_at_all(fill, tmp_path, numbers):
+    path = tmp_path / "x.pt"
+    write_tensors(path, {"x": torch.arange(3)})
+    fill(files)
+    with pytest.raises(OSError) as caught:
+        write_tensors(path, {"x": torch.zeros(numbers)})
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    assert torch.load(path, weights_only=True)["x"].tolist() == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_torch_that_is_no_files_is_its_own(tmp_path):
+    with pytest.raises(Exception, match="pickle|local"):
+        write_tensors(tmp_path / "x.pt", lambda: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_says_which_file_had_no_room(fill, tmp_path, capfd):
+    fill(files)
+    assert exit_codes(lambda _: write_tensors(tmp_path / "x.pt", torch.zeros(9)))() == 1
+    assert capfd.readouterr().err == (
+        f"error: {tmp_path / 'x.pt'}: No space left on device: make room, and the same command "
+        "goes on\n"
+    )

@@ -1,5 +1,6 @@
 """What processes on this machine are given."""
 
+import errno
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -113,3 +114,19 @@ if __name__ == "__main__":
     program.write_text(code)
     found = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_a_process_that_meets_a_full_disk_says_so_by_its_exit_code(monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "run_job", no_room)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        module._process(None, ".", 1, None)
+    executor = Local.__new__(Local)
+    process = SimpleNamespace(is_alive=lambda: False, exitcode=ended.value.code, name="run")
+    executor.running = {0: process}
+    with pytest.raises(OSError, match="No space left on device: 'run'"):
+        executor.poll(process)
+    assert executor.running == {}

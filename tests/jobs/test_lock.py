@@ -1,5 +1,6 @@
 """Never two owners, and no owner that is dead."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -145,3 +146,12 @@ def test_many_take_a_dead_owners_lock_and_one_gets_it(cell):
         process.join(20)
     won.get()
     assert won.empty()
+
+
+def test_no_empty_lock_is_left(fill, tmp_path):
+    fill(lock)
+    folder = tmp_path / "run"
+    with pytest.raises(OSError) as caught:
+        Lock(folder, tmp_path).acquire()
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(folder / LOCK_NAME)
+    assert list(folder.iterdir()) == [] and owner(folder) is None

@@ -36,11 +36,11 @@ def run(cells, executor, signals, monkeypatch):
     met = []
 
     def meet(sweep):
-        found = owner(cell.folder)
-        if len(met) < len(signals) and found and Path(cell.folder, "resume.pth.tar").exists():
-            if found["pid"] not in met:
-                os.kill(found["pid"], signals[len(met)])
-                met.append(found["pid"])
+        worker = owner(cell.folder)
+        if len(met) < len(signals) and worker and Path(cell.folder, "resume.pth.tar").exists():
+            if worker["pid"] not in met:
+                os.kill(worker["pid"], signals[len(met)])
+                met.append(worker["pid"])
 
     monkeypatch.setattr(executor, "pause", 0.05)
     sweep = Scheduler(cells, executor, meet)
