@@ -106,18 +106,26 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.now = _read(str(path), _content(path))
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--plan {path}: cannot be read ({one_line(error)})") from error
+        self.now = _read(str(path), content)
         log = self._git("log", "--format=%H", "--", path.name)
         if not log or self._git("diff", "--quiet", "HEAD", "--", path.name) is None:
             raise UserError(f"--plan {path} is not committed as it is: commit it before its runs")
         self.versions = {}  # commit -> plan, the newest first
         for commit in log.split():
-            if content := self._git("show", f"{commit}:./{path.name}"):
-                self.versions[commit] = _read(f"{path} of {commit[:7]}", content)
+            if version := self._git("show", f"{commit}:./{path.name}"):
+                self.versions[commit] = _read(f"{path} of {commit[:7]}", version)
 
     def verdict(self, run: dict) -> str:
         """Why a run does not follow the plan; "": it does. ``run`` is its results."""
-        holding = [commit for commit, plan in self.versions.items() if _holds(plan, run)]
+        holding = [
+            commit
+            for commit, plan in self.versions.items()
+            if _sha256(plan, run) in {cell["sha256"] for cell in plan["cells"]}
+        ]
         if not holding:
             return "not in the plan"
         made_at, _, dirty = (run.get("git_commit") or "").partition("-")
@@ -165,19 +173,12 @@ class Plan:
     @cache  # noqa: B019  many runs have the same commit, and there are few plans
     def _git(self, *command: str) -> str | None:
         """The output of a git command in the plan's folder; None: it failed."""
-        where = ["git", "-C", str(self.path.resolve().parent)]
+        git = ["git", "-C", str(self.path.resolve().parent)]
         try:
-            done = subprocess.run([*where, *command], capture_output=True, text=True)
+            process = subprocess.run([*git, *command], capture_output=True, text=True)
         except OSError:  # no git
             return None
-        return done.stdout if done.returncode == 0 else None
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--plan {path}: cannot be read ({one_line(error)})") from error
+        return process.stdout if process.returncode == 0 else None
 
 
 def _read(name: str, content: str) -> dict:
@@ -197,7 +198,3 @@ def _read(name: str, content: str) -> dict:
 def _sha256(plan: dict, run: dict) -> str:
     evaluates = run.get("prompts_from") is not None
     return config_sha256(run["config"], evaluates, frozenset(plan["keys"]))
-
-
-def _holds(plan: dict, run: dict) -> bool:
-    return _sha256(plan, run) in {cell["sha256"] for cell in plan["cells"]}

@@ -319,19 +319,14 @@ def _no_clip(name: str | os.PathLike, why: object) -> UserError:
 
 def _model(name: str | os.PathLike, weights: dict, design: Design) -> CLIP:
     try:
-        model = _build(weights)
+        model = build_model(dict(weights), **_plain(build_model)).float()
+        # build_model rounds the weights to float16: load the exact ones again
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
         for encoder, tower in ((model, design.text), (model.visual, design.image)):
             _finish(encoder, tower)
     except _MISFITS as error:
         raise _no_clip(name, error) from error
     model.mean, model.std = design.mean, design.std
-    return model
-
-
-def _build(weights: dict) -> CLIP:
-    model = build_model(dict(weights), **_plain(build_model)).float()
-    # build_model rounds the weights to float16: load the exact ones again
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
 
 

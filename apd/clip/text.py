@@ -325,7 +325,7 @@ def to_last(
         if i < len(contexts) and slots.shape[1]:
             context = contexts[i]
             if not isinstance(context, Tensor):
-                context = context_vectors(context, block, _outside_slots(x, slots))
+                context = context_vectors(context, block, outside_slots(x, slots))
             elif context.dim() == 3 and not of_rows:
                 context = context[group]
             x = fill(x, context[..., shared:, :], slots)
@@ -349,7 +349,7 @@ def fill(x: Tensor, context: Tensor, slots: Tensor) -> Tensor:
     return x.scatter(1, index, context.to(x.dtype).expand_as(index))
 
 
-def _outside_slots(x: Tensor, slots: Tensor) -> Tensor:
+def outside_slots(x: Tensor, slots: Tensor) -> Tensor:
     """(N, L - M, D): the tokens (N, L, D) that are not at the positions ``slots`` (N, M)."""
     outside = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     return x[outside.scatter(1, slots, False)].view(len(x), -1, x.shape[-1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apd.clip import PromptedCLIP
-from apd.clip.text import ClassPrompts
+from apd.clip.text import outside_slots
 from apd.errors import UserError, either
 from apd.interchange.layouts import SavedPrompts
 from apd.methods import METHODS
@@ -44,7 +44,8 @@ def check_fit(
             raise UserError(f"{where} was trained on another CLIP ({name} differs): {backbone}")
     if saved.tokens is None or not saved.context("text"):
         return False
-    tokens = _without_slots(model.class_prompts[0])
+    prompts = model.class_prompts[0]
+    tokens = outside_slots(prompts.embedding, prompts.slots)
     if not _close(saved.tokens[0, 0], tokens[0, 0]):
         raise UserError(
             f"{where} was trained on another CLIP (the start token's vector differs): {backbone}"
@@ -112,10 +113,3 @@ def _close(theirs: Tensor, ours: Tensor) -> bool:
     if theirs.shape != ours.shape:
         return False
     return torch.allclose(theirs.to(ours), ours, rtol=1e-3, atol=1e-6)
-
-
-def _without_slots(prompts: ClassPrompts) -> Tensor:
-    """(C, L - M, D): the embedded prompts without the M positions of the context vectors."""
-    classes, length, width = prompts.embedding.shape
-    fixed = torch.ones(classes, length, dtype=torch.bool, device=prompts.slots.device)
-    return prompts.embedding[fixed.scatter_(1, prompts.slots, False)].view(classes, -1, width)

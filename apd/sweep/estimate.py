@@ -112,7 +112,7 @@ def _sizes(cfg) -> tuple[float, float]:
         return dataset.num_classes, min(len(dataset.test), cfg.AT.TEST.SUBSET or len(dataset.test))
     known = {name: (data.counts.classes, data.counts.test) for name, data in published().items()}
     classes, tested = _lookup(_SHIPPED | known, "data set", cfg.DATASET.NAME)
-    share = _share(cfg.DATASET, classes)
+    share = _share_of_classes(cfg.DATASET, classes)
     tested *= share
     return classes * share, min(tested, cfg.AT.TEST.SUBSET or tested)
 
@@ -146,7 +146,7 @@ def _timed(call: Callable[[], Tensor], batch: int = 32, tries: int = 5) -> float
     return min(seconds) / batch
 
 
-def _share(dataset, classes: int) -> float:
+def _share_of_classes(dataset, classes: int) -> float:
     """The share of a data set's classes that DATASET.CLASSES and SUBSAMPLE_CLASSES select."""
     share = 1 if dataset.SUBSAMPLE_CLASSES == "all" else 1 / 2
     if chosen_part := partition(dataset.CLASSES):

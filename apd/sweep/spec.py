@@ -272,7 +272,7 @@ def _jobs_at(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
     output, trainer, shots, seed = spec["output"], point["trainer"], point["shots"], point["seed"]
     dataset, config = point["dataset"], point["config"]
     options = {key: value for key, value in point.items() if key not in _AXES}
-    place = _folder(dataset, options.get("DATASET.CLASSES", []))
+    place = _task_folder(dataset, options.get("DATASET.CLASSES", []))
     parts = [f"backbone={point['backbone']}"] if "backbone" in point else []
     parts += [
         f"{key.removeprefix('TRAINER.')}={value}"
@@ -328,7 +328,7 @@ def _jobs_at(spec: dict, point: dict, forced: dict) -> Iterator[TrainingJob]:
             yield job(folder, target, needs=source.folder)
 
 
-def _folder(dataset: str, classes) -> str:
+def _task_folder(dataset: str, classes) -> str:
     try:
         return folder_name(_stem(dataset), classes)
     except ValueError as error:

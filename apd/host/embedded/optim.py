@@ -35,15 +35,13 @@ def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimize
     }
     check_availability(c.NAME, choices)
     cls, options = choices[c.NAME]
-    if param_groups is None:
-        param_groups = _staged(model, c) if c.STAGED_LR else _parameters(model)
+    if param_groups is None and c.STAGED_LR:
+        param_groups = _staged(model, c)
+    elif param_groups is None:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
     elif c.STAGED_LR:
         warnings.warn("OPTIM.STAGED_LR does not apply to parameter groups of your own")
     return cls(param_groups, lr=c.LR, weight_decay=c.WEIGHT_DECAY, **options)
-
-
-def _parameters(model):
-    return model.parameters() if isinstance(model, nn.Module) else model
 
 
 def _staged(model: nn.Module, optim_cfg) -> list[dict]:
