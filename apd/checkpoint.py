@@ -111,9 +111,9 @@ def resume_from_checkpoint(
     path = pointer.parent / pointer.read_text(encoding="utf-8").strip()
     checkpoint = load_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
-    for key, part in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if part is not None and checkpoint.get(key) is not None:
-            part.load_state_dict(checkpoint[key])
+    for key, target in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if target is not None and checkpoint.get(key) is not None:
+            target.load_state_dict(checkpoint[key])
     print(f"Resumed {path} after epoch {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
@@ -121,14 +121,14 @@ def resume_from_checkpoint(
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Load those weights of a file that fit ``model`` by name and shape; print the others."""
     checkpoint = load_checkpoint(weight_path)
-    given = _without_module(checkpoint.get("state_dict", checkpoint))
+    weights = _without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict({**own, **fitting})
     if not fitting:
         warnings.warn(f"no weight in {weight_path} fits this model by name and shape")
-    print(f"Loaded {len(fitting)} of {len(given)} weights from {weight_path}")
-    if unused := [key for key in given if key not in fitting]:
+    print(f"Loaded {len(fitting)} of {len(weights)} weights from {weight_path}")
+    if unused := [key for key in weights if key not in fitting]:
         print(f"Not used: {', '.join(unused)}")
 
 

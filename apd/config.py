@@ -276,8 +276,8 @@ _RULES: dict[str, Rule] = {
     "TEST.SPLIT": one_of("test", "val"),
     "TEST.FINAL_MODEL": one_of("last_step", "best_val"),
     **{
-        f"AT.{part}.{key}": rule
-        for part in ("TRAIN", "TEST")
+        f"AT.{use}.{key}": rule
+        for use in ("TRAIN", "TEST")
         for key, rule in (
             ("EPS", _RADIUS),
             ("ALPHA", _RADIUS),
@@ -311,7 +311,7 @@ _RULES_OF_TRAINERS = {  # in every section of TRAINER
     "CLASS_TOKEN_POSITION": one_of(*choices.POSITIONS),
     "PREC": _PRECISION,
     "LAMBDA": _LEAST_0,
-    **{f"LAMBDA_{what}": _LEAST_0 for what in _WEIGHTS},
+    **{f"LAMBDA_{term}": _LEAST_0 for term in _WEIGHTS},
     "TAU": number(above=0),
     "BETA": _LEAST_0,
     "ATTACK_LOSS": one_of("ce", "kl"),
@@ -367,16 +367,16 @@ def merge(cfg: CfgNode, values: Iterable[tuple[str, object]], where: str) -> Non
             raise UserError(f"{where}: {key} is a section: set one of its keys, {key}.KEY")
         rule = rule_of(key) or rule_like(default)
         try:
-            read = rule.read(value)
+            parsed = rule.read(value)
         except ValueError as error:
             raise UserError(f"{where}: {key} is {one_line(value)}: use {rule}") from error
-        if isinstance(default, float) and isinstance(read, int):
-            read = float(read)
+        if isinstance(default, float) and isinstance(parsed, int):
+            parsed = float(parsed)
         elif isinstance(default, (list, tuple)):
-            read = type(default)(read)
+            parsed = type(default)(parsed)
         if rule is _RADIUS and isinstance(value, str) and "/" in value:
-            _note_once(f"{key} {value} is read as {read}: its unit is 1/255")
-        node[name] = read
+            _note_once(f"{key} {value} is read as {parsed}: its unit is 1/255")
+        node[name] = parsed
 
 
 def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
@@ -386,7 +386,7 @@ def _holder(cfg: CfgNode, key: str, where: str) -> tuple[CfgNode, str]:
     for section in sections:
         node = node.get(section) if isinstance(node, dict) else None
     if not isinstance(node, dict) or name not in node:
-        near = similar(key, (known for known, _ in flat(cfg)))
+        near = similar(key, (name for name, _ in flat(cfg)))
         hint = f": did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"{where}: there is no key {one_line(key)}{hint}")
     return node, name
@@ -489,12 +489,12 @@ def of_run(results: dict, folder: Path) -> CfgNode:
             f"{folder} has results of a model that is no run: only tables and reports read them"
         )
     cfg = default()
-    known = (
+    known_values = (
         (key, value)
         for key, value in flat(results["config"])
         if not key.startswith("TRAINER.") or key.split(".")[1] in cfg.TRAINER
     )
-    merge(cfg, known, f"the config in {folder}")
+    merge(cfg, known_values, f"the config in {folder}")
     return cfg
 
 
@@ -615,14 +615,14 @@ def differences(config: dict, other: dict) -> list[str]:
     ``other`` may be of an earlier version, and lack keys of ours. It is compared as if these had
     their defaults, which change nothing.
     """
-    values, others = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
+    values, before = dict(flat(config)), {**dict(flat(KEYS)), **dict(flat(other))}
     skipped = unread(str(values.get("TRAINER.NAME")))
     return [
-        f"{key}: {values.get(key)!r}, was {others.get(key)!r}"
-        for key in sorted(values.keys() | others.keys())
+        f"{key}: {values.get(key)!r}, was {before.get(key)!r}"
+        for key in sorted(values.keys() | before.keys())
         if key not in HARMLESS
         and not key.startswith(skipped)
-        and values.get(key) != others.get(key)
+        and values.get(key) != before.get(key)
     ]
 
 
@@ -630,8 +630,8 @@ def unread(method: str) -> tuple[str, ...]:
     """Prefixes of the keys that a method does not read: the sections of our other methods."""
     if method not in METHODS:
         return ()
-    others = KEYS["TRAINER"].keys() - {"PROMPT", METHODS[method].section}
-    return tuple(f"TRAINER.{name}." for name in sorted(others))
+    sections = KEYS["TRAINER"].keys() - {"PROMPT", METHODS[method].section}
+    return tuple(f"TRAINER.{name}." for name in sorted(sections))
 
 
 def plain(config):

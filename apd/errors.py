@@ -59,8 +59,8 @@ def similar(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
     Args:
         cutoff: least similarity, from 0 to 1, as of ``difflib.get_close_matches``.
     """
-    by_lower = {known.lower(): known for known in names}
-    return [by_lower[near] for near in get_close_matches(name.lower(), by_lower, 3, cutoff)]
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    return [by_lower[match] for match in get_close_matches(name.lower(), by_lower, 3, cutoff)]
 
 
 def either(names: Iterable[str]) -> str:

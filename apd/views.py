@@ -102,24 +102,28 @@ def _augmix(views: Tensor, u: Tensor) -> Tensor:
 
 
 def _operate(images: Tensor, u: Tensor, on: Tensor) -> Tensor:
-    """One of nine operations on each image where ``on``; ``u`` (N, 3): which, level and sign."""
-    which = (u[:, 0] * 9).floor().long()
+    """One of nine operations on each image where ``on``.
+
+    Args:
+        u: (N, 3) in [0, 1), of which the operation's number, level and sign are made.
+    """
+    number = (u[:, 0] * 9).floor().long()
     level = 0.1 + 0.9 * u[:, 1]
     sign = torch.where(u[:, 2] > 0.5, -1.0, 1.0).to(images.dtype)
     on_values = (_autocontrast, _equalize, _posterize, _solarize)
     kinds = len(on_values) + 2  # one kind for all geometric operations, one for no operation
-    kind = torch.where(on, which.clamp_max(len(on_values)), kinds - 1)
+    kind = torch.where(on, number.clamp_max(len(on_values)), kinds - 1)
     order = kind.argsort(stable=True)
     counts = kind.bincount(minlength=kinds).tolist()
-    parts = list(images.index_select(0, order).split(counts))
+    by_kind = list(images.index_select(0, order).split(counts))
     levels = level[order].split(counts)
     for i, operation in enumerate(on_values):
         if counts[i]:
-            parts[i] = operation(parts[i], levels[i])
+            by_kind[i] = operation(by_kind[i], levels[i])
     if counts[-2]:
-        which, sign = (column[order].split(counts)[-2] for column in (which, sign))
-        parts[-2] = _affine(parts[-2], _matrix(which, levels[-2], sign))
-    return torch.cat(parts).index_select(0, order.argsort())
+        number, sign = (column[order].split(counts)[-2] for column in (number, sign))
+        by_kind[-2] = _affine(by_kind[-2], _matrix(number, levels[-2], sign))
+    return torch.cat(by_kind).index_select(0, order.argsort())
 
 
 def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
@@ -154,15 +158,15 @@ def _solarize(images: Tensor, level: Tensor) -> Tensor:
     return torch.where(images >= threshold.view(-1, 1, 1, 1), 1 - images, images)
 
 
-def _matrix(which: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def _matrix(number: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """(N, 2, 3), of ``F.affine_grid``: rotation, shear in x or y, shift in x or y."""
-    angle = sign * (level * 30 / 10).floor() * (which == 4) * math.pi / 180
-    shear_x, shear_y = (sign * level * 0.3 / 10 * (which == kind) for kind in (5, 6))
+    angle = sign * (level * 30 / 10).floor() * (number == 4) * math.pi / 180
+    shear_x, shear_y = (sign * level * 0.3 / 10 * (number == kind) for kind in (5, 6))
     shift = 2 * sign * (level * (_SIZE / 3) / 10).floor() / _SIZE
     # Pillow's shears do not move the upper left corner, which is at (-1, -1) here
     rows = (
-        (angle.cos(), shear_x - angle.sin(), shear_x + shift * (which == 7)),
-        (shear_y + angle.sin(), angle.cos(), shear_y + shift * (which == 8)),
+        (angle.cos(), shear_x - angle.sin(), shear_x + shift * (number == 7)),
+        (shear_y + angle.sin(), angle.cos(), shear_y + shift * (number == 8)),
     )
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 

@@ -113,20 +113,20 @@ class FewShotDataset(DatasetBase):
             whole: all validation images.
             drawn: those that CoOp's rule draws.
         """
-        shots, share = cfg.DATASET.VAL_SHOTS, cfg.DATASET.VAL_TO_TEST
+        shots, to_test = cfg.DATASET.VAL_SHOTS, cfg.DATASET.VAL_TO_TEST
         if shots < -1:
             raise UserError(f"DATASET.VAL_SHOTS is {shots}: use a number from 0, or -1")
-        if share:
+        if to_test:
             if shots == -1:
                 raise UserError(
                     "DATASET.VAL_TO_TEST needs DATASET.VAL_SHOTS, 0 for all that remain: CoOp's "
                     "rule draws from all validation images"
                 )
-            whole, moved = _split_off(whole, share)
+            whole, moved = _split_off(whole, to_test)
             if not moved:
                 name = type(self).__name__
                 raise UserError(
-                    f"{name}: DATASET.VAL_TO_TEST {share} moves no validation images: use 0"
+                    f"{name}: DATASET.VAL_TO_TEST {to_test} moves no validation images: use 0"
                 )
             test = [*test, *moved]
         if shots == -1:
@@ -202,10 +202,8 @@ def _split_off(items: Sequence, share: float) -> tuple[list, list]:
     moved = {
         i for indices in classes.values() for i in rng.sample(indices, round(share * len(indices)))
     }
-    parts: tuple[list, list] = ([], [])
-    for index, item in enumerate(items):
-        parts[index in moved].append(item)
-    return parts
+    staying = [item for index, item in enumerate(items) if index not in moved]
+    return staying, [items[index] for index in sorted(moved)]
 
 
 @contextmanager

@@ -304,13 +304,14 @@ def lines(path: Path, parse: Callable[[str], Any]) -> list:
 
 
 def _check_counts(
-    path: Path, split: str, items: list[Entry], known: list[Entry], shots: int
+    path: Path, split: str, items: list[Entry], available: list[Entry], shots: int
 ) -> None:
-    """Raise UserError unless ``items`` has ``shots`` different images of each class in ``known``,
-    or all of them where it has fewer."""
-    counts, available = Counter(item.label for item in set(items)), Counter(i.label for i in known)
-    for item in known:
-        expected = min(shots, available[item.label])
+    """Raise UserError unless ``items`` has ``shots`` different images of each class in
+    ``available``, or all images of a class that has fewer there."""
+    counts = Counter(item.label for item in set(items))
+    available_counts = Counter(item.label for item in available)
+    for item in available:
+        expected = min(shots, available_counts[item.label])
         if counts[item.label] != expected or len(items) != len(set(items)):
             raise UserError(
                 f"{path}: class '{item.classname}' has {counts[item.label]} {split} images in it, "

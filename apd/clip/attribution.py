@@ -83,8 +83,8 @@ def text_attention(
     end = int(prompts.eot[group].max()) + 1
     past = text.front(clip_model, prompts, contexts)
     attended = text.to_last(clip_model, prompts, contexts, past, group, end)
-    read = ("tokens", "output", "queries", "keys", "values")
-    attended = attended._replace(**{name: getattr(attended, name)[rows] for name in read})
+    by_class = ("tokens", "output", "queries", "keys", "values")
+    attended = attended._replace(**{name: getattr(attended, name)[rows] for name in by_class})
     positions = torch.arange(1, end - 1, device=classes.device)
     shown = positions < prompts.eot[classes, None]
     return _last(attended, slice(1, end - 1), shown, clip_model, text.embed)
@@ -98,11 +98,11 @@ def _last(
         heads.transpose(1, 2).flatten(2).to(dtype)
         for heads in (attended.queries, attended.keys, attended.values)
     )
-    read = attended.tokens.to(dtype)
+    last_tokens = attended.tokens.to(dtype)
 
     def embedding(output: Tensor) -> Tensor:
         with torch.autocast(output.device.type, enabled=False):
-            return embed(encoder, read, output[:, None])
+            return embed(encoder, last_tokens, output[:, None])
 
     return LastAttention(
         output=attended.output[:, 0].to(dtype),

@@ -178,8 +178,9 @@ def _needed(names: Iterable[str]) -> list[str]:
             kind = first.removesuffix(".index.json")
             stem, suffix = os.path.splitext(kind)
             shards = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
-            rest = [file for file in names if first != kind and shards.fullmatch(file)]
-            return [config, first, *sorted(rest), *(file for file in _PIXELS if file in names)]
+            found_shards = [file for file in names if first != kind and shards.fullmatch(file)]
+            pixels = [file for file in _PIXELS if file in names]
+            return [config, first, *sorted(found_shards), *pixels]
     raise UserError(
         "there is no CLIP in it: it needs config.json (transformers) or open_clip_config.json "
         "(OpenCLIP), and the weights in safetensors or bin"

@@ -102,10 +102,10 @@ def backbone_sha256(clip_model: CLIP) -> str:
     mean and std of the pixels. It is computed once for each CLIP.
     """
     if clip_model not in _BACKBONES:
-        parts = [weights_sha256(clip_model), *map(str, (clip_model.mean, clip_model.std))]
+        lines = [weights_sha256(clip_model), *map(str, (clip_model.mean, clip_model.std))]
         for block in (*_blocks(clip_model), *_blocks(clip_model.visual)):
-            parts.append(f"{block.mlp.gelu} {block.attn.num_heads} {block.ln_1.eps}")
-        _BACKBONES[clip_model] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            lines.append(f"{block.mlp.gelu} {block.attn.num_heads} {block.ln_1.eps}")
+        _BACKBONES[clip_model] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return _BACKBONES[clip_model]
 
 
@@ -193,10 +193,11 @@ def resize(visual: VisionTransformer | ModifiedResNet, resolution: int) -> None:
             f"MODEL.BACKBONE.RESOLUTION is {resolution}: it must be a multiple of the patch size "
             f"of MODEL.BACKBONE.NAME, {patch}"
         )
-    old, new = visual.input_resolution // patch, resolution // patch
-    class_position, grid = visual.positional_embedding.detach().split([1, old * old])
-    grid = grid.t().reshape(1, -1, old, old)
-    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    side, new_side = visual.input_resolution // patch, resolution // patch  # in patches
+    class_position, grid = visual.positional_embedding.detach().split([1, side * side])
+    grid = grid.t().reshape(1, -1, side, side)
+    size = (new_side, new_side)
+    grid = F.interpolate(grid, size, mode="bicubic", antialias=True, align_corners=False)
     positions = torch.cat([class_position, grid.flatten(2)[0].t()])
     visual.positional_embedding = nn.Parameter(positions, requires_grad=False)
     visual.input_resolution = resolution
@@ -286,9 +287,9 @@ def _of_others(name: str, foreign: Foreign) -> nn.Module:
     weights: dict[str, torch.Tensor] = {}
     modules: dict[str, Module] = {}
     for file in foreign.files:
-        read = read_weights(file)
-        weights |= read.tensors
-        modules |= read.modules
+        contents = read_weights(file)
+        weights |= contents.tensors
+        modules |= contents.modules
     weights = foreign.convert(weights)
     _check_described(name, weights, modules, foreign)
     return _model(name, weights, foreign.design)

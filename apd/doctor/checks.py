@@ -173,7 +173,7 @@ def attack(device: str) -> int:
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"no device {device} ({one_line(error)}): use cpu or cuda") from error
     checks = list(self_test(device))
-    rows = [[check.name, "ok" if check.good else "FAILED", check.seen] for check in checks]
+    rows = [[check.name, "ok" if check.good else "FAILED", check.measured] for check in checks]
     print(tabulate(rows, headers=[f"attacks on {device}", "state", "seen"]))
     failed = [check.name for check in checks if not check.good]
     if failed:

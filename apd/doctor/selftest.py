@@ -20,11 +20,17 @@ COUNT = 8  # images
 
 
 class Check(NamedTuple):
-    """A property that must hold, whether it does, and the values that were measured."""
+    """A property that must hold.
+
+    Attributes:
+        name: the property in words.
+        good: whether it holds.
+        measured: the values that decided, in words.
+    """
 
     name: str
     good: bool
-    seen: str
+    measured: str
 
 
 def self_test(device: str) -> Iterator[Check]:
@@ -67,8 +73,8 @@ def _gradients_flow(model: PromptedCLIP, images: Tensor, labels: Tensor) -> Chec
     prompts = list(model.prompt_learner.parameters())
     still = sum(p.grad is None or not p.grad.isfinite().all() or not p.grad.any() for p in prompts)
     model.zero_grad()
-    seen = f"{lost} of {len(images)} images and {still} of {len(prompts)} prompts without"
-    return Check("gradients flow to images and prompts", not (lost or still), seen)
+    measured = f"{lost} of {len(images)} images and {still} of {len(prompts)} prompts without"
+    return Check("gradients flow to images and prompts", not (lost or still), measured)
 
 
 @torch.no_grad()
@@ -78,9 +84,9 @@ def _ball_and_box(model: PromptedCLIP, images: Tensor, labels: Tensor, start: Te
     far = (attacked - images).abs().max().item() * 255
     inside = 0 <= attacked.min() and attacked.max() <= 1
     rises = F.cross_entropy(classify(attacked), labels) > F.cross_entropy(classify(images), labels)
-    seen = f"moved by {far:.3f}/255 of {THREAT.eps}/255, {'in' if inside else 'NOT in'} [0, 1]"
-    seen += "" if rises else ", and the loss does not rise"
-    return Check("ball and box hold", bool(far < THREAT.eps + 1e-3 and inside and rises), seen)
+    measured = f"moved by {far:.3f}/255 of {THREAT.eps}/255, {'in' if inside else 'NOT in'} [0, 1]"
+    measured += "" if rises else ", and the loss does not rise"
+    return Check("ball and box hold", bool(far < THREAT.eps + 1e-3 and inside and rises), measured)
 
 
 @torch.no_grad()
@@ -108,8 +114,8 @@ def _devices_agree(
     on_cpu = gradients(reference.classifier(), images, labels)
     on_device = gradients(model.classifier(), images.to(device), labels.to(device)).cpu()
     alike = (on_cpu.sign() == on_device.sign()).float().mean().item()
-    seen = f"logits {distance:.0e} apart, {alike:.2%} of the gradients' signs alike"
-    return Check(f"CPU and {device.type} agree", distance < 0.05 and alike > 0.97, seen)
+    measured = f"logits {distance:.0e} apart, {alike:.2%} of the gradients' signs alike"
+    return Check(f"CPU and {device.type} agree", distance < 0.05 and alike > 0.97, measured)
 
 
 def _half(name: str, dtype: torch.dtype, model: PromptedCLIP, images: Tensor, labels: Tensor):
@@ -123,5 +129,5 @@ def _half(name: str, dtype: torch.dtype, model: PromptedCLIP, images: Tensor, la
         return Check(f"{name} loses no gradients", False, f"this device cannot: {error}")
     lost = _lost(half)
     cosine = F.cosine_similarity(whole.flatten(1), half.float().flatten(1)).min().item()
-    seen = f"{lost} of {len(images)} lost, cosine to float32 at least {cosine:.3f}"
-    return Check(f"{name} loses no gradients", not lost and cosine > 0.9, seen)
+    measured = f"{lost} of {len(images)} lost, cosine to float32 at least {cosine:.3f}"
+    return Check(f"{name} loses no gradients", not lost and cosine > 0.9, measured)

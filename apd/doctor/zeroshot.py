@@ -64,35 +64,49 @@ def zero_shot(
         model = build_prompted_clip(
             clip_model, dataset.classnames, templates=[template(cfg.DATASET)]
         )
-        right = _right(model, _Images(items, build_transform(cfg, is_train=False)), cls.__name__)
+        right = _count_right(
+            model, _Images(items, build_transform(cfg, is_train=False)), cls.__name__
+        )
         accuracy = 100 * right / len(items)
-        # None for data sets that come with this package
+        # data sets that come with this package have none
         figure = published_accuracy(backbone, cls.__name__) if issubclass(cls, Published) else None
-        well, text = True, f"no published figure of {backbone} here"
+        agrees, text = True, f"no published figure of {backbone} here"
         if figure:
-            well, text = judge(accuracy, len(items), len(dataset.test), *figure)
-        if not well:
+            agrees, text = judge(accuracy, len(items), len(dataset.test), *figure)
+        if not agrees:
             made = cls.source(root / cls.dataset_dir).made
-            text += f": {likely(accuracy, dataset.classnames, made)}"
-        yield cls.__name__, accuracy, len(items), text, well
+            text += f": {likely_cause(accuracy, dataset.classnames, made)}"
+        yield cls.__name__, accuracy, len(items), text, agrees
 
 
-def judge(accuracy: float, n: int, total: int, known: float, source: str) -> tuple[bool, str]:
-    """Whether an accuracy on ``n`` of ``total`` images is the published one, but for the draw."""
-    p = known / 100
+def judge(accuracy: float, n: int, total: int, published: float, source: str) -> tuple[bool, str]:
+    """Whether an accuracy agrees with the published one, and both in words.
+
+    The bound of the difference is three standard errors of the draw, and a little more.
+
+    Args:
+        accuracy, published: in %.
+        n: number of images that were evaluated, drawn from ``total``.
+        source: of the published accuracy.
+    """
+    p = published / 100
     error = 100 * math.sqrt(p * (1 - p) / n * (1 - n / total)) if n < total else 0.0
     bound = 3 * error + SLACK
-    text = f"{signed(accuracy - known)} to the published {known:.2f} ({source})"
-    if abs(accuracy - known) <= bound:
+    text = f"{signed(accuracy - published)} to the published {published:.2f} ({source})"
+    if abs(accuracy - published) <= bound:
         return True, f"{text}, within {bound:.1f}"
     return False, f"{text}, more than {bound:.1f} apart"
 
 
-def likely(accuracy: float, classnames: list[str], made: str) -> str:
-    """The likely cause of an accuracy that is not the published one, in a few words."""
+def likely_cause(accuracy: float, classnames: list[str], made: str) -> str:
+    """The likely cause of an accuracy that does not agree with the published one, in words.
+
+    Args:
+        made: how the split was made, if it is not the published one (``Source.made``).
+    """
     if made:
-        which = "it is not CoOp's" if made == DIFFERS else "it was made here"
-        return f"the likely cause is the split file: {which}"
+        origin = "it is not CoOp's" if made == DIFFERS else "it was made here"
+        return f"the likely cause is the split file: {origin}"
     coded = [name for name in classnames if re.fullmatch(r"n?\d+", name.strip())]
     if coded:
         return f"the likely cause are class names that are codes, such as {coded[0]}"
@@ -119,7 +133,7 @@ class _Images(Dataset):
 
 
 @torch.inference_mode()
-def _right(model, images: _Images, name: str) -> int:
+def _count_right(model, images: _Images, name: str) -> int:
     device, right = model.mean.device, 0
     classify = model.classifier()
     workers = 4 if device.type != "cpu" else 0

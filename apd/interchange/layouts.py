@@ -22,14 +22,14 @@ _VISUAL = {
     **{f"visual.{i}": f"image_encoder.transformer.resblocks.{i}.VPT_shallow" for i in _LAYERS[1:]},
 }
 _PROJECTIONS = {
-    f"projections.{i}.{part}": f"prompt_learner.{name}.{part}"
+    f"projections.{i}.{parameter}": f"prompt_learner.{name}.{parameter}"
     for i in _LAYERS
     for name in [f"compound_prompt_projections.{i - 1}" if i else "proj"]
-    for part in ("weight", "bias")
+    for parameter in ("weight", "bias")
 }
 _MIXTURES = {
-    f"{part}.{i}.{ours}": f"{encoder}.transformer.resblocks.{i}.{theirs}"
-    for part, encoder in (("text", "text_encoder"), ("visual", "image_encoder"))
+    f"{modality}.{i}.{ours}": f"{encoder}.transformer.resblocks.{i}.{theirs}"
+    for modality, encoder in (("text", "text_encoder"), ("visual", "image_encoder"))
     for i in _LAYERS[1:]
     for ours, theirs in (
         ("base", "base_prompt"),
@@ -101,14 +101,14 @@ class SavedPrompts:
     @property
     def kind(self) -> str:
         """A key of ``PEERS``, or "deep text"."""
-        parts = {name.partition(".")[0] for name in self.prompts}
+        groups = {name.partition(".")[0] for name in self.prompts}
         if not _MIXTURES.keys().isdisjoint(self.prompts):
             return "text + visual mixtures"
-        if "projections" in parts:  # one layer looks the same in both directions
-            return "visual-to-text" if "visual" in parts else "text-to-visual"
-        if parts == {"text"} and len(self.prompts) > 1:
+        if "projections" in groups:  # one layer looks the same in both directions
+            return "visual-to-text" if "visual" in groups else "text-to-visual"
+        if groups == {"text"} and len(self.prompts) > 1:
             return "deep text"
-        return " + ".join(sorted(parts))
+        return " + ".join(sorted(groups))
 
     def context(self, side: str) -> list[Tensor]:
         """The context vectors of "text" or "visual", a tensor a layer; of mixtures the base's."""

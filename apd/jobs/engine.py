@@ -80,10 +80,12 @@ def run_jobs(
 @contextlib.contextmanager
 def _signals_to(handler: Callable) -> Iterator[None]:
     """Let ``handler`` handle SIGINT (Ctrl-C) and SIGTERM (sent by ``kill`` and batch systems)."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # the parent process may block them
+    previous = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)  # the parent process may block them
     try:
         yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

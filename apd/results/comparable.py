@@ -96,16 +96,16 @@ def _unequal_sections(run: dict, other: dict) -> dict:
 
 def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
     """Raise UserError unless all runs agree in the fields ``same``, hosts and threat models."""
-    first: dict = {}  # what must be equal -> the first folder that has it, and the value there
+    first: dict = {}  # name of a value that must be equal -> its first folder, and the value there
 
-    def check(what: str, value, folder: Path) -> None:
-        where, expected = first.setdefault(what, (folder, value))
+    def check(name: str, value, folder: Path) -> None:
+        first_folder, expected = first.setdefault(name, (folder, value))
         if value != expected:
             if isinstance(value, dict):  # name only the keys that differ
                 keys = [k for k in {**expected, **value} if expected.get(k) != value.get(k)]
                 expected, value = ({k: d.get(k) for k in keys} for d in (expected, value))
             raise UserError(
-                f"one table cannot hold two values of {what}: {expected} in {where}, "
+                f"one table cannot hold two values of {name}: {expected} in {first_folder}, "
                 f"{value} in {folder}"
             )
 
@@ -114,17 +114,17 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
         for field in same:
             if field != "shots" or learns(run):
                 check(field, run[field], folder)
-        if where := trained_where(run):
+        if trained_on := trained_where(run):
             tested = f"{run['dataset']} ({classes_text(run['subsample'])})"
-            check(f"what prompts tested on {tested} were trained on", where, folder)
+            check(f"what prompts tested on {tested} were trained on", trained_on, folder)
         for evaluation in run["evaluations"]:
             check("the split (--split chooses one)", evaluation["split"], folder)
             threat = dict(evaluation["threat_model"] or {})
             threat.pop("seed", None)
             column = header(evaluation).removesuffix(" (%)")
             check(f"the threat model of {column}", threat, folder)
-            what = f"the number of images of {column}, {run['dataset']}, {run['subsample']}"
-            check(what, evaluation["total"], folder)
+            images = f"the number of images of {column}, {run['dataset']}, {run['subsample']}"
+            check(images, evaluation["total"], folder)
 
 
 def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str]) -> None:
@@ -139,10 +139,10 @@ def check_same_prompts(runs: dict[Path, dict], row: Callable[[Path, dict], str])
         if not record or not prompts:
             continue
         training = (row(folder, run), *(record[field] for field in FIELDS))
-        where, expected = first.setdefault(training, (folder, prompts))
+        first_folder, expected = first.setdefault(training, (folder, prompts))
         if prompts != expected:
             raise UserError(
-                f"{where} and {folder} are about different prompts of {run['method']}, seed "
+                f"{first_folder} and {folder} are about different prompts of {run['method']}, seed "
                 f"{record['seed']}, {record['dataset']}: evaluate those of one run, at one epoch"
             )
 

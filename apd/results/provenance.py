@@ -150,10 +150,10 @@ def _places(folder: Path, config: dict, model_dir: str) -> list[Path]:
         return []
     named = Path(model_dir)
     places = [named]
-    old, new = Path(config.get("OUTPUT_DIR") or "").parts, folder.parts
-    while old and new and old[-1] == new[-1]:
-        old, new = old[:-1], new[:-1]
-    if named.parts[: len(old)] == old:
-        places.append(Path(*new, *named.parts[len(old) :]))
+    before, now = Path(config.get("OUTPUT_DIR") or "").parts, folder.parts
+    while before and now and before[-1] == now[-1]:
+        before, now = before[:-1], now[:-1]
+    if named.parts[: len(before)] == before:
+        places.append(Path(*now, *named.parts[len(before) :]))
     # model_dir may be the folder of the prompts, inside the run's folder
     return [place for path in places for place in (path, path.parent)]

@@ -80,9 +80,9 @@ def _refuse(error: OSError) -> None:
 
 def _added(folder: Path, results: dict) -> list[dict]:
     """Records of the same prompts that are in the run's evaluations/, but not in results.json."""
-    known = {record.get("key") for record in results["evaluations"]}
+    in_results = {record.get("key") for record in results["evaluations"]}
     keys = verdicts_keys(folder)
-    if not (added := [key for key in keys if key not in known]):
+    if not (added := [key for key in keys if key not in in_results]):
         return []  # the usual case: nothing has to be read
     model = _model(folder, results)
     verdicts = [read_verdicts(verdicts_path(folder, key)) for key in added]
@@ -138,8 +138,8 @@ def _verdicts_of(folder: Path, evaluation: dict) -> Verdicts | None:
 def _model(folder: Path, results: dict) -> str | None:
     """The fingerprint of the run's model; None: it is not known."""
     model = results.get("fingerprint")
-    known = {record.get("key") for record in results["evaluations"]}
-    if model is None and (own := [key for key in verdicts_keys(folder) if key in known]):
+    in_results = {record.get("key") for record in results["evaluations"]}
+    if model is None and (own := [key for key in verdicts_keys(folder) if key in in_results]):
         model = _verdicts(folder, own[0]).identity["model"]  # of an older version
     return model
 

@@ -183,13 +183,13 @@ class Estimator:
     """
 
     def __init__(self, states: dict[TrainingJob, State]) -> None:
-        self.taken = {
+        self.measured = {  # seconds of finished jobs
             job: read_results(job.folder)["seconds"]
             for job, state in states.items()
             if state.kind == "done"
         }
         self.alike: dict[tuple, list[float]] = {}
-        for job, seconds in self.taken.items():
+        for job, seconds in self.measured.items():
             for length in range(2, len(job.similarity_key) + 1):
                 self.alike.setdefault(job.similarity_key[:length], []).append(seconds)
         self.reasons: list[str] = []
@@ -210,8 +210,9 @@ class Estimator:
 
     @cached_property
     def _scale(self) -> float:
-        counted = {job: self._counted(job) for job in self.taken}
-        return mean([self.taken[c] / seconds for c, seconds in counted.items() if seconds] or [1])
+        counted = {job: self._counted(job) for job in self.measured}
+        ratios = [self.measured[job] / seconds for job, seconds in counted.items() if seconds]
+        return mean(ratios or [1])
 
 
 def _clock(seconds: float) -> str:

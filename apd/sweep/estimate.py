@@ -97,8 +97,8 @@ def _passes(job: TrainingJob, cfg) -> Passes:
         of_images += times * images * (method.image_passes + attacked)
         batches = epochs * images / cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         of_classes += batches * classes * method.class_passes
-    share = 1 if method.prompts.endswith("mixtures") else TOKENS / 77
-    return Passes(of_images, of_classes * share)
+    tokens_share = 1 if method.prompts.endswith("mixtures") else TOKENS / 77
+    return Passes(of_images, of_classes * tokens_share)
 
 
 def _sizes(cfg) -> tuple[float, float]:
@@ -110,8 +110,8 @@ def _sizes(cfg) -> tuple[float, float]:
         with contextlib.redirect_stdout(io.StringIO()):
             dataset = build_dataset(cfg)
         return dataset.num_classes, min(len(dataset.test), cfg.AT.TEST.SUBSET or len(dataset.test))
-    known = {name: (data.counts.classes, data.counts.test) for name, data in published().items()}
-    classes, tested = _lookup(_SHIPPED | known, "data set", cfg.DATASET.NAME)
+    counts = {name: (data.counts.classes, data.counts.test) for name, data in published().items()}
+    classes, tested = _lookup(_SHIPPED | counts, "data set", cfg.DATASET.NAME)
     share = _share_of_classes(cfg.DATASET, classes)
     tested *= share
     return classes * share, min(tested, cfg.AT.TEST.SUBSET or tested)
@@ -154,7 +154,7 @@ def _share_of_classes(dataset, classes: int) -> float:
     return share * (len(dataset.CLASSES) / classes if dataset.CLASSES else 1)
 
 
-def _lookup(table: dict, what: str, name: str):
+def _lookup(table: dict, kind: str, name: str):
     if name not in table:
-        raise UserError(f"the cost of {what} {name} is not known; there are {', '.join(table)}")
+        raise UserError(f"the cost of {kind} {name} is not known; there are {', '.join(table)}")
     return table[name]

@@ -137,11 +137,11 @@ def _checked(spec: dict) -> dict:
     for number, variant in enumerate(spec["variants"], start=1):
         _check_keys(variant, _AXES | configs, f"variant {number}")
     for number, rule in enumerate(spec["where"], start=1):
-        where = f"rule {number} of where"
-        _check_keys(rule, _AXES | configs | {"set"}, where)
+        name = f"rule {number} of where"
+        _check_keys(rule, _AXES | configs | {"set"}, name)
         if not isinstance(rule.get("set"), dict):
-            raise UserError(f"{where} has no mapping named set")
-        _check_keys(rule["set"], configs, where)
+            raise UserError(f"{name} has no mapping named set")
+        _check_keys(rule["set"], configs, name)
     if (search := spec.setdefault("search", None)) is not None:
         _check_search(search, configs)
         if spec["variants"] != [{}] or spec["protocol"] != "few-shot":
@@ -178,16 +178,17 @@ def _check_search(search, configs: set[str]) -> None:
             )
 
 
-def _check_keys(mapping, known: set[str], where: str) -> None:
+def _check_keys(mapping, allowed: set[str], name: str) -> None:
+    """Raise UserError unless what the file calls ``name`` is a mapping with allowed keys only."""
     if not isinstance(mapping, dict):
-        raise UserError(f"{where} is no mapping")
+        raise UserError(f"{name} is no mapping")
     for key in mapping:
-        if key in _SET_ELSEWHERE.keys() - known:
-            raise UserError(f'{where} has the key "{key}": use {_SET_ELSEWHERE[key]}')
-        if key not in known:
-            near = similar(str(key), known)
+        if key in _SET_ELSEWHERE.keys() - allowed:
+            raise UserError(f'{name} has the key "{key}": use {_SET_ELSEWHERE[key]}')
+        if key not in allowed:
+            near = similar(str(key), allowed)
             hint = f"did you mean {', '.join(near)}?" if near else "there is no such key"
-            raise UserError(f'{where} has the key "{key}": {hint}')
+            raise UserError(f'{name} has the key "{key}": {hint}')
 
 
 def _config_keys() -> set[str]:

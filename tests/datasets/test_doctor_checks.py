@@ -7,7 +7,7 @@ import trees
 from apd.datasets.layout import DIFFERS
 from apd.doctor import selftest, zeroshot
 from apd.doctor.command import main
-from apd.doctor.zeroshot import judge, likely, published_accuracy
+from apd.doctor.zeroshot import judge, likely_cause, published_accuracy
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_bound_is_three_standard_errors_of_the_draw_and_half_a_point(accurac
     ],
 )
 def test_the_likely_cause(accuracy, names, made, cause):
-    assert cause in likely(accuracy, names, made)
+    assert cause in likely_cause(accuracy, names, made)
 
 
 def test_published_figures_are_those_of_the_backbone_and_of_one_data_set():

@@ -269,13 +269,13 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def after_epoch(self) -> None:
-        done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        trained, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
-        if done == self.max_epoch or (freq > 0 and done % freq == 0):
+        if trained == self.max_epoch or (freq > 0 and trained % freq == 0):
             self.save_model(self.epoch, self.output_dir)
 
     @torch.no_grad()
@@ -322,14 +322,16 @@ class TrainerX(SimpleTrainer):
             data_time.update(time.time() - end)
             losses.update(self.forward_backward(batch))
             batch_time.update(time.time() - end)
-            done = self.batch_idx + 1
-            if done % freq == 0 or self.num_batches < freq:
-                left = (self.max_epoch - self.epoch) * self.num_batches - done
+            batch_number = self.batch_idx + 1
+            if batch_number % freq == 0 or self.num_batches < freq:
+                remaining = (self.max_epoch - self.epoch) * self.num_batches - batch_number
                 print(
-                    f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{done}/{self.num_batches}] "
+                    f"epoch [{self.epoch + 1}/{self.max_epoch}] "
+                    f"batch [{batch_number}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
                     f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
-                    f"{losses} lr {self.get_current_lr():.4e} eta {_clock(batch_time.avg * left)}"
+                    f"{losses} lr {self.get_current_lr():.4e} "
+                    f"eta {_clock(batch_time.avg * remaining)}"
                 )
             step = self.epoch * self.num_batches + self.batch_idx
             for name, meter in losses.meters.items():
