@@ -30,9 +30,11 @@ class Saved(Protocol):
     """What another process needs to load a model that can be evaluated."""
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """That of the model's evaluations."""
 
-    def load(self) -> Evaluated: ...
+    def load(self) -> Evaluated:
+        """The model; this takes seconds."""
 
 
 class Evaluated(ABC):

@@ -237,6 +237,7 @@ class Data:
     loading_seconds = 0.0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of each batch; the time that loading takes is counted."""
         began = time.perf_counter()
         for batch in self.loader:
             images, labels = self.parse_batch(batch)

@@ -117,6 +117,7 @@ class EvaluatedModel(Evaluated):
         return classes
 
     def _checked_logits(self, images: Tensor) -> Tensor:
+        """The model's logits; UserError if it fails or returns something else."""
         try:
             logits = self.logits(images)
         except UserError:
@@ -134,6 +135,7 @@ class EvaluatedModel(Evaluated):
         return logits
 
     def _fingerprint(self, name: str) -> str:
+        """Of a module its weights and structure, of a function its name and predictions."""
         if isinstance(self.logits, nn.Module):
             return fingerprint(self.logits, structure(self.logits))
         hash_ = hashlib.blake2b(name.encode(), digest_size=16)

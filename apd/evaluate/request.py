@@ -75,6 +75,7 @@ class Shard(NamedTuple):
 
     @classmethod
     def all(cls, count: int) -> list[Shard]:
+        """The ``count`` shards that all images are divided into."""
         return [cls(number, count) for number in range(1, count + 1)]
 
 

@@ -150,6 +150,7 @@ class Clean:
         }
 
     def save(self, path: Path) -> None:
+        """Write it to ``path``, atomically."""
         write_tensors(path, vars(self))
 
     @classmethod
@@ -183,6 +184,7 @@ def join_shards(shards: Sequence[Tensor]) -> Tensor:
 
 
 def _read_state(path: Path) -> dict:
+    """What ``save`` wrote, by attribute; UserError if the file is damaged."""
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many kinds

@@ -129,6 +129,7 @@ def _image(axes: Axes, image: Tensor) -> None:
 
 
 def _frame(axes: Axes, stands: bool) -> None:
+    """Draw a frame: solid and blue if the image withstands the attack, else dashed and red."""
     axes.spines[:].set_visible(True)
     axes.spines[:].set(linewidth=3, color=BLUE if stands else RED, capstyle="butt")
     if not stands:

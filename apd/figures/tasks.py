@@ -145,6 +145,7 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
 
 
 def _draw_line(axes: Axes, line: Moderated) -> None:
+    """Draw the points of the tasks, and the fitted line with its 95 % interval."""
     # the blank keeps a source from getting the style of a method with the same name
     looks = styles(f"{source} " for source in line.sources)
     for source in dict.fromkeys(line.sources):

@@ -201,6 +201,7 @@ def _usable(device: Device) -> torch.device:
 
 
 def _from_saved(folder: Path, arguments: _Arguments) -> PromptedClassifier:
+    """The classifier in a folder that ``save`` wrote."""
     description, tensors, sha256 = read_folder(folder)
     description = replace(description, backbone=arguments.with_files(description.backbone))
     names = check_class_names(
@@ -226,6 +227,7 @@ def _from_saved(folder: Path, arguments: _Arguments) -> PromptedClassifier:
 
 
 def _from_run(folder: Path, arguments: _Arguments) -> PromptedClassifier:
+    """The classifier of a finished run."""
     results = load_run(folder)
     cfg = of_run(results, folder)
     description = _describe(results["method"], cfg, results.get("prompts"))
@@ -288,6 +290,7 @@ def _checkpoint_of_run(folder: Path, results: dict, epoch: int | None) -> Path:
 
 
 def _from_checkpoint(source: Path, arguments: _Arguments) -> PromptedClassifier:
+    """The classifier of a checkpoint, ours or another project's."""
     if not source.exists():
         raise UserError(f"there is no {source}: give the folder of a run, or a checkpoint")
     path = source if source.is_file() else checkpoint_path(prompts_folder(source), arguments.epoch)
