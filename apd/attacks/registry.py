@@ -130,5 +130,5 @@ def _make_attack(
 ) -> Attacker:
     from apd.attacks.mended import attack_class  # its import takes a second
 
-    given = {name: value for name, value in settings.items() if name in attack.arguments}
-    return attack_class(attack.name)(model, **options, **given)
+    arguments = {name: value for name, value in settings.items() if name in attack.arguments}
+    return attack_class(attack.name)(model, **options, **arguments)

@@ -1,9 +1,9 @@
-"""Signs that an evaluation says more about the attack, or a training that failed, than the model.
+"""Flags: signs that an accuracy is a property of the attack or of a failed training, not the model.
 
 After Carlini et al. 2019 (arXiv 1902.06705, section 5), Athalye et al. 2018 (arXiv 1802.00420,
 section 3) and the flags of AutoAttack's own code. A flagged number may be right, but is not to be
 published before the sign is explained; ``robust-above-clean`` alone is impossible, and an error.
-That training fell apart is told by clean accuracy: ``chance`` and ``below-zero-shot``, our choice.
+Signs of a failed training are ``chance`` and ``below-zero-shot``, of clean accuracy (our choice).
 """
 
 from __future__ import annotations
@@ -20,47 +20,49 @@ from apd.attacks.threat import threat_warnings
 from apd.results.words import cited
 
 ERROR = "robust-above-clean"
-TOLERANCE = 0.5  # points of accuracy that two attacks may differ by chance, and at least one image
-STANDING = 5.0  # % of images that may stand under an unbounded attack
-GUESSING = 0.01  # least probability of as many right answers by naming the commonest class
-FALLEN = 0.5  # of zero-shot CLIP's clean accuracy, below which training has fallen apart
+TOLERANCE = 0.5  # points of accuracy by which two attacks may differ, one image at least
+STANDING = 5.0  # % of images that may stand under an attack without a bound
+GUESSING = 0.01  # p-value above which clean accuracy may be that of naming the commonest class
+FALLEN = 0.5  # share of zero-shot CLIP's clean accuracy, below which training has failed
 
-LARGE = 127.5  # an eps, in 1/255, within which every image has the same grey one
-RESAMPLES = 2_000  # of the images, for a paired interval
+LARGE = 127.5  # an eps, in 1/255, at which the same grey image is within reach of every image
+RESAMPLES = 2_000  # of the bootstrap over images
 
 
 def add_flags(records: list[dict], stands: Mapping[str, np.ndarray] | None = None) -> None:
-    """Give every record of one model its "flags": names, each with a sentence.
+    """Set "flags" of every record: sentences by the flag's name.
 
-    ``stands`` (N,) bool, by a record's key: which images stand, for flags that compare attacks
-    image by image.
+    Args:
+        records: of one model; they are changed in place.
+        stands: by a record's key, (N,) bool, the images that stand, for the flag
+            ``static-overstates``, which compares attacks image by image.
     """
     for record in records:
-        record["flags"] = dict(_of_one(record))
+        record["flags"] = dict(_flags_of_record(record))
     for other, record in permutations(records, 2):
         if (other["split"], other["images"]) == (record["split"], record["images"]):
-            for name, text in _of_two(other, record):
+            for name, text in _flags_by_comparison(record, other):
                 record["flags"].setdefault(name, text)
             if text := _overstated(record, other, stands or {}):
                 record["flags"].setdefault("static-overstates", text)
 
 
-def _of_one(record: dict) -> Iterator[tuple[str, str]]:
+def _flags_of_record(record: dict) -> Iterator[tuple[str, str]]:
+    """Names and sentences of the flags that a record raises by itself."""
     checks = record.get("checks", {})
     if threat := record["threat_model"]:
         yield from threat_warnings(threat["eps"], threat["steps"])
-    attack = _known(record)
+    attack = _known_attack(record)
     if checks.get("moved") == 0 and attack and attack.moves_all:
         yield "unmoved", "the attack changed none of the images"
     accuracy = record["accuracy"]
     if (commonest := checks.get("commonest")) is not None:
         right, total = record["correct"], record["total"]
-        # as many or more of them by chance; scipy.stats has it too, and takes a second to import
-        guessed = bdtrc(right - 1, total, commonest / 100)
-        if guessed > GUESSING:
-            share = f"{commonest:.1f} %, the share of the commonest class"
-            told = f"not above {share} (binomial test, p = {guessed:.2g})"
-            yield "chance", f"{accuracy:.1f} % is {told}"
+        # the probability of as many right ones or more; scipy.stats takes a second to import
+        p = bdtrc(right - 1, total, commonest / 100)
+        if p > GUESSING:
+            guess = f"{commonest:.1f} %, the share of the commonest class"
+            yield "chance", f"{accuracy:.1f} % is not above {guess} (binomial test, p = {p:.2g})"
     zero_shot = checks.get("zero_shot")
     if zero_shot is not None and accuracy < FALLEN * zero_shot:
         yield "below-zero-shot", f"less than half of zero-shot CLIP's accuracy, {zero_shot:.1f} %"
@@ -83,49 +85,50 @@ def _of_one(record: dict) -> Iterator[tuple[str, str]]:
         yield "square", f"square felled {felled:,} images that no gradient attack did"
 
 
-def _of_two(other: dict, record: dict) -> Iterator[tuple[str, str]]:
-    """Flags of ``record`` that the ``other`` one raises."""
+def _flags_by_comparison(record: dict, other: dict) -> Iterator[tuple[str, str]]:
+    """Names and sentences of the flags that ``record`` has because of the ``other`` one."""
     threat, compared = record["threat_model"], other["threat_model"]
     accuracy, reference = record["accuracy"], other["accuracy"]
     if threat and not compared and accuracy > reference:
         yield ERROR, f"more than on clean images, {reference:.1f} %"
     if not (threat and compared):
         return
-    kind, against = _kind(record), _kind(other)
+    same_attack = record["attack"] == other["attack"]
     than = f"than {cited(other)}"
     keys = (threat.keys() | compared.keys()) - {"seed"}
-    apart = {key for key in keys if threat.get(key) != compared.get(key)}
-    stronger = accuracy > reference + _chance(record)  # the other attack was
+    differing = {key for key in keys if threat.get(key) != compared.get(key)}
+    other_is_stronger = accuracy > reference + _chance(record)
 
-    if kind == against and apart == {"steps"} and threat["steps"] > compared["steps"]:
-        if accuracy > reference:
+    if _kind(record) == _kind(other) and differing == {"steps"}:
+        if threat["steps"] > compared["steps"] and accuracy > reference:
             yield "steps", f"more steps, but more accuracy {than}"
-    if record["attack"] == other["attack"] and {"eps"} <= apart <= {"eps", "alpha"}:
+    if same_attack and {"eps"} <= differing <= {"eps", "alpha"}:
         if threat["eps"] > compared["eps"] and accuracy >= reference > TOLERANCE:
             yield "eps", f"a larger eps, but no less accuracy {than}"
-    attack, stronger_attack = _known(record), _known(other)
-    if not apart & {"norm", "eps", "source"} and stronger and attack and attack.gradients:
-        if against == "fgsm":
+    if not other_is_stronger:
+        return
+    attack, other_attack = _known_attack(record), _known_attack(other)
+    if not differing & {"norm", "eps", "source"} and attack and attack.gradients:
+        if _kind(other) == "fgsm":
             yield "steps", f"many steps, but more accuracy {than}"
-        if stronger_attack and not stronger_attack.gradients:
+        if other_attack and not other_attack.gradients:
             yield "black-box-beats-white-box", f"gradients, but more accuracy {than}"
-    knows_less = threat["source"] == "adaptive" and compared["source"] == "static"
-    if record["attack"] == other["attack"] and knows_less and stronger:
-        if not apart & {"norm", "eps"}:
+    if same_attack and not differing & {"norm", "eps"}:
+        if (threat["source"], compared["source"]) == ("adaptive", "static"):
             text = f"through the defence, but more accuracy {than}"
             yield "black-box-beats-white-box", text
-    transferred = compared["source"].startswith("transfer:") and threat["source"] == "white-box"
-    if record["attack"] == other["attack"] and transferred and stronger:
-        if apart <= {"source", "last_iterate"}:
+    if same_attack and differing <= {"source", "last_iterate"}:
+        if threat["source"] == "white-box" and compared["source"].startswith("transfer:"):
             yield "transfer", f"on the model itself, but more accuracy {than}"
 
 
 def _overstated(record: dict, other: dict, stands: Mapping[str, np.ndarray]) -> str:
-    """What shows that a static ``record`` overstates: the adaptive ``other`` one finds more.
+    """The sentence of ``static-overstates``, or "".
 
-    By more than chance: the 95 % interval of the paired bootstrap over images is above 0.
+    A static ``record`` overstates robustness if the adaptive ``other`` attack fools more images,
+    and the 95 % interval of the difference (paired bootstrap over images) is above 0.
     """
-    ours, theirs = (stands.get(one.get("key", "")) for one in (record, other))
+    ours, theirs = stands.get(record.get("key", "")), stands.get(other.get("key", ""))
     if ours is None or theirs is None or len(ours) != len(theirs):
         return ""
     threat, compared = record["threat_model"], other["threat_model"]
@@ -145,13 +148,15 @@ def _overstated(record: dict, other: dict, stands: Mapping[str, np.ndarray]) -> 
 
 
 def _chance(record: dict) -> float:
+    """Points of accuracy by which two attacks may differ without a flag."""
     return max(TOLERANCE, 100 / record["total"])
 
 
 def _kind(record: dict) -> str:
-    """The attack without its number of steps."""
+    """The attack's name without its number of steps."""
     return re.sub(r"-\d+$", "", record["attack"])
 
 
-def _known(record: dict) -> KnownAttack | None:
+def _known_attack(record: dict) -> KnownAttack | None:
+    """The record's attack in the catalog; None: it is an attack of the caller's own."""
     return ATTACKS.get(_kind(record))

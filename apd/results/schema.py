@@ -55,7 +55,7 @@ HISTORY_NAME = "history.csv"
 SPLITS = ("test", "val")  # that an evaluation may be of
 
 _NUMBER, _NONE = (int, float), type(None)
-_GIVEN: dict[str, tuple[type, ...]] = {  # by the run; the other fields are filled in here
+_FROM_RUN: dict[str, tuple[type, ...]] = {  # written by the run; this module adds _FILLED_IN
     **dict.fromkeys(("method", "modality", "dataset", "subsample", "backbone", "host"), (str,)),
     **dict.fromkeys(("trainable_parameters", "classes", "shots", "seed"), (int,)),
     **dict.fromkeys(("train_seconds", "seconds"), _NUMBER),
@@ -124,7 +124,7 @@ def write_results(run_dir: str | Path, results: dict) -> None:
     Raises:
         ValueError: a field is missing.
     """
-    if lacking := _GIVEN - results.keys():
+    if lacking := _FROM_RUN - results.keys():
         raise ValueError(f"results lack {', '.join(sorted(lacking))}")
     record = {"schema": SCHEMA_VERSION, "complete": True, **results, **environment()}
     write_json(Path(run_dir) / RESULTS_NAME, record)
@@ -149,7 +149,7 @@ def read_results(run_dir: str | Path) -> dict:
         raise UserError(
             f"{path} has schema {results['schema']}, this version reads {SCHEMA_VERSION}: run again"
         )
-    faults = kind_faults(results, _GIVEN | _FILLED_IN, _LATER)
+    faults = kind_faults(results, _FROM_RUN | _FILLED_IN, _LATER)
     if not faults and results.get("trained_on"):
         faults = trained_on_faults(results["trained_on"])
     if not faults:
