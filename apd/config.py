@@ -304,14 +304,12 @@ _RULES: dict[str, Rule] = {
     "TRAINER.APD.TEACHER.TAU": number(above=0),
     "TRAINER.APD.TEACHER.MODE": one_of(*choices.TEACHERS),
 }
-_WEIGHTS = ("CE", "KD", "KD_NAT", "NAT", "IMG", "TXT", "ADV", "VAA", "TAA")
 _RULES_OF_TRAINERS = {  # in every section of TRAINER
     **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION", "NUM_EXPERTS"), _COUNT),
     **dict.fromkeys(("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), _COUNT),
     "CLASS_TOKEN_POSITION": one_of(*choices.POSITIONS),
     "PREC": _PRECISION,
-    "LAMBDA": _LEAST_0,
-    **{f"LAMBDA_{term}": _LEAST_0 for term in _WEIGHTS},
+    "LAMBDA": _LEAST_0,  # and all LAMBDA_*
     "TAU": number(above=0),
     "BETA": _LEAST_0,
     "ATTACK_LOSS": one_of("ce", "kl"),
@@ -336,7 +334,7 @@ def rule_of(key: str) -> Rule | None:
     """The rule of ``key``; None: it has none."""
     trainer, _, name = key.removeprefix("TRAINER.").partition(".")
     if key not in _RULES and trainer in KEYS["TRAINER"]:
-        return _RULES_OF_TRAINERS.get(name)
+        return _RULES_OF_TRAINERS.get("LAMBDA" if name.startswith("LAMBDA_") else name)
     return _RULES.get(key)
 
 

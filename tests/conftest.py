@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+
+from apd.config import default
 
 CONFIG = """\
 DATASET: {NAME: Folder, FOLDER: {DIR: shapes}, NUM_SHOTS: 2}
@@ -19,19 +22,9 @@ USE_CUDA: False
 VERBOSE: False
 TRAINER:
   COOP: {N_CTX: 4}
-  VPT: {PROMPT_DEPTH_VISION: 2}
-  IVLP: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
-  MAPLE: {PROMPT_DEPTH: 2}
-  AdvVPT: {PROMPT_DEPTH_VISION: 2}
-  AdvIVLP: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
-  AdvMaPLe: {PROMPT_DEPTH: 2}
   ADV: {N_CTX: 4}
-  FAP: {PROMPT_DEPTH: 2}
-  CBAFAPT: {PROMPT_DEPTH: 2}
-  MMoP: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
   RTPT: {VIEWS: 8, CONFIDENT: 0.4, NEIGHBOURS: 3}
   TAPT: {VIEWS: 8, CONFIDENT: 0.4, LAYER_TO: 3}
-  APD: {PROMPT_DEPTH_VISION: 2, PROMPT_DEPTH_TEXT: 2}
 AT:
   TRAIN: {EPS: 1.0, ALPHA: 0.7, STEPS: 2}
   TEST: {EPS: 1.0, ALPHA: 0.5, STEPS: 3}
@@ -74,7 +67,7 @@ def tiny(tmp_path_factory):
         vision_patch_size=None,
     )
     _save_images(folder / "data" / "shapes")
-    (folder / "method.yaml").write_text(CONFIG)
+    (folder / "method.yaml").write_text(yaml.safe_dump(_config()))
     return SimpleNamespace(
         clip=str(folder / "clip.pt"),
         wide=str(folder / "wide.pt"),
@@ -82,6 +75,15 @@ def tiny(tmp_path_factory):
         root=str(folder / "data"),
         config=str(folder / "method.yaml"),
     )
+
+
+def _config():
+    """``CONFIG``, in which all methods prompt two layers, as many as the tiny CLIP has."""
+    config = yaml.safe_load(CONFIG)
+    for section, keys in default().TRAINER.items():
+        if depths := {key: 2 for key in keys if key.startswith("PROMPT_DEPTH")}:
+            config["TRAINER"].setdefault(section, {}).update(depths)
+    return config
 
 
 def _save_clip(path, seed, **geometry):

@@ -2,20 +2,15 @@
 
     apd-plot RUN [RUN...] -o FOLDER [--kind KIND...] [--format FORMAT...]
 
-RUN is a run's folder, or a folder above several. The kinds:
-    scatter   clean against robust accuracy, of the average where there are several data sets
-    few-shot  accuracy against shots, for each data set and the average of all
-    eps       robust accuracy against the radius of the attack, evaluations by apd-eval included
-    training  what history.csv holds, against the epoch
-Lines and points are means over seeds; bands and bars are one sample standard deviation.
-Two kinds are drawn only when they are named, and take the options of apd-table (docs/tasks.md):
-    frontier  clean against robust accuracy over tasks, one point a training radius
-    moderator a difference of two arms on each task, against zero-shot accuracy
+RUN is a run's folder, or a folder above several. Lines and points are means over seeds; bands and
+bars are one sample standard deviation. Kinds over tasks are drawn only when they are named, and
+take the options of apd-table (docs/tasks.md).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from apd.commandline import Parser
@@ -27,12 +22,22 @@ from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
 from apd.tables.arms import add_options, design_of
 
-OVER_TASKS = {"frontier": frontier, "moderator": moderator}
+OVER_TASKS: dict[str, tuple[Callable[..., Figures], str]] = {  # and what they show
+    "frontier": (frontier, "clean against robust accuracy, one point a training radius"),
+    "moderator": (moderator, "a difference of two arms on each task, against zero-shot accuracy"),
+}
+
+
+def _listed_kinds() -> str:
+    shows = {name: kind.shows for name, kind in KINDS.items()}
+    shows |= {name: f"over tasks: {text}" for name, (_, text) in OVER_TASKS.items()}
+    width = max(map(len, shows))
+    return "kinds:\n" + "\n".join(f"  {name:{width}}  {text}" for name, text in shows.items())
 
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="apd-plot", description=__doc__)
+    parser = Parser(prog="apd-plot", description=__doc__, epilog=_listed_kinds())
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     add("-o", "--output", required=True, metavar="FOLDER", help="where the figures go")
@@ -50,14 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     figures: Figures = {}
     for kind in args.kind:
         if kind in KINDS:
-            figures |= KINDS[kind](runs)
+            figures |= KINDS[kind].draw(runs)
         else:
-            figures |= OVER_TASKS[kind](runs, design_of(args, baseline=args.baseline))
+            draw, _ = OVER_TASKS[kind]
+            figures |= draw(runs, design_of(args, baseline=args.baseline))
     if not figures:
+        needs = ", ".join(f"{name} needs {kind.needs}" for name, kind in KINDS.items())
         raise UserError(
             f"nothing to draw: the runs in {listed(args.runs)} do not suit {', '.join(args.kind)} "
-            "(few-shot needs two numbers of shots, scatter two methods under one attack, eps two "
-            "radii, training a history.csv)"
+            f"({needs})"
         )
     for stem, figure in figures.items():
         for form in args.format:

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -170,11 +171,37 @@ def training(runs: dict[Path, dict]) -> Figures:
     return figures
 
 
-KINDS: dict[str, Callable[[dict[Path, dict]], Figures]] = {
-    "scatter": scatter,
-    "few-shot": few_shot,
-    "eps": eps_curves,
-    "training": training,
+class Kind(NamedTuple):
+    """A kind of figures.
+
+    Attributes:
+        draw: the function of runs.
+        shows: what its figures show, in words.
+        needs: what the runs must have.
+    """
+
+    draw: Callable[[dict[Path, dict]], Figures]
+    shows: str
+    needs: str
+
+
+KINDS = {
+    "scatter": Kind(
+        scatter,
+        "clean against robust accuracy, of the average where there are several data sets",
+        "two methods under one attack",
+    ),
+    "few-shot": Kind(
+        few_shot,
+        "accuracy against shots, for each data set and the average of all",
+        "two numbers of shots",
+    ),
+    "eps": Kind(
+        eps_curves,
+        "robust accuracy against the radius of the attack, evaluations by apd-eval included",
+        "two radii",
+    ),
+    "training": Kind(training, "what history.csv holds, against the epoch", "a history.csv"),
 }
 
 

@@ -54,12 +54,12 @@ def page(
             ]
         except UserError as error:
             refused.append(f"No table {name}: {error}")
-    for kind, draw in KINDS.items():
+    for name, kind in KINDS.items():
         try:
             # training curves of the most shots only, because those of all would be too many
-            drawn = draw(_most_shots(runs) if kind == "training" else runs)
+            drawn = kind.draw(_most_shots(runs) if name == "training" else runs)
         except UserError as error:
-            refused.append(f"No figure {kind}: {error}")
+            refused.append(f"No figure {name}: {error}")
             continue
         shown = [_inlined(figure) for figure in drawn.values()]
         if shown:

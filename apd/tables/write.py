@@ -26,8 +26,7 @@ class Table:
     """A table of numbers of runs; functions that add to one return another.
 
     Attributes:
-        name: its kind: "methods", "few-shot", "base-to-new", "transfer", "ablation", "search",
-            "cost", "against", "published", "frontier", "frontier points", "moderator".
+        name: its kind, as --table takes it, or "against", "published" or "frontier points".
         title: one line on what it shows.
         rows: columns by name, the same in all rows. Labels are str or int, measured columns are
             ``Cell``s. The first label names the row.

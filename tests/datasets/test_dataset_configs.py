@@ -40,6 +40,7 @@ PHOTOS = {  # by the words of their prompts, as the mini CLIP of photographs rea
     "a satellite photo of {}.": ("ucmerced",),
 }
 PROMPTS = {name: prompt for prompt, names in PHOTOS.items() for name in names}
+STEMS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def merged(stem):
@@ -49,10 +50,21 @@ def merged(stem):
 
 
 def test_every_data_set_has_a_config():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {
-        *NAMES,
-        *(f"photos_{name}" for name in PROMPTS),
-    }
+
+    registered = {name for name in DATASET_REGISTRY.registered_names() if of_ours(name)}
+    assert registered == {merged(stem).DATASET.NAME for stem in STEMS}
+    assert {*NAMES, *(f"photos_{name}" for name in PROMPTS)} <= {*STEMS}
+
+
+def test_every_data_set_is_in_the_documentation():
+    text = (CONFIGS.parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    names = {name for name in DATASET_REGISTRY.registered_names() if of_ours(name)}
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def of_ours(name):
+    """Whether a data set is of this package; the toolbox may have others."""
+    return DATASET_REGISTRY.get(name).__module__.startswith("apd.datasets.")
 
 
 def test_configs_merge_and_name_the_data_set():
@@ -69,9 +81,8 @@ def test_photographs_are_folders_with_their_own_prompt():
 
 
 def test_no_two_data_sets_have_one_name():
-    stems = [*NAMES, *(f"photos_{name}" for name in PROMPTS)]
-    names = {dataset_name(merged(stem).DATASET) for stem in stems}
-    assert len(names) == len(stems) - 1  # photos_clothing lays out what Clothing brings
+    names = {dataset_name(merged(stem).DATASET) for stem in STEMS}
+    assert len(names) == len(STEMS) - 1  # photos_clothing lays out what Clothing brings
     assert not any(set(name) & set(" /") for name in names)  # figures are named after them
 
 
@@ -82,12 +93,6 @@ def test_a_folder_without_a_name_is_called_after_its_place():
     assert dataset_name(cfg.DATASET) == "birds"
 
 
-def test_ours_are_registered():
-    import apd.datasets  # noqa: F401
-
-    assert set(NAMES.values()) <= set(DATASET_REGISTRY.registered_names())
-
-
 def test_templates_take_a_class_name_and_none_is_left_over():
     pets, digits, folder = (
         template(merged(n).DATASET) for n in ("oxford_pets", "digits", "folder")
@@ -95,4 +100,4 @@ def test_templates_take_a_class_name_and_none_is_left_over():
     assert pets.format("cat") == "a photo of a cat, a type of pet."
     assert digits.format("seven") == "a photo of the digit seven."
     assert folder.format("cat") == "a photo of a cat."
-    assert all(template(merged(stem).DATASET).count("{}") == 1 for stem in NAMES)
+    assert all(template(merged(stem).DATASET).count("{}") == 1 for stem in STEMS)

@@ -1,5 +1,7 @@
 """apd-plot: what stands on the axes, and what the files hold."""
 
+from pathlib import Path
+
 import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -8,7 +10,7 @@ from sample_results import THREAT, keep_verdicts, record
 from apd.errors import UserError
 from apd.figures.command import main
 from apd.figures.draw import draw_points, label_points
-from apd.figures.kinds import eps_curves, few_shot, scatter, training
+from apd.figures.kinds import KINDS, eps_curves, few_shot, scatter, training
 from apd.figures.style import panels, rendered, styles
 from apd.results.runs import load_runs
 
@@ -309,6 +311,11 @@ def test_command_writes_every_kind_that_suits(sweep, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "few-shot_Digits_mini_embedded.png") as image:
         assert image.format == "PNG" and min(image.size) > 400
     assert "<svg" in (tmp_path / "out" / "few-shot_Digits_mini_embedded.svg").read_text()
+
+
+def test_every_kind_has_its_row_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "figures.md").read_text()
+    assert all(f"\n| `{kind}` | " in text for kind in KINDS)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from operator import mul
+from pathlib import Path
 from statistics import stdev
 
 import pytest
@@ -17,9 +18,9 @@ from sample_results import THREAT, check_golden, keep_verdicts, record
 
 from apd.results.words import signed
 from apd.tables.cells import Comparison, OverSets
-from apd.tables.command import load_runs, main
+from apd.tables.command import OVER_TASKS, load_runs, main
 from apd.tables.compare import compare
-from apd.tables.kinds import methods
+from apd.tables.kinds import TABLES, methods
 
 ROBUST = "PGD-100 eps=2/255 (%)"
 
@@ -459,6 +460,12 @@ def test_what_is_added_to_tables_leaves_them_as_they_were(save, tmp_path):
     noted = compared[0].with_notes("a note")
     assert list(noted.notes) == [*compared[0].notes, "a note"]
     assert tables == before and compared[0].format() == compare(before, "CoOp", "seeds")[0].format()
+
+
+def test_every_kind_is_in_the_documentation():
+    docs = Path(__file__).parents[2] / "docs"
+    assert all(f"**`{kind}`**: " in (docs / "tables.md").read_text() for kind in TABLES)
+    assert all(f"--table {kind}`" in (docs / "tasks.md").read_text() for kind in OVER_TASKS)
 
 
 def test_next_to_nothing_has_no_minus(save, tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 import apd
 import apd.training.base
 from apd.host import build_trainer
+from apd.methods import METHODS
 from apd.train.command import parse_args, setup_cfg
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,15 @@ def test_config_builds_its_trainer(method, file, tiny, monkeypatch):
         monkeypatch.setattr(apd.training.base, "load_clip", clip_without_weights)
     trainer = build_trainer(cfg)  # also compares INPUT.SIZE with the backbone's
 
+    learned = [p for model in trainer._models.values() for p in model.parameters()]
+    assert all(p.requires_grad for p in learned)
+    assert bool(learned) == bool(METHODS[method].prompts) or METHODS[method].defence
+    assert not any(p.requires_grad for p in trainer.clip_model.parameters())
+    if method in PROMPTS:
+        check_geometry(trainer, method, file, sum(p.numel() for p in learned))
+
+
+def check_geometry(trainer, method, file, learned):
     text, image = PROMPTS[method][file == "mini"]
     widths = WIDTHS[file]
     learner = trainer.model.prompt_learner
@@ -115,7 +125,4 @@ def test_config_builds_its_trainer(method, file, tiny, monkeypatch):
     sides = {"text": text, "visual": image}
     modality = " + ".join(side for side, (count, _) in sides.items() if count)
     assert trainer.model.modality == (modality or "none")
-    learned = [p for model in trainer._models.values() for p in model.parameters()]
-    assert all(p.requires_grad for p in learned)
-    assert sum(p.numel() for p in learned) == parameters(method, text, image, *widths)
-    assert not any(p.requires_grad for p in trainer.clip_model.parameters())
+    assert learned == parameters(method, text, image, *widths)
