@@ -111,6 +111,6 @@ if part tables; then
     over_tasks "$(sed '/clothing\|scene15\|trashnet\|pacs_cartoon/d' <<< "$tasks")" -confirmation
     over_tasks "$(sed -n '/food101\|caltech101\|cub100/p' <<< "$tasks")" -large
     over_tasks "$tasks" -without-chance --without-flag chance
-    apd-report $confirmed --output "$TABLES/report.html"
+    apd-report $confirmed --root "$DATA" --baseline AdvIVLP --output "$TABLES/report.html"
     apd-plot $confirmed --kind scatter --output "$TABLES"
 fi

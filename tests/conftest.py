@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from contextlib import redirect_stderr
 from types import SimpleNamespace
@@ -259,6 +260,32 @@ def save(tmp_path):
         return run
 
     return save
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ALONE = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update
+--disable-background-networking --disable-sync""".split()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium with an empty profile: a page; its ``asked`` are the addresses it loads."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        context = started.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=CHROMIUM,
+            args=ALONE,
+            viewport={"width": 1280, "height": 1000},
+        )
+        context.set_default_timeout(60_000)
+        page = context.pages[0]
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        yield page
+        context.close()
 
 
 def pytest_report_header(config):

@@ -3,8 +3,9 @@
     apd-plot RUN [RUN...] -o FOLDER [--kind KIND...] [--format FORMAT...]
 
 RUN is a run's folder, or a folder above several. Lines and points are means over seeds; bands and
-bars are one sample standard deviation. Kinds over tasks are drawn only when they are named, and
-take the options of apd-table (docs/tasks.md).
+bars are one sample standard deviation. In scatter of one seed, bars are the standard error over
+test images. Kinds over tasks are drawn only when they are named, and take the options of apd-table
+(docs/tasks.md).
 """
 
 from __future__ import annotations

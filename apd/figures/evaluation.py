@@ -41,7 +41,7 @@ def draw(evaluated: list[tuple], examples: dict, folder: Path) -> list[Path]:
         written.append(save(_classes(run, shown), folder / f"{stem}_classes.png"))
     curves = _by_attack(evaluated)
     for attack, lines in curves.items():
-        if any(len(points) > 1 for points in lines.values()):
+        if any(len(points) > 2 for points in lines.values()):  # two points are no curve
             name = re.sub("[:/]", "-", attack).replace(", ", "_").replace(" ", "_").lower()
             written.append(save(_curves(attack, lines), folder / f"eps_{name}.png"))
     return written
@@ -68,15 +68,18 @@ def _classes(run, shown: list[Verdicts]) -> Figure:
     figure = Figure(figsize=(2 + max(4.4, 0.28 * len(names)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     order = np.arange(0)
-    for verdicts in shown:
+    width = 0.8 / len(shown)
+    for number, verdicts in enumerate(shown):
         count = np.bincount(verdicts.labels, minlength=len(names)).clip(min=1)
         stands = np.bincount(verdicts.labels[verdicts.stands], minlength=len(names))
         accuracy = 100 * stands / count
         order = order if len(order) else accuracy.argsort(kind="stable")
-        axes.plot(accuracy[order], markersize=3, linewidth=1, label=described(verdicts.record))
+        places = np.arange(len(names)) + width * (number - (len(shown) - 1) / 2)
+        axes.bar(places, accuracy[order], width, label=described(verdicts.record))
     axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=7)
     axes.set_ylabel("robust accuracy (%)")
     axes.set_ylim(0, 100)
+    axes.grid(visible=False, axis="x")
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     axes.set_title(run.name, fontsize=9)
     return figure

@@ -6,14 +6,26 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from apd.figures.draw import Lines, draw_level, draw_lines, draw_points, label_points
+from apd.figures.draw import (
+    Cloud,
+    Lines,
+    crowd,
+    draw_level,
+    draw_lines,
+    draw_points,
+    enlarge,
+    label_points,
+    widen,
+)
 from apd.figures.points import (
     Point,
     Setting,
@@ -49,7 +61,7 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
         lines_of_attacks = {}
         for attack, of_attack in _grouped(learned, "attack"):
             lines = _lines(of_attack, lambda point: ticks[point.shots])
-            if any(len(line) > 1 for line in lines.values()):
+            if any(len(line) > 2 for line in lines.values()):  # two points are no curve
                 lines_of_attacks[attack] = lines
         if not lines_of_attacks:
             continue
@@ -74,7 +86,11 @@ def few_shot(runs: dict[Path, dict]) -> Figures:
 @look
 def scatter(runs: dict[Path, dict]) -> Figures:
     """Clean against robust accuracy: a panel for each attack under which at least half as many
-    methods were evaluated as under the most common one."""
+    methods were evaluated as under the most common one.
+
+    Bars are one standard deviation over seeds or, where no method has several, one standard error
+    over test images.
+    """
     figures, all_points = {}, points(runs)
     looks = styles(point.method for point in all_points)
     with_clean = [point for point in averages(all_points) or all_points if point.clean is not None]
@@ -88,20 +104,36 @@ def scatter(runs: dict[Path, dict]) -> Figures:
         if not attacks:
             continue
         title = _title(setting, "clean and robust accuracy", group, shots)
+        if title.endswith("1 seed"):
+            title += "; bars: standard error over test images"
         figure, all_axes = panels(len(attacks), title, 5.0, 3.8)  # labels need room
         for axes, attack in zip(all_axes, attacks):
-            axes.margins(0.12)
             axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)", title=attack)
-            clouds: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            for point in attacked:
-                if point.attack == attack and point.clean is not None:
-                    clouds[point.method].append((point.clean, point.accuracy))
-            draw_points(axes, clouds, looks)
-        legend(figure)
-        for axes in all_axes:  # after the legend, which moves the axes
-            label_points(axes)
+        for axes, attack in zip(all_axes, attacks):  # labels need the axes at their final places
+            _scatter_panel(axes, [p for p in attacked if p.attack == attack], looks)
         figures[_stem("scatter", setting, shots)] = figure
     return figures
+
+
+def _scatter_panel(axes: Axes, group: list[Point], looks: dict[str, dict]) -> None:
+    """A point a method, labelled; what outliers squeeze together is drawn larger in a corner."""
+    clouds: Cloud = defaultdict(list)
+    errors: Cloud = defaultdict(list)
+    for point in group:
+        if point.clean is not None:
+            clouds[point.method].append((point.clean, point.accuracy))
+            errors[point.method].append((point.clean_error, point.error))
+    several = any(len(cloud) > 1 for cloud in clouds.values())
+    draw = partial(draw_points, clouds=clouds, looks=looks, errors=None if several else errors)
+    axes.margins(0.12)
+    draw(axes)
+    widen(axes)
+    squeezed = crowd({name: tuple(np.mean(cloud, axis=0)) for name, cloud in clouds.items()})
+    if squeezed and (inset := enlarge(axes, squeezed, draw)):
+        label_points(inset, squeezed)
+        label_points(axes, clouds.keys() - set(squeezed))
+    else:
+        label_points(axes)
 
 
 @look
@@ -120,10 +152,10 @@ def eps_curves(runs: dict[Path, dict]) -> Figures:
         named_lines = []
         for (name, *_), family in families.items():
             lines = _lines(family, lambda point: point.evaluation["threat_model"]["eps"])
-            if any(len(line) > 1 for line in lines.values()):
-                for point in family:
-                    if point.clean is not None:
-                        lines[point.method].setdefault(0.0, {})[point.seed] = point.clean
+            for point in family:
+                if point.clean is not None:
+                    lines[point.method].setdefault(0.0, {})[point.seed] = point.clean
+            if any(len(line) > 2 for line in lines.values()):  # two points are no curve
                 named_lines.append((name, lines))
         if not named_lines:
             continue
@@ -145,7 +177,8 @@ def training(runs: dict[Path, dict]) -> Figures:
     looks = styles(names.values())
     trained: dict[tuple, dict[Path, dict]] = defaultdict(dict)
     for folder, run in runs.items():
-        if history := read_history(folder):
+        history = read_history(folder)
+        if history and len(history["epoch"]) > 2:  # two points are no curve
             trained[setting_of(run), shots_of(run)][folder] = history
     for (setting, shots), histories in sorted(trained.items()):
         terms = {term: None for history in histories.values() for term in history}
@@ -194,14 +227,14 @@ KINDS = {
     "few-shot": Kind(
         few_shot,
         "accuracy against shots, for each data set and the average of all",
-        "two numbers of shots",
+        "three numbers of shots",
     ),
     "eps": Kind(
         eps_curves,
         "robust accuracy against the radius of the attack, evaluations by apd-eval included",
         "two radii",
     ),
-    "training": Kind(training, "what history.csv holds, against the epoch", "a history.csv"),
+    "training": Kind(training, "what history.csv holds, against the epoch", "three epochs"),
 }
 
 
@@ -247,7 +280,8 @@ def _family(evaluation: dict) -> tuple:
 
 
 def _title(setting: Setting, subject: str, points: list[Point], shots: int | None = None) -> str:
-    runs = {(p.method, p.shots, p.seed) for p in points}
+    learned = [p for p in points if p.shots is not None]  # zero-shot methods need one seed only
+    runs = {(p.method, p.shots, p.seed) for p in learned or points}
     return f"{setting}{_shots_suffix(shots)}\n{subject}, {_seeds(run[:2] for run in runs)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import hypot
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -10,7 +11,8 @@ from typing import NamedTuple
 from apd.errors import UserError, listed
 from apd.results.comparable import settings, shots_of
 from apd.results.runs import clean_accuracy
-from apd.results.words import described
+from apd.results.words import described, header
+from apd.tables.grid import stand_ins
 
 
 class Setting(NamedTuple):
@@ -61,6 +63,8 @@ class Point(NamedTuple):
     accuracy: float
     clean: float | None
     evaluation: dict
+    error: float  # standard error of the accuracy over test images, in points
+    clean_error: float  # that of the clean accuracy
 
 
 def setting_of(run: dict) -> Setting:
@@ -75,13 +79,13 @@ def points(runs: dict[Path, dict]) -> list[Point]:
     Raises:
         UserError: two threat models with the same name in ``described``, or a run twice.
     """
-    names = name_runs(runs)
+    names, alike = name_runs(runs), stand_ins(runs)
     by_key: dict[tuple, tuple[Path, Point | None]] = {}
     first: dict[tuple, tuple[Path, dict]] = {}
     for folder, run in runs.items():
         setting, shots = setting_of(run), shots_of(run)
         for evaluation in run["evaluations"]:
-            attack = described(evaluation)
+            attack = described(alike[header(evaluation)])
             threat = {k: v for k, v in (evaluation["threat_model"] or {}).items() if k != "seed"}
             earlier, expected = first.setdefault((setting[1:], attack), (folder, threat))
             if threat != expected:
@@ -98,8 +102,14 @@ def points(runs: dict[Path, dict]) -> list[Point]:
                     f"{names[folder]} has seed {run['seed']} twice: {earlier}, {folder}"
                 )
             clean = clean_accuracy(folder, run, evaluation)
-            by_key[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation)
+            errors = (_standard_error(a, evaluation) for a in (evaluation["accuracy"], clean or 0))
+            by_key[key] = folder, Point(*key, evaluation["accuracy"], clean, evaluation, *errors)
     return [point for _, point in by_key.values() if point]
+
+
+def _standard_error(accuracy: float, evaluation: dict) -> float:
+    """Of an accuracy on the images of ``evaluation``, by the binomial distribution; in %."""
+    return (accuracy * (100 - accuracy) / evaluation["total"]) ** 0.5
 
 
 def averages(points: list[Point]) -> list[Point]:
@@ -119,6 +129,8 @@ def averages(points: list[Point]) -> list[Point]:
                     setting=Setting("", *common[:3], count),
                     accuracy=mean(p.accuracy for p in members),
                     clean=mean(clean) if len(clean) == count else None,
+                    error=hypot(*(p.error for p in members)) / count,
+                    clean_error=hypot(*(p.clean_error for p in members)) / count,
                 )
             )
     return averaged

@@ -122,6 +122,30 @@ def rendered(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
+@look
+def rendered_panels(figure: Figure) -> list[bytes]:
+    """Each panel of the figure, and its legend, as an SVG of its own, which a page can stack.
+
+    The figure's title is in none of them.
+    """
+    figure.draw_without_rendering()  # puts everything at its place
+    figure.set_layout_engine("none")  # and leaves it there
+    for text in figure.texts:  # the title
+        text.set_visible(False)
+    pieces: list[Artist] = [*figure.axes, *figure.legends]
+    boxes = [piece.get_tightbbox() for piece in pieces]
+    svgs = []
+    for piece, box in zip(pieces, boxes):
+        assert box is not None  # all of them are drawn
+        for other in pieces:
+            other.set_visible(other is piece)
+        inches = box.transformed(figure.dpi_scale_trans.inverted()).padded(0.05)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=inches)
+        svgs.append(buffer.getvalue())
+    return svgs
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure, atomically, in the format of the path's suffix.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shlex
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from apd import config
 from apd.about import ASSETS
@@ -16,72 +18,71 @@ from apd.config import HARMLESS, flat
 from apd.errors import UserError, counted, listed
 from apd.figures.kinds import KINDS
 from apd.figures.points import setting_of
-from apd.figures.style import rendered
+from apd.figures.style import rendered_panels
 from apd.methods import rank
+from apd.report.overview import Overview
 from apd.results.comparable import shots_of, shots_rank
 from apd.results.words import ALL_IMAGES, described, in_full
 from apd.tables.kinds import TABLES, fitting
+from apd.tables.write import Table, write
 
-TEMPLATE = ASSETS / "report.html"
+TEMPLATE, SCRIPT = ASSETS / "report.html", ASSETS / "report.js"
 _LONG = 20  # rows; longer tables are folded
 _FIRST = 2  # figures of a kind that are shown; further ones are folded
 _SHOWN_ELSEWHERE = HARMLESS | {"SEED", "TRAINER.NAME", "DATASET.NAME", "DATASET.NUM_SHOTS"}
-_WIDE = 7  # inches; wider figures scroll on a narrow screen
 
 
 def page(
     runs: dict[Path, dict],
     title: str = "",
     galleries: tuple[list[dict], list[str]] = ([], []),
+    baseline: str = "",
 ) -> str:
     """The page as HTML, in which all text from the runs' files is escaped.
 
-    A table or figure that cannot be made of these runs is named on the page, with the reason.
+    A table or figure that cannot be made of these runs is named on the page, with the reason. The
+    page loads nothing and runs one script, its own, which sorts tables; its policy (CSP) has
+    browsers refuse anything else.
 
     Args:
         galleries: as ``apd.report.galleries.galleries`` gives them.
+        baseline: a method that the first table compares all others with.
+
+    Raises:
+        UserError: there is no such method.
     """
-    tables, figures, refused = [], [], []
-    for name in fitting(runs):
-        try:
-            tables += [
-                {
-                    "title": table.title,
-                    "html": table.format("html"),
-                    "long": len(table.rows) > _LONG,
-                }
-                for table in TABLES[name](runs)
-            ]
-        except UserError as error:
-            refused.append(f"No table {name}: {error}")
-    for name, kind in KINDS.items():
-        try:
-            # training curves of the most shots only, because those of all would be too many
-            drawn = kind.draw(_most_shots(runs) if name == "training" else runs)
-        except UserError as error:
-            refused.append(f"No figure {name}: {error}")
-            continue
-        shown = [_inlined(figure) for figure in drawn.values()]
-        if shown:
-            figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
+    tables, refused = _tables(runs)
+    backbone = listed(sorted({run["backbone"] for run in runs.values()}))
+    overview = _overview(tables, backbone, baseline)
+    if overview:
+        tables = {kind: [t for t in some if not overview.holds(t)] for kind, some in tables.items()}
+    figures, no_figures = _figures(runs)
     configs = _configs(runs)
     evaluations = [evaluation for run in runs.values() for evaluation in run["evaluations"]]
     data = sorted({run["dataset"] for run in runs.values()})
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    script = SCRIPT.read_text(encoding="utf-8").strip()
+    every = [table for some in tables.values() for table in some]
     return (
         environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             title=title or f"Results on {data[0] if len(data) == 1 else f'{len(data)} data sets'}",
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             summary=_summary(runs),
             warnings=_warnings(runs),
-            tables=tables,
-            refused=refused,
+            overview=overview and _shown(overview.table),
+            cards=overview.cards() if overview else [],
+            csv=_csv_link([*([overview.table] if overview else []), *every]),
+            tables={kind: list(map(_shown, some)) for kind, some in tables.items() if some},
+            refused=refused + no_figures,
             figures=figures,
             galleries=galleries[0],
             no_galleries=galleries[1],
             threats=_threats(runs),
             flags=_flags(runs),
+            long=_LONG,
             flagged=sum(bool(evaluation.get("flags")) for evaluation in evaluations),
             evaluations=f"{len(evaluations):,}",
             methods=_methods(runs, configs),
@@ -92,7 +93,64 @@ def page(
     )
 
 
-# -- its parts -------------------------------------------------------------------------------------
+# -- tables and figures ----------------------------------------------------------------------------
+
+
+def _tables(runs: dict[Path, dict]) -> tuple[dict[str, list[Table]], list[str]]:
+    """The tables that suit the runs, by kind, and why others cannot be made."""
+    tables, refused = {}, []
+    for kind in fitting(runs):
+        try:
+            tables[kind] = TABLES[kind](runs)
+        except UserError as error:
+            refused.append(f"No table {kind}: {error}")
+    return tables, refused
+
+
+def _overview(tables: dict[str, list[Table]], backbone: str, baseline: str) -> Overview | None:
+    """The first table; None: no kind of table has accuracies of methods."""
+    for kind in tables.values():
+        try:
+            return Overview(kind, backbone, baseline)
+        except ValueError:
+            continue
+    if baseline:
+        raise UserError(f"--baseline {baseline}: these runs have no table of methods")
+    return None
+
+
+def _shown(table: Table) -> dict:
+    return {
+        "title": table.title,
+        "html": table.format("html"),
+        "long": len(table.rows) > _LONG,
+        "csv": _csv_link([table]),
+    }
+
+
+def _csv_link(tables: list[Table]) -> str:
+    """The tables as CSV, in an address that needs no other file."""
+    text = write(tables, "csv") if tables else ""
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _figures(runs: dict[Path, dict]) -> tuple[list[dict], list[str]]:
+    """The figures that suit the runs, by kind, and why others cannot be drawn."""
+    figures, refused = [], []
+    for name, kind in KINDS.items():
+        try:
+            # training curves of the most shots only, because those of all would be too many
+            drawn = kind.draw(_most_shots(runs) if name == "training" else runs)
+        except UserError as error:
+            refused.append(f"No figure {name}: {error}")
+            continue
+        shown = [_inlined(figure) for figure in drawn.values()]
+        if shown:
+            figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
+    return figures, refused
+
+
+# -- other parts -----------------------------------------------------------------------------------
 
 
 def _summary(runs: dict[Path, dict]) -> str:
@@ -140,34 +198,45 @@ def _most_shots(runs: dict[Path, dict]) -> dict[Path, dict]:
     return {folder: run for folder, run in runs.items() if shots_of(run) == most[setting_of(run)]}
 
 
-def _inlined(figure) -> dict:
-    image = base64.b64encode(rendered(figure, "svg")).decode()
+def _inlined(figure: Figure) -> dict:
+    """A figure's title, and its panels and legend as images."""
+    title = figure.get_suptitle().replace("\n", ": ")
+    names = [axes.get_title() or axes.get_ylabel() for axes in figure.axes]
+    names += ["legend"] * len(figure.legends)
+    images = [base64.b64encode(svg).decode() for svg in rendered_panels(figure)]
     return {
-        "title": figure.get_suptitle().replace("\n", ": "),
-        "source": f"data:image/svg+xml;base64,{image}",
-        "wide": figure.get_figwidth() > _WIDE,
+        "title": title,
+        "panels": [
+            {"name": name, "source": f"data:image/svg+xml;base64,{image}"}
+            for name, image in zip(names, images)
+        ],
     }
 
 
 def _threats(runs: dict[Path, dict]) -> list[dict]:
-    """A row for each attack and its conditions; evaluations that differ in the seed share one."""
+    """A row for each attack and its conditions; evaluations that differ in the data set or the seed
+    share one."""
     seeds: dict = defaultdict(set)
+    images: dict = defaultdict(lambda: defaultdict(dict))
     count: Counter = Counter()
     for run in runs.values():
         for evaluation in run["evaluations"]:
             if threat := evaluation["threat_model"]:
-                images = evaluation.get("images", "all")
-                drawn = "" if images == "all" else f", drawn with seed {images['seed']}"
-                row = {
-                    **in_full(evaluation),
-                    "data set": run["dataset"],
-                    "images": f"{evaluation['total']:,} {evaluation['split']}{drawn}",
-                }
-                seeds[tuple(row.items())].add(threat["seed"])
-                count[tuple(row.items())] += 1
+                row = tuple(in_full(evaluation).items())
+                part = evaluation.get("images", "all")
+                drawn = "" if part == "all" else f", drawn with seed {part['seed']}"
+                number = f"{evaluation['total']:,} {evaluation['split']}{drawn}"
+                images[row][number][run["dataset"]] = None
+                seeds[row].add(threat["seed"])
+                count[row] += 1
     return [
-        {**dict(row), "seeds": ", ".join(map(str, sorted(drawn_with))), "runs": f"{count[row]:,}"}
-        for row, drawn_with in seeds.items()
+        {
+            **dict(row),
+            "seeds": ", ".join(map(str, sorted(seeds[row]))),
+            "evaluations": f"{count[row]:,}",
+            "images": "; ".join(f"{n}: {', '.join(data)}" for n, data in images[row].items()),
+        }
+        for row in count
     ]
 
 
@@ -232,7 +301,8 @@ def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
         {key for of_method in configs.values() for key in of_method} - _SHOWN_ELSEWHERE
     ):
         usual = [default[key]] if key in default else []
-        values = {method: of_method.get(key, []) for method, of_method in configs.items()}
+        # runs of an earlier version lack keys, which have their defaults there
+        values = {method: of_method.get(key, usual) for method, of_method in configs.items()}
         row = {"key": key, "default": _format_values(usual)}
         if len({_format_values(value, 99) for value in values.values()}) > 1:
             texts = {

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import NamedTuple
 
+IN_MEAN = "of a number in this mean"  # in place of the sentence of a part's flag
+
 
 class Place(NamedTuple):
     """The data set, classes and shots of a run."""
@@ -72,7 +74,7 @@ class Measurement:
     @classmethod
     def combined(cls, value: float, parts: Sequence[Measurement], **more) -> Measurement:
         """A mean of ``parts``, with the names of their flags."""
-        flags = {name: "of a number in this mean" for part in parts for name in part.flags}
+        flags = {name: IN_MEAN for part in parts for name in part.flags}
         return cls(value, flags=flags, **more)
 
 
@@ -87,7 +89,8 @@ class Cell:
         absent: whether it has no numbers because of these.
         interval: the 95 % interval (low, high) of its only number, an estimate.
         comparison: with the baseline's cell; None: there is no baseline.
-        runs_per_number: the number of seeds, where it is not that of the measurements.
+        runs_per_number: the number of seeds, where it is not that of the measurements; 0: the
+            number is a difference, in points.
     """
 
     measurements: tuple[Measurement, ...] = ()

@@ -49,7 +49,8 @@ def methods(runs: dict[Path, dict]) -> list[Table]:
     tables = [Table("methods", title, rows, notes, about=about)]
     for images, headers in others:
         rows = _of_one_data_set(grid, headers)
-        tables.append(Table("methods", f"{title}, {images}", rows, notes))
+        about = {header: (_topic(header, grid.places, elsewhere),) for header in headers}
+        tables.append(Table("methods", f"{title}, {images}", rows, notes, about=about))
     return tables
 
 

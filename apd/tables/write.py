@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from apd.errors import UserError, counted
 from apd.results.words import signed
-from apd.tables.cells import Cell, Comparison, Missing, has_accuracies
+from apd.tables.cells import IN_MEAN, Cell, Comparison, Missing, has_accuracies
 from apd.tables.grid import Topic
 
 
@@ -26,13 +26,14 @@ class Table:
     """A table of numbers of runs; functions that add to one return another.
 
     Attributes:
-        name: its kind, as --table takes it, or "against", "published" or "frontier points".
+        name: its kind, as --table takes it, or "against", "published", "frontier points" or
+            "overview" (of a report).
         title: one line on what it shows.
         rows: columns by name, the same in all rows. Labels are str or int, measured columns are
             ``Cell``s. The first label names the row.
         notes: lines below it, in addition to footnotes.
         baseline: the row that differences are to; None: there are none.
-        over: what intervals of differences sample: "images" or "seeds".
+        over: what intervals of differences sample: "images", "seeds" or "data sets".
         extra: further fields in JSON.
         ranked: whether the best numbers of each column are emphasised.
         about: column -> its topic; a column with two topics is their harmonic mean.
@@ -100,18 +101,41 @@ class _Style:
     mark: str = "†{}"
 
 
+class _Footnotes:
+    """The marks at a table's numbers, one for each kind of note, numbered as they first occur."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        self._sentences: dict[str, list[str]] = {}  # by kind
+
+    def marks(self, notes: list[tuple[str, str]]) -> str:
+        """The marks of a cell that has these notes, each a kind and a sentence or ""."""
+        for kind, sentence in notes:
+            self._sentences.setdefault(kind, []).append(sentence)
+        numbers = sorted({list(self._sentences).index(kind) + 1 for kind, _ in notes})
+        return "".join(" " + self._mark.format(number) for number in numbers)
+
+    def lines(self, escape: Callable[[str], str]) -> list[str]:
+        """A line for each mark; where its sentences differ, the first and how many they are."""
+        return [
+            f"{self._mark.format(number)} {escape(self._line(kind, sentences))}"
+            for number, (kind, sentences) in enumerate(self._sentences.items(), start=1)
+        ]
+
+    @staticmethod
+    def _line(kind: str, sentences: list[str]) -> str:
+        own = [sentence for sentence in sentences if sentence != IN_MEAN] or sentences[:1]
+        if len(set(own)) > 1:
+            return f"{kind}, {len(own):,} evaluations, the first: {own[0]}"
+        return ": ".join(filter(None, [kind, own[0]]))
+
+
 def _text(table: Table, style: _Style) -> str:
-    footnotes: list[str] = []  # each is referred to by its number
+    footnotes = _Footnotes(style.mark)
     counts = Counter(row[name].n for row in table.rows for name in table.measured if row[name].n)
     usual = max(counts, key=lambda n: (counts[n], n), default=1)
     ranks = {name: _ranks(table, name) for name in table.measured}
     digits = {name: _digits(table, name) for name in table.measured}
-
-    def marks(notes: list[str]) -> str:
-        footnotes.extend(note for note in dict.fromkeys(notes) if note not in footnotes)
-        numbers = [footnotes.index(note) + 1 for note in dict.fromkeys(notes)]
-        return "".join(" " + style.mark.format(number) for number in numbers)
-
     body = []
     for number, row in enumerate(table.rows):
         cells = [row[name] for name in table.measured]
@@ -122,21 +146,17 @@ def _text(table: Table, style: _Style) -> str:
         for name, value in row.items():
             if name not in table.measured:
                 text = style.escape(f"{value:,}" if isinstance(value, int) else value)
-                few = [f"n = {whole}"] if not line and whole != usual else []
-                line.append(text + marks(few))
+                few = [(f"n = {whole}", "")] if not line and whole != usual else []
+                line.append(text + footnotes.marks(few))
                 continue
             text = _number(value, digits[name], style)
             mark = {1: style.best, 2: style.second}.get(ranks[name].get(number, 0), "{}")
-            text = mark.format(text)
-            few = [f"n = {value.n}"] if value.n not in (0, usual, whole) else []
-            flags = [": ".join(flag) for m in value.measurements for flag in m.flags.items()]
-            line.append(text + _difference(value.comparison, style) + marks(few + flags))
+            text = mark.format(text) + _difference(value.comparison, style)
+            few = [(f"n = {value.n}", "")] if value.n not in (0, usual, whole) else []
+            flags = [flag for m in value.measurements for flag in m.flags.items()]
+            line.append(text + footnotes.marks(few + flags))
         body.append(line)
-    notes = [style.escape(note) for note in _notes(table, usual)]
-    notes += [
-        f"{style.mark.format(number)} {style.escape(note)}"
-        for number, note in enumerate(footnotes, start=1)
-    ]
+    notes = [style.escape(note) for note in _notes(table, usual)] + footnotes.lines(style.escape)
     headers = [style.escape(name) for name in table.rows[0]]
     is_text = [isinstance(value, str) for value in table.rows[0].values()]
     return style.lay_out(style.escape(table.title), headers, body, is_text, notes)
@@ -146,9 +166,10 @@ def _number(cell: Cell, digits: int, style: _Style) -> str:
     if not cell.measurements:
         return "missing" if cell.absent else "-"
     values = cell.values
-    if cell.interval:
-        value, low, high = (style.signed.format(_hundredths(x)) for x in (*values, *cell.interval))
-        return f"{value} [{low}, {high}]"
+    if cell.interval or cell.n == 0:
+        numbers = (*values, *(cell.interval or ()))
+        value, *ends = (style.signed.format(_hundredths(x)) for x in numbers)
+        return f"{value} [{', '.join(ends)}]" if ends else value
     spread = f"{style.plus_minus}{stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{cell.mean:.{digits}f}{spread}"
 
@@ -257,8 +278,11 @@ def _latex(title, headers, body, is_text, notes) -> str:
 
 def _html(title, headers, body, is_text, notes) -> str:
     def line(tag: str, cells: list[str]) -> str:
-        kinds = ["" if text else ' class="number"' for text in is_text]
         return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells)) + "</tr>"
+
+    # a page keeps averages in sight where a table is wider than it
+    classes = ["number average" if name.startswith("average") else "number" for name in headers]
+    kinds = ["" if text else f' class="{name}"' for text, name in zip(is_text, classes)]
 
     return "\n".join(
         [

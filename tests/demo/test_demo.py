@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -10,10 +9,6 @@ import pytest
 
 import apd
 from apd.demo.command import main
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ALONE = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update
---disable-background-networking --disable-sync""".split()
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +33,6 @@ def served(sources):
             yield address[0]
         finally:
             process.terminate()
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Headless Chromium with an empty profile: a page, and the addresses that it asks for."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        context = started.chromium.launch_persistent_context(
-            str(tmp_path / "profile"),
-            executable_path=CHROMIUM,
-            args=ALONE,
-            viewport={"width": 1280, "height": 1000},
-        )
-        context.set_default_timeout(60_000)
-        page = context.pages[0]
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        yield page
-        context.close()
 
 
 def test_a_picture_is_dropped_and_attacked(served, browser, sources, tiny):

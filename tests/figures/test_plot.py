@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.transforms import Bbox
 from PIL import Image
 from sample_results import THREAT, keep_verdicts, record
 
 from apd.errors import UserError
 from apd.figures.command import main
-from apd.figures.draw import draw_points, label_points
+from apd.figures.draw import crowd, draw_points, label_points
 from apd.figures.kinds import KINDS, eps_curves, few_shot, scatter, training
 from apd.figures.style import panels, rendered, styles
 from apd.results.runs import load_runs
@@ -108,7 +110,7 @@ def test_the_average_over_data_sets_is_by_seed_and_has_no_partial_points(sweep, 
 def test_base_and_new_classes_backbones_and_hosts_are_figures_of_their_own(save, runs):
     changes = ({}, {"subsample": "new"}, {"backbone": "ViT-B/32"}, {"host": "dassl 0.6.3"})
     for i, change in enumerate(changes):
-        for shots in (1, 2):
+        for shots in (1, 2, 4):
             save(f"{i}/{shots}", shots=shots, **change)
     assert set(few_shot(runs())) == {
         "few-shot_Digits_mini_embedded",
@@ -120,12 +122,12 @@ def test_base_and_new_classes_backbones_and_hosts_are_figures_of_their_own(save,
 
 def test_configs_of_one_method_are_lines_of_their_own(save, runs):
     for tau in (1.0, 4.0):
-        for shots in (1, 2):
+        for shots in (1, 2, 4):
             config = {"SEED": 1, "TRAINER": {"APD": {"TAU": tau}}, "OUTPUT_DIR": f"{tau}{shots}"}
             save(f"{tau}/{shots}", shots=shots, clean=80 + tau, config=config)
     (figure,) = few_shot(runs()).values()
     assert legend_of(figure) == ["APD (TAU 1.0)", "APD (TAU 4.0)"]
-    assert drawn(figure.axes[0])["APD (TAU 4.0)"][1] == [84, 84]
+    assert drawn(figure.axes[0])["APD (TAU 4.0)"][1] == [84, 84, 84]
 
 
 def test_two_threat_models_of_one_name_are_refused(save, runs):
@@ -151,8 +153,8 @@ def test_scatter_has_a_labelled_point_a_method(sweep, runs):
     assert [stem.rsplit("_", 1)[1] for stem in figures] == ["16shots", "4shots", "1shots"]
     (axes,) = figures["scatter_Digits_mini_embedded_4shots"].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("clean accuracy (%)", "robust accuracy (%)")
-    at = {text.get_text(): text.xy for text in axes.texts}
-    assert at == {"ZeroshotCLIP": (50, 5), "CoOp": (67, 24), "APD": (77, 34)}
+    assert labels(axes) == {"ZeroshotCLIP": (50, 5), "CoOp": (67, 24), "APD": (77, 34)}
+    assert not figures["scatter_Digits_mini_embedded_4shots"].legends  # labels say it already
 
 
 def test_scatter_of_several_data_sets_is_their_average(sweep, runs):
@@ -161,7 +163,7 @@ def test_scatter_of_several_data_sets_is_their_average(sweep, runs):
     figures = scatter(runs())
     assert {stem.split("_")[1] for stem in figures} == {"average"}
     (axes,) = figures["scatter_average_mini_embedded_4shots"].axes
-    assert {text.get_text(): text.xy for text in axes.texts}["APD"] == (72, 29)
+    assert labels(axes)["APD"] == (72, 29)
 
 
 def test_scatter_leaves_out_attacks_that_few_methods_met(save, runs):
@@ -172,7 +174,101 @@ def test_scatter_leaves_out_attacks_that_few_methods_met(save, runs):
     save("more", method="FAP", evaluations=[*usual, rare])
     (figure,) = scatter(runs()).values()
     assert [axes.get_title() for axes in figure.axes] == ["PGD-100, linf eps 2/255"]
-    assert len(figure.axes[0].texts) == 4
+    assert len(labels(figure.axes[0])) == 4
+
+
+def labels(axes):
+    """Label -> the point that it is of."""
+    return {text.get_text(): text.xy for text in axes.texts if text.get_text()}
+
+
+def bars(axes):
+    """Method -> half lengths of its bars, in x and y."""
+    halves = {}
+    for container in axes.containers:
+        across, up = (bar.get_segments()[0] for bar in container.lines[2])
+        halves[container.get_label()] = (np.ptp(across[:, 0]) / 2, np.ptp(up[:, 1]) / 2)
+    return halves
+
+
+def test_scatter_has_bars_over_images_where_there_is_one_seed(save, runs):
+    for dataset in ("Digits", "Letters"):
+        for method, robust in (("CoOp", 20.0), ("APD", 50.0)):
+            save(f"{dataset}/{method}", dataset=dataset, method=method, clean=80.0, robust=robust)
+    ((_, figure),) = scatter(runs()).items()
+    assert figure.get_suptitle().endswith("1 seed; bars: standard error over test images")
+    over_images = {p: (p * (1 - p) / 500 / 2) ** 0.5 * 100 for p in (0.2, 0.5, 0.8)}  # 2 data sets
+    expected = {"CoOp": (over_images[0.8], over_images[0.2])}
+    expected["APD"] = over_images[0.8], over_images[0.5]
+    assert bars(figure.axes[0]) == {name: pytest.approx(both) for name, both in expected.items()}
+
+
+def test_scatter_has_bars_of_one_deviation_over_seeds(save, runs):
+    for method, gain in (("CoOp", 0), ("APD", 10)):
+        for seed in (1, 2):
+            fields = {"clean": 60.0 + 2 * seed, "robust": 30.0 + gain + 4 * seed}
+            save(f"{method}/{seed}", method=method, seed=seed, threat={"seed": seed}, **fields)
+    (figure,) = scatter(runs()).values()
+    assert "mean ± std of 2 seeds" in figure.get_suptitle()
+    deviation = pytest.approx((2**0.5, 2 * 2**0.5))
+    assert bars(figure.axes[0]) == {"CoOp": deviation, "APD": deviation}
+
+
+def test_scatter_of_a_part_of_large_sets_and_all_of_small_ones_is_one_average(save, runs):
+    for dataset, total in (("Digits", 500), ("Pets", 360)):
+        part = {"images": {"count": 500, "seed": 0}} if dataset == "Digits" else {}
+        for method, robust in (("CoOp", 20.0), ("APD", 50.0)):
+            fields = {"total": total, **part}
+            evaluations = [record("clean", 80.0, **fields)]
+            evaluations.append(record("pgd-100", robust, THREAT, **fields))
+            save(f"{dataset}/{method}", dataset=dataset, method=method, evaluations=evaluations)
+    ((stem, figure),) = scatter(runs()).items()
+    assert "average" in stem
+    assert figure.axes[0].get_title() == "PGD-100, linf eps 2/255, at most 500 images"
+    assert labels(figure.axes[0]) == {"CoOp": (80, 20), "APD": (80, 50)}
+
+
+def test_small_differences_do_not_fill_the_axes(save, runs):
+    for method, gain in (("CoOp", 0.0), ("APD", 0.8)):
+        save(method=method, clean=99.0 + gain, robust=40.0 + gain)
+    (figure,) = scatter(runs()).values()
+    for low, high in (figure.axes[0].get_xlim(), figure.axes[0].get_ylim()):
+        assert high - low == pytest.approx(10) and 0 <= low and high <= 100
+
+
+def test_what_an_outlier_squeezes_is_drawn_larger_in_a_corner(save, runs):
+    near = dict(zip(("CoOp", "APT", "AdvVPT", "AdvIVLP", "APD"), (80.0, 81.0, 82.0, 83.0, 84.0)))
+    for method, clean in near.items():
+        save(method=method, clean=clean, robust=clean - 40)
+    save(method="FAP", clean=40.0, robust=5.0)
+    (figure,) = scatter(runs()).values()
+    (axes,) = figure.axes
+    (inset,) = (child for child in axes.child_axes if child.containers)
+    assert labels(inset) == {name: (clean, clean - 40) for name, clean in near.items()}
+    assert labels(axes) == {"FAP": (40, 5)}
+    low, high = inset.get_xlim()
+    assert 78 < low < 80 and 84 < high < 86
+    at = axes.transAxes.inverted().transform(
+        axes.transData.transform([(c, c - 40) for c in near.values()] + [(40, 5)])
+    )
+    corner = axes.transAxes.inverted().transform(inset.bbox.corners())
+    assert not Bbox([corner.min(axis=0), corner.max(axis=0)]).count_contains(at)
+
+
+@pytest.mark.parametrize(
+    ("values", "squeezed"),
+    [
+        ([1, 2, 3, 50], [1, 2, 3]),  # one outlier of four
+        ([1, 50, 51, 52, 53, 54, 55, 99], []),  # one at either side: neither gap tells
+        ([1, 2, 50, 51], []),  # as many on either side
+        ([1, 20, 40, 60], []),
+        ([7, 7, 7], []),
+        ([5], []),
+    ],
+)
+def test_outliers_are_few_and_far(values, squeezed):
+    points = {str(value) + "x" * i: (float(value), 0.0) for i, value in enumerate(values)}
+    assert [points[name][0] for name in crowd(points)] == squeezed
 
 
 def test_labels_neither_overlap_nor_leave_the_axes():
@@ -210,9 +306,10 @@ def test_eps_curves_take_what_apd_eval_added_and_begin_at_the_clean_accuracy(sav
     assert stem == "eps_Digits_mini_embedded_16shots" and "2 seeds" in figure.get_suptitle()
 
 
-def test_eps_curves_need_two_radii(save, runs):
-    save()
-    assert eps_curves(runs()) == {}
+def test_two_points_are_no_curve(save, runs):
+    for shots in (1, 2):  # one radius, and the clean accuracy at eps 0
+        write_history(save(f"{shots}", shots=shots), [3, 2])
+    assert eps_curves(runs()) == few_shot(runs()) == training(runs()) == {}
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -227,17 +324,18 @@ def write_history(run, losses, **columns):
 
 
 def test_training_curves_are_means_over_seeds_of_all_logged_terms(save, runs):
-    write_history(save(seed=1), [3, 2], kd=1)
-    write_history(save(seed=2, threat={"seed": 2}), [5, ""], kd=2)
-    write_history(save(method="CoOp"), [4, 3])
+    write_history(save(seed=1), [3, 2, 1], kd=1)
+    write_history(save(seed=2, threat={"seed": 2}), [5, "", 2], kd=2)
+    write_history(save(method="CoOp"), [4, 3, 2])
     save(method="ZeroshotCLIP", **ZERO)
     ((stem, figure),) = training(runs()).items()
     assert stem == "training_Digits_mini_embedded_16shots"
     panels = {axes.get_ylabel(): axes for axes in figure.axes}
     assert set(panels) == {"loss", "loss term kd", "learning rate"}
     assert figure.axes[-1] is panels["learning rate"]
-    assert drawn(panels["loss"]) == {"CoOp": ([1, 2], [4, 3]), "APD": ([1, 2], [4, 2])}
-    assert drawn(panels["loss term kd"]) == {"APD": ([1, 2], [1.5, 1.5])}
+    epochs = [1, 2, 3]
+    assert drawn(panels["loss"]) == {"CoOp": (epochs, [4, 3, 2]), "APD": (epochs, [4, 2, 1.5])}
+    assert drawn(panels["loss term kd"]) == {"APD": (epochs, [1.5, 1.5, 1.5])}
     assert {axes.get_xlabel() for axes in figure.axes} == {"epochs"}
     assert "1 to 2 seeds" in figure.get_suptitle()
 
@@ -292,7 +390,7 @@ def test_the_same_runs_give_the_same_bytes(sweep, runs, form):
 
 
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(save, runs):
-    for shots in (1, 2):
+    for shots in (1, 2, 4):
         save(f"{shots}", method=r"$\frac$ <b>", shots=shots)
     (figure,) = few_shot(runs()).values()
     assert legend_of(figure) == [r"$\frac$ <b>"]

@@ -1,17 +1,22 @@
 """apd-report: one page that holds everything and asks for nothing."""
 
 import base64
+import csv
+import hashlib
 import re
 from html.parser import HTMLParser
 
 import pytest
-from sample_results import THREAT, record, results
+from sample_results import THREAT, keep_verdicts, record, results
 
+from apd.errors import UserError
 from apd.report.command import main
-from apd.report.page import page
+from apd.report.page import SCRIPT, page
 from apd.results import write_results
 from apd.results.runs import load_runs
+from apd.tables.compare import compare
 from apd.tables.kinds import TABLES, fitting
+from apd.tables.write import write
 
 EVIL = "<script>alert('x')</script>"
 FLAGS = {"unbounded": "9 % of the images stand & more"}
@@ -22,7 +27,7 @@ def made(tmp_path_factory):
     """Few-shot runs of three methods, two of them with names that others made up; and the page."""
     root = tmp_path_factory.mktemp("runs")
     for method, lr in (("CoOp", 0.002), ("APD", 0.01), (EVIL, 0.03)):
-        for shots in (1, 4):
+        for shots in (1, 2, 4):
             config = {"SEED": 1, "OPTIM": {"LR": lr, "NAME": "sgd"}, "DATASET": {"ROOT": EVIL}}
             attacked = record("pgd-100", 42.0, {**THREAT, "restarts": 7, "alpha": 0.625})
             if method == "APD" and shots == 4:
@@ -36,7 +41,8 @@ def made(tmp_path_factory):
             )
             folder = root / f"{lr}" / str(shots)
             write_results(folder, values)
-            (folder / "history.csv").write_text("epoch,lr,seconds,loss\n1,0.1,2,3\n2,0.1,2,1\n")
+            rows = [f"{epoch},0.1,2,{4 - epoch}" for epoch in (1, 2, 3)]
+            (folder / "history.csv").write_text("\n".join(["epoch,lr,seconds,loss", *rows, ""]))
     runs = load_runs([root])
     return runs, page(runs)
 
@@ -74,21 +80,26 @@ class Page(HTMLParser):
         return self.rows[start], self.rows[start + 1 :]
 
 
-def test_it_asks_for_no_other_file_and_runs_nothing(made):
+def test_it_asks_for_no_other_file_and_runs_its_own_script_alone(made):
     _, text = made
     found = Page(text)
-    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in found.links)
-    assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
+    assert all(link.startswith(("#", "data:")) for link in found.links)
+    assert not {"link", "iframe", "object", "base"} & set(found.tags)
     assert "url(" not in text and "@import" not in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script == SCRIPT.read_text().strip() and found.tags.count("script") == 1
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', text)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
     for link in found.links:  # nor do the figures in it
-        if link.startswith("data:"):
+        if link.startswith("data:image"):
             svg = base64.b64decode(link.partition(",")[2]).decode()
             assert "<script" not in svg and not re.search(r'href="(?!#)', svg)
 
 
 def test_what_the_files_say_is_text(made):
     _, text = made
-    assert "<script" not in text and "&lt;script&gt;" in text
+    assert text.count("<script") == 1 and "&lt;script&gt;" in text
     assert EVIL in Page(text).text
 
 
@@ -100,12 +111,115 @@ def test_it_has_every_table_that_the_runs_suit(made):
         assert table.format("html") in text
 
 
+def test_tables_are_there_as_csv(made):
+    runs, text = made
+    links = [link for link in Page(text).links if link.startswith("data:text/csv")]
+    overview, whole = (
+        list(csv.DictReader(base64.b64decode(link.partition(",")[2]).decode().splitlines()))
+        for link in links
+    )
+    assert [row["method"] for row in overview[::2]] == ["CoOp", "APD", EVIL]
+    assert {row["table"] for row in overview} == {"overview"}
+    tables = [table for name in fitting(runs) for table in TABLES[name](runs)]
+    others = list(csv.DictReader(write(tables, "csv").splitlines()))
+    assert [{**row} for row in whole[len(overview) :]] == [{**row} for row in others]
+
+
+# -- the first table, and the cards above it ------------------------------------------------------
+
+
+def cards_of(text):
+    """Title -> value, name and note of the cards."""
+    parts = re.findall(r'<p class="(?:title|value|name|note)">(.*?)</p>', text.split("<nav>")[0])
+    return {parts[i]: tuple(parts[i + 1 : i + 4]) for i in range(0, len(parts) - 3, 4)}
+
+
+def sweep(save, dataset="Digits", shift=0.0):
+    """Two seeds of three methods, with verdicts; CoOp is the most robust in seed 1 alone."""
+    for method, clean, robust in (("CoOp", 90, 20), ("APT", 60, 40), ("APD", 80, 50)):
+        for seed in (1, 2):
+            accuracy = robust + shift + 2 * seed
+            folder = save(
+                f"{dataset}/{method}/{seed}",
+                method=method,
+                dataset=dataset,
+                seed=seed,
+                fingerprint="m",
+                evaluations=[record("clean", clean + shift, total=100)],
+            )
+            attacked = record("pgd-100", accuracy, THREAT, key="1" * 16, flags={}, total=100)
+            lost = round(100 - clean - shift)
+            fell = round(clean + shift - accuracy)
+            keep_verdicts(folder, attacked, [-1] * lost + [1] * fell + [0] * round(accuracy))
+
+
+def test_it_opens_with_the_best_and_with_all_methods_the_most_robust_first(save, tmp_path):
+    sweep(save)
+    text = page(load_runs([tmp_path]))
+    cards = cards_of(text)
+    assert cards["best clean"] == ("90.0 ± 0.0 %", "CoOp", "clean")
+    assert cards["best robust"] == ("53.0 ± 1.4 %", "APD", "PGD-100 eps=2/255")
+    value, name, note = cards["lead"]
+    assert name == "APD over APT" and value.startswith("+10.0 [")
+    assert note.endswith("95 % interval over test images; chosen because they are first and second")
+    header, rows = Page(text).table("method", "clean (%)")
+    assert header == ["method", "clean (%)", "PGD-100 eps=2/255 (%)"]
+    assert [row[0] for row in rows[:3]] == ["APD", "APT", "CoOp"]
+    assert text.index("cards") < text.index('id="tables"')
+
+
+def test_a_baseline_gets_columns_of_differences_and_is_what_the_first_leads(save, tmp_path):
+    sweep(save)
+    runs = load_runs([tmp_path])
+    text = page(runs, baseline="CoOp")
+    header, rows = Page(text).table("method", "clean (%)", "clean, to CoOp")
+    of_apd = dict(zip(header, rows[0]))
+    assert of_apd["PGD-100 eps=2/255, to CoOp"].startswith("+30.00 [")
+    assert rows[2][0] == "CoOp" and rows[2][2] == "-"
+    value, name, note = cards_of(text)["lead"]
+    assert name == "APD over CoOp" and "chosen" not in note
+    # the interval is apd-table's
+    (table, *_) = TABLES["methods"](runs)
+    (table,) = compare([table], "CoOp")
+    row = next(row for row in table.rows if row["method"] == "APD")
+    low, high = row["PGD-100 eps=2/255 (%)"].comparison.interval
+    assert value == f"+30.0 [{low:+.1f},\N{NO-BREAK SPACE}{high:+.1f}]"
+    with pytest.raises(UserError, match="no method Nobody here: there are CoOp, APT, APD"):
+        page(runs, baseline="Nobody")
+
+
+def test_of_several_data_sets_it_opens_with_their_average(save, tmp_path):
+    for dataset, shift in (("Digits", 0.0), ("Letters", -4.0), ("Pets", 2.0)):
+        sweep(save, dataset, shift)
+    text = page(load_runs([tmp_path]), baseline="APT")
+    header, rows = Page(text).table("method", "clean (%)", "clean, to APT")
+    assert rows[0][1].startswith("79.3 ± 0.0")  # (80 + 76 + 82) / 3
+    # the sets do not differ in the difference: an interval of no width
+    assert rows[0][2] == "+20.00 [+20.00, +20.00]"
+    assert "average of 3 data sets" in text and "95 % interval over 3 data sets" in text
+    assert cards_of(text)["best robust"][0] == "52.3 ± 1.4 %"
+
+
+def test_without_a_table_of_methods_it_opens_with_what_there_is(save, tmp_path):
+    for tau in (1.0, 4.0):
+        config = {"SEED": 1, "TRAINER": {"APD": {"TAU": tau}}}
+        save(f"{tau}", config=config)
+    runs = load_runs([tmp_path])
+    text = page(runs)
+    assert cards_of(text) == {} and Page(text).table("config")
+    with pytest.raises(UserError, match="these runs have no table of methods"):
+        page(runs, baseline="APD")
+
+
 def test_it_has_every_figure_that_the_runs_suit(made):
     _, text = made
-    titles = re.findall(r'<img .*?alt="(.*?)"', text)
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     what = [re.search(": (.*?),", title)[1] for title in titles]
-    assert what == [*["clean and robust accuracy"] * 2, "accuracy by shots", "training"]
+    assert what == [*["clean and robust accuracy"] * 3, "accuracy by shots", "training"]
     assert "4 shots" in titles[-1]  # the most
+    panels = [name.rpartition(": ")[2] for name in re.findall(r'<img alt="(.*?)"', text)]
+    attack = "PGD-100, linf eps 2/255"
+    assert panels == [*[attack] * 3, "clean", attack, "legend", "loss", "learning rate", "legend"]
 
 
 def test_threat_models_are_whole(made):
@@ -122,16 +236,15 @@ def test_threat_models_are_whole(made):
         "counts": "any iterate",
         "source": "white-box",
         "precision": "fp32",
-        "data set": "Digits",
-        "images": "500 test",
         "seeds": "1",
-        "runs": "6",
+        "evaluations": "9",
+        "images": "500 test: Digits",
     }
 
 
 def test_flags_are_told_with_their_sentences(made):
     found = Page(made[1])
-    assert "1 of 12 evaluations raised a flag" in found.text
+    assert "1 of 18 evaluations raised a flag" in found.text
     header, (row, *_) = found.table("method", "data set", "shots", "seed", "attack")
     assert dict(zip(header, row)) == {
         "method": "APD",

@@ -215,8 +215,9 @@ def test_flags_reach_the_harmonic_mean(save, tmp_path):
         **trained_elsewhere(subsample="base"),
     )
     text = base_to_new(load_runs([tmp_path]))[0].format()
-    assert "random-logits: other logits each time" in text
-    assert "random-logits: of a number in this mean" in text
+    row = next(line for line in text.splitlines() if line.startswith("APD"))
+    assert row.split()[1:] == ["80.0", "†1", "80.0", "80.0", "†1"]  # one mark: H has it too
+    assert text.endswith("†1 random-logits: other logits each time")
 
 
 def test_golden_base_to_new(save, tmp_path):

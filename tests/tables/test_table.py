@@ -177,6 +177,27 @@ def test_several_data_sets_are_columns_with_an_average(save, tmp_path):
     ]  # the number there is of fewer seeds
 
 
+def test_a_kind_of_flag_has_one_mark_and_one_footnote(save, tmp_path):
+    """However many numbers have it; the footnote says how many, and what the first one is."""
+    for seed, chance in ((1, "9 % is chance"), (2, "8 % is chance")):
+        save(method="CoOp", seed=seed)
+        flags = {"flags": {"chance": chance}}
+        evaluations = [record("clean", 9.0, **flags), record("pgd-100", 5.0, THREAT, **flags)]
+        save(seed=seed, evaluations=evaluations)
+    flags = {"flags": {"chance": "6 % is chance", "random-logits": "they vary"}}
+    save(method="APT", evaluations=[record("clean", 6.0, **flags)])
+    (table,) = methods(load_runs([tmp_path]))
+    text = table.format()
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert [word for word in rows["APT"] if "†" in word] == ["†1", "†2", "†3"]
+    assert [word for word in rows["APD"] if "†" in word] == ["†2", "†2"]
+    assert text.endswith(
+        "†1 n = 1\n\n"
+        "†2 chance, 5 evaluations, the first: 6 % is chance\n\n"
+        "†3 random-logits: they vary"
+    )
+
+
 # -- what cannot be compared -----------------------------------------------------------------------
 
 
