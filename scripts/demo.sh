@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# Train and evaluate every method on the embedded default (mini CLIP, handwritten digits, 16 shots)
-# and print one table. In the end it prints the line that adds AutoAttack on ATTACKED test images,
-# the same for all, to it.
+# Train and evaluate six methods on the embedded default (mini CLIP, handwritten digits, 16 shots);
+# the table of results grows row by row. METHODS=all: every method, or name some. ATTACKED=100 adds
+# AutoAttack on 100 test images, the same for all.
 #   bash scripts/demo.sh [DATA] [DATASET] [SHOTS] [SEEDS]
-# See scripts/protocol.sh for METHODS, OUTPUT and others. One run a processor, with one thread each:
-# more threads do not pay on a CLIP this small.
+# See scripts/protocol.sh for OUTPUT and others. One run a processor, with one thread each: more
+# threads do not pay on a CLIP this small.
 set -euo pipefail
 SPEC=configs/sweeps/demo.yaml
 FLAGS=${FLAGS:---jobs $(getconf _NPROCESSORS_ONLN) --threads 1}
+METHODS=${METHODS:-ZeroshotCLIP CoOp MaPLe AdvVPT AdvIVLP APD}
+[ "$METHODS" != all ] || METHODS=
 source "$(dirname "$0")/protocol.sh"
 
-run
+FLAGS="$FLAGS --rows" run
 if [ "${ATTACKED:-0}" -gt 0 ]; then
     apd-eval "${RUNS[@]}" --attack autoattack --subset "$ATTACKED" --shards 2 $FLAGS > /dev/null
     show methods
 else
-    show methods
-    echo
-    echo "The same with AutoAttack on 100 test images, which takes longer than all this:"
-    printf '    ATTACKED=100 bash scripts/demo.sh'
-    [ $# -eq 0 ] || printf ' %q' "$@"
-    echo
+    show methods > /dev/null # the rows stand above
 fi
+echo
+echo "Next: open $OUTPUT/$NAME.html; see attacked images: apd-show ${RUNS[${#RUNS[@]} - 1]} -o attacked.png"
+echo "All methods and AutoAttack: METHODS=all ATTACKED=100 bash scripts/demo.sh$([ $# -eq 0 ] ||
+    printf ' %q' "$@"); in Python: docs/quickstart.ipynb"
 exit "$STATUS"

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
 
-from apd.jobs.job import Job
+from apd.jobs.job import Job, State
 from apd.jobs.lock import owner
 
 LINES = 8  # running jobs that are shown
 INTERVAL = 1.0  # seconds
+
+
+DescribeEnd = Callable[[Job, State], str]  # what is printed of a job that has ended
+
+
+def end_line(job: Job, state: State) -> str:
+    return f"{state.kind:8} {job.folder} {state.note}".rstrip()
 
 
 class Display:
@@ -22,12 +29,18 @@ class Display:
     Args:
         unit: what to call a job.
         file: where the lines of jobs that end are printed (default: stdout).
+        describe: makes these lines; with it they are printed on a terminal too, above the bar.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], output: str, unit: str, file: TextIO | None = None
+        self,
+        jobs: Sequence[Job],
+        output: str,
+        unit: str,
+        file: TextIO | None = None,
+        describe: DescribeEnd | None = None,
     ) -> None:
-        self.file = file or sys.stdout
+        self.file, self.describe = file or sys.stdout, describe
         self.bar = tqdm(total=len(jobs), unit=unit, desc=output, disable=None, position=0)
         self.lines: list[tqdm] = []
         self.shown_ends: set[Job] = set()
@@ -36,10 +49,10 @@ class Display:
     def __call__(self, scheduler) -> None:
         for job in [job for job in scheduler.ended if job not in self.shown_ends]:
             self.shown_ends.add(job)
-            if self.bar.disable:
-                state = scheduler.ended[job]
-                line = f"{state.kind:8} {job.folder} {state.note}".rstrip()
-                print(line, file=self.file, flush=True)
+            if self.bar.disable or self.describe:
+                line = (self.describe or end_line)(job, scheduler.ended[job])
+                tqdm.write(line, file=self.file)
+                self.file.flush()
             self.bar.update()
         over = not (scheduler.waiting or scheduler.running or scheduler.elsewhere)
         if self.bar.disable or time.monotonic() - self.shown < INTERVAL and not over:

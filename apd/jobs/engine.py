@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
 from apd.files import check_writable
-from apd.jobs.display import Display
+from apd.jobs.display import DescribeEnd, Display
 from apd.jobs.job import Job, State
 from apd.jobs.lock import check_system
 from apd.jobs.scheduler import Scheduler
@@ -50,6 +50,7 @@ def run_jobs(
     slots: int,
     unit: str,
     file: TextIO | None = None,
+    describe: DescribeEnd | None = None,
 ) -> dict[Job, State]:
     """Run jobs, at most ``slots`` at a time, and return how each ended.
 
@@ -57,6 +58,7 @@ def run_jobs(
         unit: what to call a job on the terminal.
         file: where a line is printed for each job that ends, if stderr is no terminal (default:
             stdout).
+        describe: makes these lines; with it they are printed on a terminal too.
 
     Raises:
         KeyboardInterrupt: a signal came. Local jobs have ended, those on a cluster go on.
@@ -67,7 +69,7 @@ def run_jobs(
     output = jobs[0].output
     check_writable(output, "--output")
     executor = start_executor(output, slots)
-    display = Display(jobs, output, unit, file)
+    display = Display(jobs, output, unit, file, describe)
     scheduler = Scheduler(jobs, executor, display)
     try:
         with _signals_to(scheduler.interrupt):

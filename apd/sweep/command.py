@@ -34,6 +34,7 @@ from apd.plans import write_plan
 from apd.ranges import whole
 from apd.results import read_results
 from apd.sweep.estimate import seconds_here
+from apd.sweep.rows import Rows
 from apd.sweep.spec import read_spec, spec_files
 from apd.sweep.training_job import TrainingJob
 
@@ -48,6 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         type=Path,
         help="write what is going to run into FILE, to be committed; run nothing",
+    )
+    parser.add_argument(
+        "--rows", action="store_true", help="print a row of results for each cell that is done"
     )
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
 
@@ -119,7 +123,8 @@ def _run(args: argparse.Namespace, states: dict[TrainingJob, State], slots: int)
     before = sum(state.kind == "done" for state in states.values())
     try:
         start = options.ExecutorOptions.of(args).start
-        ended = run_jobs(list(states), start, slots, "cell")
+        rows = Rows(states) if args.rows else None
+        ended = run_jobs(list(states), start, slots, "cell", describe=rows)
     except KeyboardInterrupt:
         print("interrupted: the same command continues this sweep", file=sys.stderr)
         return 130

@@ -85,6 +85,19 @@ def write(tables: list[Table], style: str) -> str:
     return "\n\n".join(_text(table, _STYLES[style]) for table in tables)
 
 
+def plain(table: Table) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headers, rows and notes as text, without emphasis, for what is no whole table."""
+    parts: list = []
+
+    def lay_out(title, headers, body, is_text, notes) -> str:
+        parts.extend((headers, body, notes))
+        return ""
+
+    _text(table, _Style(lay_out))
+    headers, body, notes = parts
+    return headers, body, notes
+
+
 # -- text ------------------------------------------------------------------------------------------
 
 

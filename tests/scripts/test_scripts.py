@@ -91,10 +91,21 @@ def test_arguments_and_environment_replace_what_the_sweep_says(calls):
     assert sweep[1] == "configs/sweeps/digits_fewshot.yaml"
 
 
-def test_the_demo_ends_with_the_line_that_adds_autoattack(calls):
+def test_the_demo_has_six_methods_all_or_those_that_are_named(calls):
+    for methods, trainers in (
+        ({}, "ZeroshotCLIP CoOp MaPLe AdvVPT AdvIVLP APD"),
+        ({"METHODS": "all"}, ""),
+        ({"METHODS": "CoOp APD"}, "CoOp APD"),
+    ):
+        (sweep, *_), _ = calls("demo", **methods)
+        assert sweep[1] == "configs/sweeps/demo.yaml"
+        named = " ".join(sweep).partition(" --trainer ")[2].partition(" --")[0]
+        assert named == trainers
+        assert sweep[-5:] == ["--jobs", f"{os.cpu_count()}", "--threads", "1", "--rows"]
+
+
+def test_the_demo_adds_autoattack_and_says_what_to_do_next(calls, tmp_path):
     made, _ = calls("demo")
-    assert made[0][1] == "configs/sweeps/demo.yaml" and made[0][-4] == "--jobs"
-    assert made[0][-2:] == ["--threads", "1"]
     names = [call[0] for call in made]
     assert names.count("apd-table") == 1 and "apd-eval" not in names
     made, _ = calls("demo", ATTACKED="100", FLAGS="--jobs 3")
@@ -102,6 +113,12 @@ def test_the_demo_ends_with_the_line_that_adds_autoattack(calls):
     options = ["--attack", "autoattack", "--subset", "100", "--shards", "2", "--jobs", "3"]
     assert attack[1:] == ["one", "two", *options]
     assert [call[0] for call in made].count("apd-table") == 1
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FAILS": "", "CODE": "0"}
+    said = bash("bash scripts/demo.sh data", CALLS=str(tmp_path / "calls"), **variables).stdout
+    look, go_on = said.strip().splitlines()[-2:]
+    assert look.startswith("Next: open output/demo.html;") and "apd-show one two -o" in look
+    assert "METHODS=all ATTACKED=100 bash scripts/demo.sh data; in Python" in go_on
+    assert (ROOT / go_on.split()[-1]).is_file()
 
 
 def test_failed_cells_are_told_after_the_tables_of_the_others(calls):

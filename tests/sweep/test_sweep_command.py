@@ -12,8 +12,11 @@ from apd.errors import UserError
 from apd.jobs.job import FAILED_NAME, State
 from apd.jobs.lock import LOCK_NAME, _this_process
 from apd.results import read_results
+from apd.results.runs import load_runs
 from apd.sweep.spec import read_spec
 from apd.sweep.training_job import TrainingJob
+from apd.tables.kinds import methods
+from apd.tables.write import plain
 
 
 def written(folder):
@@ -44,6 +47,32 @@ def test_a_sweep_runs_its_cells_once(sweep, write_spec):
     assert second.code == 0 and second.started == []
     assert second.out.splitlines()[-1] == "2 cells: 2 done (0 in this sweep)"
     assert written(cells[0].output) == before
+
+
+def test_rows_of_finished_cells_make_the_table_of_methods(sweep, write_spec):
+    spec = write_spec({"trainer": ["ZeroshotCLIP", "AdvIVLP"], "seed": [1]})
+    assert sweep(spec).code == 0  # what cells in this process print would stand between the rows
+    header, rule, *rows = sweep(spec, "--rows").out.splitlines()[:-1]
+    rows = [row for row in rows if not row.startswith("  ")]  # without footnotes
+    (table,) = methods(load_runs([cell.folder for cell in read_spec(spec)]))
+    titles, lines, _ = plain(table)
+    for printed, expected in ((header, titles), *zip(rows, lines, strict=True)):
+        assert without_marks(printed.split()) == without_marks(" ".join(expected).split())
+    assert {len(header), len(rule), *map(len, rows)} == {len(rule)}  # the last one ends there
+    assert [row[: len("ZeroshotCLIP")].strip() for row in rows] == ["ZeroshotCLIP", "AdvIVLP"]
+
+
+def without_marks(words):
+    return [word for word in words if not word.startswith("†")]
+
+
+def test_a_failed_cell_is_no_row(sweep, write_spec):
+    spec = write_spec({"OPTIM.LR": [1e30, 0.01]}, set={"OPTIM.MAX_EPOCH": 3})
+    bad, _ = read_spec(spec)
+    assert sweep(spec).code == 1
+    failed, header, _, row, *_ = sweep(spec, "--rows").out.splitlines()
+    assert failed.startswith(f"failed   {bad.folder} exit code 1")
+    assert header.split()[:2] == ["method", "prompts"] and row.split()[0] == "CoOp"
 
 
 def test_a_failing_cell_does_not_stop_the_rest(sweep, write_spec):
