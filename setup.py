@@ -74,7 +74,8 @@ setup(
         # apd-export --format onnx
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.2"],
         "demo": ["gradio>=6"],  # apd-demo
-        "browser": ["playwright>=1.40"],  # drives Chromium in the test of its page
+        "browser": ["playwright>=1.40"],  # drives Chromium in tests of its page and of the report
+        "notebook": ["nbclient>=0.10", "ipykernel>=6"],  # docs/quickstart.ipynb
         "ray": ["ray>=2.9"],
         "slurm": ["submitit>=1.5"],
     },
