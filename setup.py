@@ -6,15 +6,30 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'VERSION = "(.+)"', (HERE / "apd/about.py").read_text()).group(1)
 
+
+def long_description() -> str:
+    """The README without what only a clone has: its pictures, and the targets of its links."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!http)[^)]*\)", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!http|#)[^)]*\)", r"\1", text)
+
+
 setup(
     name="apd-clip",
     version=VERSION,
     description="Adversarially robust prompt learning of CLIP: a plugin for Dassl / CoOp",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="MIT",
+    author="The apd-clip contributors",
+    keywords="CLIP, prompt learning, adversarial robustness, distillation, Dassl, CoOp",
     python_requires=">=3.10",
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",  # the one that the tests have run on
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Operating System :: POSIX :: Linux",
         "Operating System :: MacOS",
         "Operating System :: Microsoft :: Windows",  # but for sweeps and shards

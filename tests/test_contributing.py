@@ -112,10 +112,10 @@ def add_method(copy):
         },
 """,
     )
-    copy.append(
-        "docs/methods.md",
-        """
-### MirrorIVLP
+    copy.new(
+        "docs/methods/mirror_ivlp.md",
+        """\
+# MirrorIVLP
 
 | key (`TRAINER.MirrorIVLP.`) | default | |
 |---|---|---|
@@ -158,7 +158,10 @@ def spread(features: Tensor) -> Tensor:
         '            "LAMBDA_MIRROR": 0.5,',
         '            "LAMBDA_SPREAD": 0.0,  # classes apart [O]\n',
     )
-    copy.append("docs/methods.md", "| `LAMBDA_SPREAD` | 0.0 | weight of classes' distances |\n")
+    copy.append(
+        "docs/methods/mirror_ivlp.md",
+        "| `LAMBDA_SPREAD` | 0.0 | weight of classes' distances |\n",
+    )
 
 
 def add_folder(copy):

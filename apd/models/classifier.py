@@ -74,6 +74,7 @@ class PromptedClassifier(nn.Module):
     # -- computing -----------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of ``images`` (B, 3, R, R), floating point in [0, 1]."""
         self._check(images)
         return self.model.logits(self.model.image_features(images), self.text)
 
@@ -238,6 +239,7 @@ class PromptedClassifier(nn.Module):
         return write_folder(self.model, self.description, folder)
 
     def extra_repr(self) -> str:
+        """What ``print`` shows of the module in one line."""
         method, backbone = self.description.method, self.description.backbone.name
         names = self.description.class_names
         return f"{method} on {backbone}, {len(names)} classes: {listed(names, 3)}"

@@ -251,9 +251,10 @@ def test_the_command_line_may_change_a_radius_whatever_the_file_has(key, value):
 
 
 def documented():
-    """Key and default of every row of the key tables in docs/methods.md."""
-    prefix = None
-    for line in (CONFIGS.parent / "docs/methods.md").read_text().splitlines():
+    """Key and default of every row of the key tables in docs/methods.md and docs/methods."""
+    docs, prefix = CONFIGS.parent / "docs", None
+    pages = [docs / "methods.md", *sorted((docs / "methods").glob("*.md"))]
+    for line in "\n".join(page.read_text() for page in pages).splitlines():
         if line.startswith("| key"):
             prefix = re.search(r"`(.*)`", line)[1] if "`" in line else ""
         elif prefix is not None and line.startswith("| `"):
