@@ -27,7 +27,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_config(config):
-    """The pages of methods follow that of all, in its order; those that it does not name come last."""
+    """The pages of methods follow that of all, in its order; the others come last."""
     text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
     named = dict.fromkeys(re.findall(r"\((methods/\w+\.md)\)", text))
     others = sorted(f"methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
