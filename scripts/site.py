@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os.path
 import re
 from pathlib import Path
@@ -21,7 +22,11 @@ PAGES = {  # file of the clone -> page
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "scripts/mini_clip/README.md": "mini_clip.md",
+    "docs/quickstart.ipynb": "quickstart.md",
 }
+EXECUTED = (
+    ROOT / "output/quickstart.ipynb"
+)  # the same notebook with outputs, which are not committed
 FILES = {page: file for file, page in PAGES.items() if file != "README.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -39,6 +44,7 @@ def on_config(config):
 def on_files(files: Files, config) -> Files:
     for page, file in FILES.items():
         text = (ROOT / file).read_text(encoding="utf-8")
+        text = notebook(json.loads(text)) if file.endswith(".ipynb") else text
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "docstrings.md", content=docstrings()))
     return files
@@ -68,6 +74,30 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         return f"[{text}]({target}{hash_ if anchor else ''}{anchor})"
 
     return LINK.sub(linked, markdown)
+
+
+def notebook(committed: dict) -> str:
+    """A notebook as Markdown, with the outputs of ``EXECUTED`` if its cells are the same ones."""
+    cells = committed["cells"]
+    if EXECUTED.exists():
+        executed = json.loads(EXECUTED.read_text(encoding="utf-8"))["cells"]
+        if [cell["source"] for cell in executed] == [cell["source"] for cell in cells]:
+            cells = executed
+    blocks = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        blocks.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        blocks += [shown(output) for output in cell.get("outputs", ())]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def shown(output: dict) -> str:
+    """A cell's output as Markdown: a picture or text; "": neither."""
+    data = output.get("data", {})
+    if png := data.get("image/png"):
+        return f'<img alt="output of the cell" src="data:image/png;base64,{"".join(png).strip()}">'
+    text = "".join(output.get("text") or data.get("text/plain", ""))
+    return f"```text\n{text.rstrip()}\n```" if text and output.get("name") != "stderr" else ""
 
 
 def docstrings() -> str:
