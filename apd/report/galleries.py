@@ -45,7 +45,8 @@ def galleries(
                 store(folder, run, record["key"])
             image = base64.b64encode(path.read_bytes()).decode()
         except (OSError, UserError) as error:
-            refused.append(f"No gallery of {title}: {one_line(error)}")
+            reason = one_line(error).replace(f"{folder}/", "")  # of no use on another machine
+            refused.append(f"No gallery of {title}: {reason}")
             continue
         shown.append({"title": title, "source": f"data:image/png;base64,{image}"})
     return shown, refused

@@ -11,6 +11,7 @@ from sample_results import THREAT, keep_verdicts, record, results
 
 from apd.errors import UserError
 from apd.report.command import main
+from apd.report.galleries import galleries
 from apd.report.page import SCRIPT, page
 from apd.results import write_results
 from apd.results.runs import load_runs
@@ -365,3 +366,17 @@ def test_images_under_attack_are_drawn_once_from_the_verdicts(run, tmp_path, cap
     assert "No gallery of ZeroshotCLIP, seed 1" in report.read_text() and not stored.exists()
     assert main([str(tmp_path), "-o", str(report), "--no-gallery"]) == 0
     assert "gallery of" not in report.read_text().lower()
+
+
+def test_why_there_is_no_gallery_names_no_folder_of_this_machine(tmp_path):
+    folder = tmp_path / "run"
+    attacked = record("pgd-100", 40.0, THREAT, key="1" * 16)
+    write_results(folder, results(evaluations=[record("clean", 80.0), attacked]))
+    keep_verdicts(folder, attacked, [0] * 4)
+
+    def store(folder, run, key):
+        raise UserError(f"no checkpoint {folder}/prompt_learner/model-best.pth.tar")
+
+    shown, (line,) = galleries(load_runs([tmp_path]), store)
+    assert shown == [] and line.startswith("No gallery of APD, seed 1")
+    assert line.endswith(": no checkpoint prompt_learner/model-best.pth.tar")
