@@ -76,8 +76,8 @@ class TorchAttack:
         if not self.black_box:
             check_gradient(source, self.name)
         eot = draws.eot if is_randomised(source) else 1
-        while parts := list(supply.take(batch_size)):
-            rows = join(parts)
+        while groups := list(supply.take(batch_size)):
+            rows = join(groups)
             images, labels = rows["image"], rows["label"]
             # a wrong prediction decides only if it is the target's own, in float32, without draws
             drops = source is target and precision is None and not is_randomised(target)

@@ -113,15 +113,15 @@ def surviving(
     index = torch.arange(len(images), device=images.device)
     rows = {"index": index, "image": images, "label": labels, "reference": clean_logits}
     attack = PGD(threat, last_iterate)
-    for done, _ in attack.run(
+    for decided, _ in attack.run(
         Supply([select(rows, alive)]),
         logits_fn,
         batch_size=len(images),
         start=lambda image, index, restart: starts[restart][index],
     ):
-        if done["broken"].any():
+        if decided["broken"].any():
             raise NonFiniteLoss("the model's input gradients are NaN or infinite")
-        alive[done["index"]] = done["right"].to(alive.device)
+        alive[decided["index"]] = decided["right"].to(alive.device)
     return alive
 
 
@@ -189,21 +189,21 @@ class PGD:
             if not under_way:
                 return
             pool, *waiting = attack.turn(join(under_way), batch_size)
-            # the masks below are on the CPU: the GPU is waited for once a step
+            # the masks below are on the CPU, so that this process waits for the GPU once per step
             x, last = pool["attacked"].detach(), pool["step"] == self.threat.steps
             gradient, right = attack.look(pool, x, last)
             fallen = ~right & last if attack.last_only else ~right
-            ended = last & ~fallen  # of a restart
-            again = ended & (pool["restart"] + 1 < self.threat.restarts)
-            done = fallen | (ended & ~again)
+            at_end = last & ~fallen  # of a restart
+            restarting = at_end & (pool["restart"] + 1 < self.threat.restarts)
+            leaving = fallen | (at_end & ~restarting)
 
             decided = None
-            if done.any():  # selected with the iterate that decided, before the next step
-                decided = select({**pool, "attacked": x.detach(), "right": right}, done)
-            attack.step(pool, x, gradient, ~(last | done))
-            attack.restart(pool, again)
+            if leaving.any():  # selected with the iterate that decided, before the next step
+                decided = select({**pool, "attacked": x.detach(), "right": right}, leaving)
+            attack.step(pool, x, gradient, ~(last | leaving))
+            attack.restart(pool, restarting)
             if decided:
-                pool = select(pool, ~done)
+                pool = select(pool, ~leaving)
             under_way = [rows for rows in (pool, *waiting) if len(rows["index"])]
             if decided:
                 yield decided, join(under_way or [pool])
@@ -211,7 +211,7 @@ class PGD:
 
 @dataclass(frozen=True)
 class _Attack:
-    """The parts of ``PGD.run``, on the models that it was given."""
+    """The operations of ``PGD.run`` on given models."""
 
     pgd: PGD
     target: LogitsFn
@@ -240,10 +240,10 @@ class _Attack:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 rows["reference"] = self.target(rows["image"])
         rows["index"] = rows["index"].cpu()
-        new = {k: torch.zeros(count, dtype=torch.long) for k in ("step", "restart")}
+        state = {k: torch.zeros(count, dtype=torch.long) for k in ("step", "restart")}
         for name in ("zero", "broken"):
-            new[name] = torch.zeros(count, dtype=torch.bool, device=device)
-        return {**rows, **new, "attacked": self.start(rows["image"], rows["index"], 0)}
+            state[name] = torch.zeros(count, dtype=torch.bool, device=device)
+        return {**rows, **state, "attacked": self.start(rows["image"], rows["index"], 0)}
 
     def moment(self, rows: Rows) -> Tensor:
         """The rows' steps, counted over restarts, (B,) on the CPU."""
@@ -270,19 +270,19 @@ class _Attack:
         """
         precision, labels, places = self.precision, pool["label"], pool["index"]
         right, gradient = torch.ones_like(last), None
-        going_on = not last.all()
-        if going_on or (self.white_box and not is_randomised(self.target)):
+        needs_gradient = not last.all()
+        if needs_gradient or (self.white_box and not is_randomised(self.target)):
             with (
-                torch.set_grad_enabled(going_on),
+                torch.set_grad_enabled(needs_gradient),
                 torch.autocast(x.device.type, dtype=precision, enabled=precision is not None),
             ):
-                gradient, right = self.drawn(pool, x.requires_grad_(going_on), right)
+                gradient, right = self.drawn(pool, x.requires_grad_(needs_gradient), right)
         unsure = last if not self.white_box else ~right | last
         if self.white_box and precision is None and not is_randomised(self.target):
             return gradient, right
         if unsure.any():
-            some = select({"image": x.detach(), "label": labels, "index": places}, unsure)
-            right[unsure] = self.judged(some["image"], some["label"], some["index"])
+            rows = select({"image": x.detach(), "label": labels, "index": places}, unsure)
+            right[unsure] = self.judged(rows["image"], rows["label"], rows["index"])
         return gradient, right
 
     def drawn(self, pool: Rows, x: Tensor, right: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -306,24 +306,30 @@ class _Attack:
         predicted = predictions(self.target, images, labels, places, self.seed, self.draws)
         return (predicted == labels).cpu()
 
-    def step(self, pool: Rows, x: Tensor, gradient: Tensor | None, which: Tensor) -> None:
-        """Move the rows ``which`` (B,), on the CPU, of ``pool`` on from ``x``, in place."""
-        if not which.any():
+    def step(self, pool: Rows, x: Tensor, gradient: Tensor | None, mask: Tensor) -> None:
+        """Move rows of ``pool`` on from their iterates ``x``, in place.
+
+        Args:
+            gradient: at ``x``; None if no row is to move.
+            mask: (B,) bool, on the CPU: the rows to move.
+        """
+        if not mask.any():
             return
-        assert gradient is not None  # it was asked for, because rows are to move
+        assert gradient is not None  # ``look`` computes it if a row is to move
         threat = self.pgd.threat
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN where any entry is
-        moving = to_device(which, x.device)
-        sound = largest.isfinite()
-        pool["broken"] |= ~sound & moving
+        moving = to_device(mask, x.device)
+        finite = largest.isfinite()
+        pool["broken"] |= ~finite & moving
         pool["zero"] |= (largest == 0) & moving
         moved = _move(x, gradient, pool["image"], threat)
-        pool["attacked"] = torch.where((sound & moving).view(-1, 1, 1, 1), moved, x.detach())
-        pool["step"] = pool["step"] + which
+        pool["attacked"] = torch.where((finite & moving).view(-1, 1, 1, 1), moved, x.detach())
+        pool["step"] = pool["step"] + mask
 
-    def restart(self, pool: Rows, which: Tensor) -> None:
-        """Put the rows ``which`` (B,) of ``pool`` at their next start points, in place."""
-        for i in which.nonzero()[:, 0]:
+    def restart(self, pool: Rows, mask: Tensor) -> None:
+        """Put the rows of ``pool`` where ``mask`` (B,) is true at their next start points, in
+        place."""
+        for i in mask.nonzero()[:, 0]:
             row, restart = slice(i, i + 1), pool["restart"][i] + 1
             image, index = pool["image"][row], pool["index"][row]
             pool["attacked"][row] = self.start(image, index, int(restart))

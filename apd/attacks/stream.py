@@ -39,9 +39,9 @@ class Stage(Protocol):
 CPU_COLUMNS = ("index", "step", "restart")  # always on the CPU, because loops read their values
 
 
-def select(rows: Rows, which: Tensor) -> Rows:
-    """The rows at ``which``, a mask."""
-    index = which.nonzero()[:, 0]
+def select(rows: Rows, mask: Tensor) -> Rows:
+    """The rows where ``mask`` (N,), bool, is true."""
+    index = mask.nonzero()[:, 0]
     on = {index.device: index}
     for column in rows.values():
         if column.device not in on:
@@ -57,11 +57,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def join(parts: list[Rows]) -> Rows:
-    """Concatenate rows; a single part is returned without a copy, as in most steps of an attack."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
+def join(groups: list[Rows]) -> Rows:
+    """Concatenate groups of rows; in most steps of an attack there is one, which is not copied."""
+    if len(groups) == 1:
+        return groups[0]
+    return {name: torch.cat([rows[name] for rows in groups]) for name in groups[0]}
 
 
 class Supply:
@@ -72,7 +72,7 @@ class Supply:
         self._next: Rows | None = None
 
     def take(self, count: int) -> Iterator[Rows]:
-        """The next ``count`` rows (fewer at the end), in parts whose rows have the same columns."""
+        """The next ``count`` rows (fewer at the end), in groups that have the same columns each."""
         while count:
             rows = self._next if self._next is not None else next(self._stream, None)
             if rows is None:
@@ -84,9 +84,9 @@ class Supply:
             count -= min(size, count)
 
 
-def row_seed(*parts: int) -> int:
-    """A 32-bit seed that differs between images, restarts and runs."""
-    text = ",".join(map(str, parts))
+def row_seed(*numbers: int) -> int:
+    """A 32-bit seed that depends on all ``numbers``, such as seed, image and restart."""
+    text = ",".join(map(str, numbers))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
@@ -102,7 +102,7 @@ def attack_batch(
     """A few images under an attack, as an evaluation attacks them.
 
     Args:
-        stages: of the attack, one after another, each on what the ones before left standing.
+        stages: of the attack, one after another, each on the images that still stand.
         images: (B, 3, H, W) in [0, 1].
         labels: (B,), right for all of them.
         places: (B,) of the images in their data set, which decide the random starts; default:
@@ -110,20 +110,21 @@ def attack_batch(
         seed: of the random starts.
 
     Returns:
-        The images that decided (B, 3, H, W), and whether the model is right on all that the
-        attack made of each, (B,) bool on the CPU.
+        The images that decided the verdicts, (B, 3, H, W), and the verdicts, (B,) bool on the CPU:
+        whether the model is right on every image that the attack tried.
     """
     attacked, stands = images.clone(), torch.ones(len(images), dtype=torch.bool)
     places = torch.arange(len(images)) if places is None else places
     row_of = {place: row for row, place in enumerate(places.tolist())}
     for stage in stages:
-        left = stands.nonzero()[:, 0]
-        on = left.to(images.device)
-        rows = {"index": places[left], "image": images[on], "label": labels[on]}
-        if not len(left):
+        standing = stands.nonzero()[:, 0]
+        on_device = standing.to(images.device)
+        rows = {"index": places[standing], "image": images[on_device], "label": labels[on_device]}
+        if not len(standing):
             break
-        for done, _ in stage.run(Supply([rows]), model, batch_size=len(left), seed=seed):
-            place = torch.tensor([row_of[i] for i in done["index"].tolist()], dtype=torch.long)
-            attacked[place.to(images.device)] = done["attacked"].to(attacked)
-            stands[place] = done["right"].cpu()
+        for decided, _ in stage.run(Supply([rows]), model, batch_size=len(standing), seed=seed):
+            index = [row_of[place] for place in decided["index"].tolist()]
+            row = torch.tensor(index, dtype=torch.long)
+            attacked[row.to(images.device)] = decided["attacked"].to(attacked)
+            stands[row] = decided["right"].cpu()
     return attacked, stands

@@ -241,12 +241,12 @@ def _evaluation(run: dict, paper: Paper, kind: str) -> str:
     attacks = [evaluation for evaluation in whole if evaluation["threat_model"]]
     differing = []
     for evaluation in attacks:
-        if not (odd := _attack_differences(evaluation, paper.threat_model)):
+        if not (differences := _attack_differences(evaluation, paper.threat_model)):
             return header(evaluation)
-        differing.append(odd)
+        differing.append(differences)
     if not differing:
         raise _Incomparable("no attack on all test images")
-    fewest = min(differing, key=lambda odd: len(odd))
+    fewest = min(differing, key=len)
     raise _Incomparable(f"under another threat model ({'; '.join(fewest)})")
 
 
@@ -261,11 +261,11 @@ def _attack_differences(evaluation: dict, published: dict) -> list[str]:
         f"{key} {ours.get(key)}, published {value}"
         + ("" if key in published else " (not said, but usual)")
         for key, value in {**assumed, **published}.items()
-        if not _equal(ours.get(key), value)
+        if not _same_setting(ours.get(key), value)
     ]
 
 
-def _equal(ours, theirs) -> bool:
+def _same_setting(ours, theirs) -> bool:
     if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
-        return abs(ours - theirs) < 1e-3  # 2.667 and 8/3
+        return abs(ours - theirs) < 1e-3  # papers round: 2.667 is 8/3
     return ours == theirs

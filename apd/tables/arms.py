@@ -55,12 +55,12 @@ class Design:
         Raises:
             UserError: there is no such arm, or nothing says which.
         """
-        known = f"there are {listed(arms)}"
+        choices = f"there are {listed(arms)}"
         if not self.differences and not self.baseline:
-            raise UserError(f"give --baseline ARM or --difference ARM ARM: {known}")
+            raise UserError(f"give --baseline ARM or --difference ARM ARM: {choices}")
         pairs = self.differences or tuple((a, self.baseline) for a in arms if a != self.baseline)
         if unknown := [arm for pair in pairs for arm in pair if arm not in arms]:
-            raise UserError(f"there is no arm {unknown[0]}: {known}")
+            raise UserError(f"there is no arm {unknown[0]}: {choices}")
         return list(pairs)
 
     def source(self, dataset: str) -> str:
@@ -207,10 +207,11 @@ def _arms(runs: dict[Path, dict], design: Design) -> dict[Path, str]:
 
 def _has_values(run: dict, keys: dict[str, str]) -> bool:
     values = dict(flat(run["config"])) | {"TRAINER.NAME": run["method"]}
-    return all(key in values and _equal(values[key], text) for key, text in keys.items())
+    return all(key in values and _has_text(values[key], text) for key, text in keys.items())
 
 
-def _equal(value, text: str) -> bool:
+def _has_text(value, text: str) -> bool:
+    """Whether the value of a config key is the one that a command line has as ``text``."""
     try:
         return float(value) == float(text)
     except (TypeError, ValueError):

@@ -72,9 +72,9 @@ class Measurement:
     evaluations: tuple[tuple[Path, dict], ...] = ()
 
     @classmethod
-    def combined(cls, value: float, parts: Sequence[Measurement], **more) -> Measurement:
-        """A mean of ``parts``, with the names of their flags."""
-        flags = {name: IN_MEAN for part in parts for name in part.flags}
+    def combined(cls, value: float, members: Sequence[Measurement], **more) -> Measurement:
+        """A mean of ``members``, with the names of their flags."""
+        flags = {name: IN_MEAN for member in members for name in member.flags}
         return cls(value, flags=flags, **more)
 
 
@@ -152,10 +152,12 @@ def average(cells: Sequence[Cell]) -> Cell:
     by_seed = [cell.by_seed for cell in cells]
     measurements = []
     for seed in sorted(set.intersection(*map(set, by_seed))):
-        parts = [measured[seed] for measured in by_seed]
-        evaluations = tuple(source for part in parts for source in part.evaluations)
-        value = mean(part.value for part in parts)
-        measurements.append(Measurement.combined(value, parts, seed=seed, evaluations=evaluations))
+        members = [measured[seed] for measured in by_seed]
+        evaluations = tuple(source for member in members for source in member.evaluations)
+        value = mean(member.value for member in members)
+        measurements.append(
+            Measurement.combined(value, members, seed=seed, evaluations=evaluations)
+        )
     return Cell(tuple(measurements), accuracy=True, **_lacking(cells))
 
 
@@ -163,10 +165,10 @@ def harmonic(cells: Sequence[Cell]) -> Cell:
     """The harmonic mean of the cells' means: one number; ``n`` is the smallest of theirs."""
     if not all(cell.measurements for cell in cells):
         return Cell(**_lacking(cells))
-    parts = [measurement for cell in cells for measurement in cell.measurements]
+    members = [measurement for cell in cells for measurement in cell.measurements]
     value = harmonic_mean([cell.mean for cell in cells])
     return Cell(
-        (Measurement.combined(value, parts),),
+        (Measurement.combined(value, members),),
         accuracy=True,
         runs_per_number=min(cell.n for cell in cells),
         **_lacking(cells),

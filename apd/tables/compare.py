@@ -92,10 +92,10 @@ def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
     if not strata:
         return None
     rng, means = np.random.default_rng(0), []
-    for parts in strata:
-        known = [image_verdicts(folder, evaluation) for folder, evaluation in parts]
-        per_run = [verdicts for verdicts in known if verdicts is not None]
-        if len(per_run) < len(known) or len({images for _, images in per_run}) != 1:
+    for evaluations in strata:  # of one data set, a run's each
+        stored = [image_verdicts(folder, evaluation) for folder, evaluation in evaluations]
+        per_run = [verdicts for verdicts in stored if verdicts is not None]
+        if len(per_run) < len(stored) or len({images for _, images in per_run}) != 1:
             return None
         right = np.stack([verdicts for verdicts, _ in per_run])
         own = len(cell.measurements)

@@ -187,11 +187,17 @@ def _shapes(curve_set: Curves) -> list[str]:
 # -- what the moderator's table shares -------------------------------------------------------------
 
 
-def as_json(name: str, what: str, estimate: Estimate, tasks: int, fit: Fit) -> dict:
-    """A test, as it is written to JSON."""
+def as_json(name: str, quantity: str, estimate: Estimate, tasks: int, fit: Fit) -> dict:
+    """A test, as it is written to JSON.
+
+    Args:
+        name: of the difference.
+        quantity: that is estimated, such as a mean or a slope.
+        tasks: their number.
+    """
     return {
         "difference": name,
-        "of": what,
+        "of": quantity,
         **estimate._asdict(),
         "tasks": tasks,
         "sources": len(fit.groups),

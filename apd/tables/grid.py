@@ -165,15 +165,17 @@ def stand_ins(runs: dict[Path, dict]) -> dict[str, dict]:
 def sources(runs: dict[Path, dict]) -> dict[str, str]:
     """Data set -> the data set of training, where that is another one."""
     trained = {run["dataset"]: trained_where(run) for run in runs.values() if trained_where(run)}
-    return {dataset: where for dataset, where in trained.items() if where != dataset}
+    return {dataset: source for dataset, source in trained.items() if source != dataset}
 
 
 def source_notes(runs: dict[Path, dict]) -> list[str]:
     """Notes below a table on prompts that were trained on other data than they are tested on."""
     targets = defaultdict(list)
-    for dataset, where in sources(runs).items():
-        targets[where].append(dataset)
-    notes = [f"on {listed(names)}: prompts trained on {where}" for where, names in targets.items()]
+    for dataset, source in sources(runs).items():
+        targets[source].append(dataset)
+    notes = [
+        f"on {listed(names)}: prompts trained on {source}" for source, names in targets.items()
+    ]
     return notes + unknown_sources(runs)
 
 
@@ -196,37 +198,39 @@ def _placed(runs: dict[Path, dict]) -> Iterator[tuple[Path, dict, Place]]:
     for run in filter(learns, runs.values()):
         learned[run["dataset"], run["subsample"]].add(run["shots"])
     anywhere = set().union(*learned.values()) or {0}
-    made: dict = {}  # run's key and shots -> its folder and itself
-    stands = set()
+    first: dict = {}  # key and shots of a zero-shot run -> its folder and itself
+    placed = set()
     for folder, run in runs.items():
         dataset, subsample, shots = run["dataset"], run["subsample"], run["shots"]
         key = (run["method"], dataset, subsample, run["seed"])
         if learns(run):
             yield folder, run, Place(dataset, subsample, shots)
             continue
-        if (key, shots) in made:
-            _refuse_twice(run, made[key, shots], folder)
-        made[key, shots] = folder, run
-        if key not in stands:
-            stands.add(key)
+        if (key, shots) in first:
+            _refuse_twice(run, first[key, shots], folder)
+        first[key, shots] = folder, run
+        if key not in placed:
+            placed.add(key)
             for shots in learned.get((dataset, subsample), anywhere):
                 yield folder, run, Place(dataset, subsample, shots)
 
 
 def _refuse_twice(run: dict, earlier: tuple[Path, dict], folder: Path) -> None:
-    where, earlier_run = earlier
+    earlier_folder, earlier_run = earlier
     hint = ""
     if changed := changed_settings(earlier_run, run):
         hint = f" ({listed(changed, 3)}): --table ablation compares configs"
-    raise UserError(f"{run['method']} has seed {run['seed']} twice: {where}, {folder}{hint}")
+    raise UserError(
+        f"{run['method']} has seed {run['seed']} twice: {earlier_folder}, {folder}{hint}"
+    )
 
 
 def _check_config(by_seed: dict[int, tuple[Path, dict]]) -> None:
     """Refuse a mean over seeds whose runs were configured differently."""
-    (where, first), *further = by_seed.values()
+    (first_folder, first), *further = by_seed.values()
     for folder, run in further:
         if learns(run) and (changed := changed_settings(first, run)):
             raise UserError(
                 f"seeds of {run['method']} have different configs: {listed(changed, 3)} in "
-                f"{where}, {folder}"
+                f"{first_folder}, {folder}"
             )

@@ -135,8 +135,8 @@ def base_to_new(runs: dict[Path, dict]) -> list[Table]:
 
     The average's H is that of the averages of base and new.
     """
-    if others := {run["subsample"] for run in runs.values()} - {"base", "new"}:
-        raise UserError(f"base-to-new compares base and new classes, there are runs of {others}")
+    if unknown := {run["subsample"] for run in runs.values()} - {"base", "new"}:
+        raise UserError(f"base-to-new compares base and new classes, there are runs of {unknown}")
     for folder, run in runs.items():
         record = run.get("trained_on")
         if record and (record["dataset"], record["subsample"]) != (run["dataset"], "base"):
@@ -231,10 +231,10 @@ def ablation(runs: dict[Path, dict]) -> list[Table]:
                 }
                 for name in grid.rows
             ]
-            where = _named([place.dataset for place in group])
-            title = f"{method}, {where}, {_title(same, 'shots', 'backbone')}"
-            made = [Table("ablation", title, rows, [f"{DEFAULT}: {assigned(default)}"])]
-            tables += compare(made, DEFAULT) if DEFAULT in grid.rows else made
+            data = _named([place.dataset for place in group])
+            title = f"{method}, {data}, {_title(same, 'shots', 'backbone')}"
+            table = Table("ablation", title, rows, [f"{DEFAULT}: {assigned(default)}"])
+            tables += compare([table], DEFAULT) if DEFAULT in grid.rows else [table]
     if not tables:
         raise UserError("an ablation compares configs of a method, these runs have one each")
     return tables
@@ -382,12 +382,12 @@ def fitting(runs: dict[Path, dict]) -> list[str]:
 
 def _varied(runs: dict[Path, dict]) -> bool:
     """Whether a method was run with several configs on the same data and seed."""
-    made = Counter(
+    counts = Counter(
         (run["method"], run["dataset"], run["subsample"], run["shots"], run["seed"])
         for run in runs.values()
     )
-    twice = {key[0] for key, count in made.items() if count > 1}
-    return any(config_changes(_of_method(runs, name))[1] for name in twice)
+    methods = {method for (method, *_), count in counts.items() if count > 1}
+    return any(config_changes(_of_method(runs, method))[1] for method in methods)
 
 
 def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:
@@ -396,13 +396,13 @@ def _of_method(runs: dict[Path, dict], method: str) -> dict[Path, dict]:
 
 def _title(runs: dict[Path, dict], *fields: str) -> str:
     """The values of ``fields`` (default: the backbone) in which all runs agree."""
-    parts = []
+    texts = []
     for field in fields or ("backbone",):
         values = {run[field] for run in runs.values() if field != "shots" or learns(run)}
         if len(values) == 1:
             (value,) = values
-            parts.append(shots_text(value) if field == "shots" else value)
-    return ", ".join(parts)
+            texts.append(shots_text(value) if field == "shots" else value)
+    return ", ".join(texts)
 
 
 def _with_all(groups: list[list]) -> list[list]:

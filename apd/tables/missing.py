@@ -57,12 +57,12 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
     argv = _split(run["argv"])
     old_folder = new_folder = _folder(argv)
     if run["dataset"] != place.dataset:
-        others = [_split(other.get("argv") or []) for other in at_place]
-        others = [other for other in others if _option(other, "--dataset-config-file")]
-        if not others:
+        commands = [_split(other.get("argv") or []) for other in at_place]
+        commands = [words for words in commands if _option(words, "--dataset-config-file")]
+        if not commands:
             return [f"# {name}: no run on {place.dataset} knows its command"]
         for key in _OF_DATA_SETS:
-            _set(argv, key, _option(others[0], key))
+            _set(argv, key, _option(commands[0], key))
         new_folder = _folder(argv)
     _set(argv, "--seed", str(seed))
     if run["shots"] != place.shots:
@@ -74,12 +74,12 @@ def _command(missing: Missing, runs: dict[Path, dict]) -> list[str]:
                 f"shots_{run['shots']}": f"shots_{place.shots}",
             }
             renamed[old_folder] = new_folder
-            parts = [renamed.get(part, part) for part in folder.split("/")]
+            path = [renamed.get(name, name) for name in folder.split("/")]
             ours, theirs = f"_{run['shots']}shots", f"_{place.shots}shots"
-            parts = [p.removesuffix(ours) + theirs if p.endswith(ours) else p for p in parts]
-            if flag == "--output-dir" and parts == folder.split("/"):
+            path = [n.removesuffix(ours) + theirs if n.endswith(ours) else n for n in path]
+            if flag == "--output-dir" and path == folder.split("/"):
                 lines.append("# give it another --output-dir: this one holds another run")
-            _set(argv, flag, "/".join(parts))
+            _set(argv, flag, "/".join(path))
     return [*lines, shlex.join(["python", "train.py", *argv])]
 
 

@@ -152,8 +152,8 @@ def moderator(
                 f"{by}: CLIP's clean accuracy with hand-written prompts on validation images, less "
                 f"chance, in points; from {low:.1f} to {high:.1f} here"
             )
-            if beyond := [f"{x:g}" for x in at if not low <= x <= high]:
-                notes.append(f"at {listed(beyond)}: the line goes on beyond all tasks")
+            if extrapolated := [f"{x:g}" for x in at if not low <= x <= high]:
+                notes.append(f"at {listed(extrapolated)}: the line goes on beyond all tasks")
             title = f"{title}, {backbone(runs)}"
             table = Table("moderator", title, rows, notes, extra={"differences": tasks})
             tables.append(with_tests(table, curve_set.header, tests, design))
