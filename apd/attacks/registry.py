@@ -62,7 +62,9 @@ def find_attack(name: str, threat: ThreatModel | None, last_iterate: bool = Fals
         return _library(name, base, threat, steps)
     if attack.parts:
         return _in_parts(name, attack.parts, threat, STANDARD_STEPS if steps is None else steps)
-    return _pgd(name, _own(base, threat, steps), last_iterate)
+    threat = _own(base, threat, steps)
+    conditions = {**threat.asdict(), "last_iterate": last_iterate}
+    return Attack(name, (PGD(threat, last_iterate),), conditions)
 
 
 def _own(name: str, threat: ThreatModel, steps: int | None) -> ThreatModel:
@@ -76,11 +78,6 @@ def _own(name: str, threat: ThreatModel, steps: int | None) -> ThreatModel:
 
 def _conditions(threat: ThreatModel, **more) -> dict:
     return {**threat.asdict(), "alpha": None, "last_iterate": False, **more}
-
-
-def _pgd(name: str, threat: ThreatModel, last_iterate: bool) -> Attack:
-    conditions = {**threat.asdict(), "last_iterate": last_iterate}
-    return Attack(name, (PGD(threat, last_iterate),), conditions)
 
 
 def _in_parts(name: str, parts: tuple[str, ...], threat: ThreatModel, budget: int) -> Attack:

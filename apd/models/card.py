@@ -108,15 +108,13 @@ def _conditions(config: dict) -> str:
         f"({config['input']['interpolation']}), centre cut out, in [0, 1]",
     ]
     for use, words in (("train", "attacked in training"), ("test", "attacked in evaluation")):
-        threat = config["threat_model"].get(use)
-        lines.append(f"- {words}: {_threat_text(threat) if threat else 'no'}")
+        text = "no"
+        if threat := config["threat_model"].get(use):
+            text = (
+                f"{threat['norm']}, eps {threat['eps']:g}/255, steps of {threat['alpha']:g}/255, "
+                f"{threat['steps']} steps, loss {threat['loss']}"
+            )
+        lines.append(f"- {words}: {text}")
     if results:
         lines.append(f"- seed {results['seed']}, classes: {results['subsample']}")
     return "## Conditions\n\n" + "\n".join(lines) + "\n"
-
-
-def _threat_text(threat: dict) -> str:
-    return (
-        f"{threat['norm']}, eps {threat['eps']:g}/255, steps of {threat['alpha']:g}/255, "
-        f"{threat['steps']} steps, loss {threat['loss']}"
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -258,7 +257,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def design_of(args: argparse.Namespace, **more) -> Design:
     arms = dict(_named(text, ":", "--arm NAME:KEY=VALUE,...") for text in args.arm)
     return Design(
-        {name: dict(_keys(text, name)) for name, text in arms.items()},
+        {
+            name: dict(_named(pair, "=", f"KEY=VALUE, in --arm {name}") for pair in text.split(","))
+            for name, text in arms.items()
+        },
         tuple((first, second) for first, second in args.difference),
         sources=dict(_named(text, "=", "--source NAME=PATTERN") for text in args.source),
         without_flag=args.without_flag,
@@ -271,8 +273,3 @@ def _named(text: str, mark: str, form: str) -> tuple[str, str]:
     if not name.strip() or not value.strip():
         raise UserError(f"{text} is not {form}")
     return name.strip(), value.strip()
-
-
-def _keys(text: str, name: str) -> Iterator[tuple[str, str]]:
-    for pair in text.split(","):
-        yield _named(pair, "=", f"KEY=VALUE, in --arm {name}")

@@ -66,6 +66,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PAPER",
         help=("add rows of the figures that a paper has published, and a table of all of them"),
     )
+    _add_options_of_kinds(parser)
+    add(
+        "--plan",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="say which runs follow this committed plan of apd-sweep, and what of it has not run",
+    )
+    add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
+    add("--markdown", metavar="FILE", help="write the tables as Markdown")
+    add("--latex", metavar="FILE", help="write the tables as LaTeX (booktabs)")
+    add("--csv", metavar="FILE", help="write the tables as CSV, one line a number")
+    add("--json", metavar="FILE", help="write the tables as JSON, with the numbers of all seeds")
+    return parser.parse_args(argv)
+
+
+def _add_options_of_kinds(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only a search, a frontier or a moderator has."""
+    add = parser.add_argument
     add(
         "--criterion",
         choices=CRITERIA,
@@ -102,20 +122,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "of frontier and moderator: tables in JSON whose tests p-values are adjusted for too"
         ),
     )
-    add(
-        "--plan",
-        metavar="FILE",
-        nargs="+",
-        type=Path,
-        default=[],
-        help="say which runs follow this committed plan of apd-sweep, and what of it has not run",
-    )
-    add("--commands", action="store_true", help="print what makes the missing runs, not the tables")
-    add("--markdown", metavar="FILE", help="write the tables as Markdown")
-    add("--latex", metavar="FILE", help="write the tables as LaTeX (booktabs)")
-    add("--csv", metavar="FILE", help="write the tables as CSV, one line a number")
-    add("--json", metavar="FILE", help="write the tables as JSON, with the numbers of all seeds")
-    return parser.parse_args(argv)
 
 
 @exit_codes
