@@ -53,7 +53,11 @@ def partition(values: Sequence[str]) -> Partition | None:
 
 
 def chosen_names(names: Iterable[str], values: Sequence[str]) -> set[str]:
-    """Those of a data set's class ``names`` that DATASET.CLASSES ``values`` select; empty: all.
+    """The classes that DATASET.CLASSES selects.
+
+    Args:
+        names: all class names of the data set.
+        values: of DATASET.CLASSES; empty: all classes are selected.
 
     Raises:
         UserError: the data set has no such class, or fewer classes than parts.
@@ -72,7 +76,7 @@ def chosen_names(names: Iterable[str], values: Sequence[str]) -> set[str]:
 
 
 def name_suffix(values: str | Sequence[str]) -> str:
-    """What DATASET.CLASSES adds to the name of a data set; "" where it selects all classes.
+    """The suffix of a data set's name that states which classes are selected; "": all are.
 
     Args:
         values: of DATASET.CLASSES, also as the text of a command line.

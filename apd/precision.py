@@ -24,7 +24,10 @@ def forbid_tf32() -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """In here neither convolutions nor products of matrices round to TF32, whatever was set."""
+    """A context in which neither convolutions nor matrix products round to TF32.
+
+    The caller's settings are restored at its end.
+    """
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
         forbid_tf32()

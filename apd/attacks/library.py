@@ -179,12 +179,12 @@ class _Model(nn.Module):
 
     @contextmanager
     def sharing_noise(self) -> Iterator[None]:
-        """In the body, random numbers for a batch of images are those of one image, repeated.
+        """A context in which random numbers for a batch of images are those of one image, repeated.
 
-        So an image gets the same noise in any batch. torchattacks draws other shapes (a position,
+        An image then gets the same noise in any batch. torchattacks draws other shapes (a position,
         a colour, a size) once for the whole batch. It calls torch.rand and torch.randn inside its
-        functions, so that these are replaced. A TorchFunctionMode would do it too, but would slow
-        down every operation, together by a tenth of a small model's passes.
+        functions, so these two are replaced. A TorchFunctionMode could replace them too, but would
+        slow down every operation, together by a tenth of a small model's passes.
         """
         own = torch.rand, torch.randn
 

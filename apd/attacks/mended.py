@@ -39,11 +39,11 @@ class Dropping:
 
 
 class _AllFooled(Exception):
-    """No image of a run is left to attack."""
+    """No image of a run still stands."""
 
 
 class _Run:
-    """Which images of a batch still stand, and of the others the iterate that fooled the model.
+    """The state of a batch: which images stand, and the iterates that fooled the model.
 
     Images that do not stand are not passed to the model any more: they get the logits of the
     iterate that fooled it.

@@ -75,7 +75,12 @@ class ThreatModel:
 
 
 def threat_warnings(eps: float, steps: int | None) -> Iterator[tuple[str, str]]:
-    """What an attacker's eps and steps can hardly be meant to be: names, each with a sentence."""
+    """Names and sentences of flags for a radius or a number of steps that is likely a mistake.
+
+    Args:
+        eps: radius in units of 1/255.
+        steps: None: the attack has none.
+    """
     if 0 < eps < 1:
         yield "tiny-eps", f"eps {eps:g} is {eps:g}/255: its unit is 1/255, so that 4/255 is 4"
     if eps == 0:

@@ -1,4 +1,4 @@
-"""A job: a piece of work with a folder of its own, and the state that this folder tells."""
+"""``Job``: work that one process does, with a folder whose files state how far it is."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ STDERR_NAME = "stderr.txt"
 
 
 class State(NamedTuple):
-    """How far a job is. ``kind`` is one of
+    """How far a job is.
 
-    done: its results are complete;
-    blocked: its folder holds other or damaged results, which are not overwritten;
-    running: a living process has the folder's lock;
-    failed: it ended in an error, with exactly this command;
-    partial: it has begun, and will go on where it was;
-    missing: none of these.
+    Attributes:
+        kind: one of
+            done: its results are complete;
+            blocked: its folder holds other or damaged results, which are not overwritten;
+            running: a living process has the folder's lock;
+            failed: it ended in an error, with exactly this command;
+            partial: it has begun, and will go on where it was;
+            missing: none of these.
+        note: the reason, or the owner, in words.
+        log: of a failed job: its last lines.
     """
 
     kind: str
     note: str = ""
-    log: tuple[str, ...] = ()  # of a failed job: its last lines
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """What is to be done. A failure that was noted for another command is ignored."""
+        """The work, as words. A failure that is noted with another command is ignored."""
 
     @abstractmethod
     def done(self) -> State | None:
@@ -76,7 +80,7 @@ class Job(ABC):
         return []
 
     def state(self) -> State:
-        """What the folder says now.
+        """The state that the folder's files state now.
 
         Raises:
             UserError: the command is wrong.

@@ -1,11 +1,13 @@
 """evaluations/<key>.json of a run: an attack's record, and its verdict on every image.
 
-record: as in results.json.
-identity: all that the verdicts depend on: attack, threat_model, model and made_on
-    (fingerprints), images (their digest) and places (all, or size and seed of the subset).
-lost_to: for each image 0: classified correctly under attack; k: the attack's k-th stage changed
-    that; -1: classified wrongly before the attack.
-labels: of the images.
+Its fields:
+    record: as in results.json.
+    identity: all that the verdicts depend on: attack, threat_model, fingerprints of the model
+        (model) and of the models that the attack was made on (made_on), digest of the images
+        (images), and which images these are (places: all, or size and seed of the subset).
+    lost_to: for each image 0: classified correctly under attack; k: it fell to the attack's k-th
+        stage; -1: classified wrongly before the attack.
+    labels: of the images.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ WRONG = -1  # in lost_to: classified wrongly before the attack
 
 @dataclass
 class Verdicts:
-    """What one such file holds: ``lost_to`` (N,) int8 and ``labels`` (N,) int64."""
+    """The contents of one such file; ``lost_to`` is (N,) int8, and ``labels`` (N,) int64."""
 
     record: dict
     identity: dict
@@ -45,11 +47,12 @@ class Verdicts:
 
 
 def verdicts_path(run_dir: str | Path, key: str) -> Path:
+    """The file of a run's evaluation."""
     return Path(run_dir) / EVALUATIONS / f"{key}.json"
 
 
 def gallery_path(run_dir: str | Path, key: str) -> Path:
-    """Of some of its images, as drawn for the report."""
+    """The gallery of a run's evaluation, which the report shows."""
     return verdicts_path(run_dir, key).with_suffix(".png")
 
 
@@ -96,8 +99,8 @@ def read_verdicts(path: Path) -> Verdicts:
         counts = int(verdicts.stands.sum()), len(verdicts.lost_to)
         if counts != (verdicts.record["correct"], verdicts.record["total"]):
             raise ValueError("its verdicts are not those of its record")
-        verdicts.record["threat_model"]["eps"]  # clean evaluations have no such file
-        verdicts.record.setdefault("split", "test")  # older ones do not say
+        verdicts.record["threat_model"]["eps"]  # raises, for clean evaluations have no such file
+        verdicts.record.setdefault("split", "test")  # files of earlier versions do not state it
         verdicts.record.setdefault("key", path.stem)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(

@@ -213,11 +213,11 @@ def _own_accuracy(
 
 
 def _differences(run: dict, figure: Figure) -> list[str]:
-    """In what a run differs from a figure, in words; evaluations are compared elsewhere."""
-    about: dict[str, tuple] = {"method": (run["method"], figure.method)}
+    """The differences between a run and a published figure, in words, apart from the evaluation."""
+    fields: dict[str, tuple] = {"method": (run["method"], figure.method)}  # ours and theirs
     if run["dataset"] not in figure.datasets:
-        about["data set"] = run["dataset"], listed(figure.datasets, 1)
-    about["classes"] = run["subsample"], figure.subsample
+        fields["data set"] = run["dataset"], listed(figure.datasets, 1)
+    fields["classes"] = run["subsample"], figure.subsample
     if learns(run):
         # prompts for new classes come from a run on the base classes
         half = "base" if figure.subsample == "new" else figure.subsample
@@ -225,9 +225,9 @@ def _differences(run: dict, figure: Figure) -> list[str]:
         record, ours = run.get("trained_on"), "what is not known"
         if record:
             ours = f"{classes_text(record['subsample'])} of {record['dataset']}"
-        about["trained on"] = ours, theirs
-        about["shots"] = run["shots"], run["shots"] if figure.shots is None else figure.shots
-    return [f"{field} {a}, published {b}" for field, (a, b) in about.items() if a != b]
+        fields["trained on"] = ours, theirs
+        fields["shots"] = run["shots"], run["shots"] if figure.shots is None else figure.shots
+    return [f"{field} {a}, published {b}" for field, (a, b) in fields.items() if a != b]
 
 
 def _evaluation(run: dict, paper: Paper, kind: str) -> str:
@@ -251,9 +251,10 @@ def _evaluation(run: dict, paper: Paper, kind: str) -> str:
 
 
 def _attack_differences(evaluation: dict, published: dict) -> list[str]:
-    """In what an attack of ours differs from the published one, in words.
+    """The differences between an attack of ours and the published one, in words.
 
-    Conditions that the paper does not say are assumed, if our attack has them.
+    For conditions that the paper does not state, the usual values are assumed if our attack has
+    these conditions.
     """
     ours = {**evaluation["threat_model"], "attack": evaluation["attack"]}
     assumed = {key: value for key, value in _USUAL.items() if ours.get(key) is not None}

@@ -23,13 +23,21 @@ from apd.tables.cells import Cell, Measurement, Missing, Place, number_cell
 
 
 class Topic(NamedTuple):
-    """What the accuracies of a column are of: an evaluation, averaged over data sets."""
+    """The evaluation whose accuracies a column has, averaged over data sets.
+
+    Attributes:
+        header: the evaluation in words.
+        datasets: names of the data sets.
+        subsample: "all", "base" or "new" classes.
+        shots: images per class in training.
+        source: the data set of training; "": the tested one.
+    """
 
     header: str
     datasets: tuple[str, ...]
     subsample: str = "all"
     shots: int = 0
-    source: str = ""  # the data set of training; "": the same
+    source: str = ""
 
 
 class Grid:

@@ -102,10 +102,10 @@ class _Tee(io.StringIO):
 
 
 def evaluated_prompts(args: argparse.Namespace) -> dict | None:
-    """What an evaluation alone reads, as results.json has it; None for a run that trains.
+    """``prompts_from`` of results.json: the prompts that --eval-only loads; None: the run trains.
 
     Raises:
-        UserError: prompts to load in a run that trains, which begins with fresh ones.
+        UserError: flags name prompts to load, but the run trains fresh ones.
     """
     if not args.eval_only:
         for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
@@ -119,10 +119,10 @@ def evaluated_prompts(args: argparse.Namespace) -> dict | None:
 
 
 def finished(cfg, prompts_from: dict | None) -> bool:
-    """Whether OUTPUT_DIR holds the results of this very run.
+    """Whether OUTPUT_DIR has the results of this run.
 
     Raises:
-        UserError: it holds those of another one.
+        UserError: it has the results of another run.
     """
     if not is_complete(cfg.OUTPUT_DIR):
         return False
@@ -189,7 +189,11 @@ def _run(args: argparse.Namespace, cfg) -> None:
 
 
 def train(argv: list[str] | None = None) -> int:
-    """What ``main`` does, errors raised; for callers that tell them in their own way."""
+    """The command ``apd-train`` for callers in Python: it raises errors where ``main`` prints them.
+
+    Returns:
+        The exit code: 0, or 130 if it was interrupted.
+    """
     silence_nonzero_ranks()
     args = parse_args(argv)
     apd.register()

@@ -1,4 +1,4 @@
-"""What every job needs and none changes: imported by the process that they are forked from."""
+"""Imports what every job needs; jobs are forked from a process that has imported this module."""
 
 import contextlib
 
