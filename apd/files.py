@@ -185,7 +185,7 @@ def write_tensors(path: str | os.PathLike, value) -> None:
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # what PyTorch makes of a file that cannot be written
+        except RuntimeError as error:  # PyTorch raises it if the file cannot be written
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

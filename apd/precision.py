@@ -9,8 +9,8 @@ import torch
 
 from apd.choices import PRECISIONS
 
-# what autocast computes in where it may; None: no autocast. amp is trained with a gradient scaler;
-# fp16 is CoOp's and MAPT's name for it, read as amp, because the weights stay float32
+# the type that autocast computes in; None: no autocast. Training in amp has a gradient scaler. fp16
+# is CoOp's and MAPT's name for that, and is read as amp here, because the weights stay float32
 DTYPES = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16, torch.float16)))
 
 

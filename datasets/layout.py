@@ -44,7 +44,7 @@ class Source(NamedTuple):
         mark: a hash of its splits.
         train, val, test: functions that list a split's images. ``val`` is None where the test
             images are used for validation, all of them.
-        made: of a split that is not the published one, how it was made, in words.
+        made: how the split was made, in words; "": it is the published one.
     """
 
     mark: str
@@ -214,7 +214,7 @@ class SplitFile(Published):
         path, images = cls.split_path(folder), folder / cls.image_dir
         raw = path.read_bytes()
         splits, made = _parse_split(path, raw)
-        mark = digest(json.dumps(splits))  # the same whatever blanks and line breaks the file has
+        mark = digest(json.dumps(splits))  # does not depend on the file's blanks and line breaks
         if not made and cls.split_mark not in ("", mark):
             made = DIFFERS
         train, val, test = (partial(entries, images, splits[s]) for s in ("train", "val", "test"))

@@ -126,7 +126,7 @@ class Run(Evaluated):
             logits, model = trainer.undefended()
             return Source(name, (logits,), fingerprint(model))
         if name == "adaptive" and defended:
-            return WHITE_BOX  # which goes through the defence
+            return WHITE_BOX  # attacks on the defended model go through the defence
         if name == "adaptive":
             if (teacher := trainer.adaptive_model(self.folder)) is None:
                 raise UserError(f"{self.folder} has no teacher that adaptive attacks go through")

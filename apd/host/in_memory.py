@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.utils.data import DataLoader, Dataset
 
-# of INPUT.TRANSFORMS: those without randomness, after which an image may be cached
+# values of INPUT.TRANSFORMS that are not random, so that transformed images may be cached
 DETERMINISTIC_TRANSFORMS = {"center_crop", "instance_norm", "normalize"}
 
 

@@ -45,7 +45,7 @@ def convert(source: Path, target: Path, epoch: int | None = None) -> Path:
     written["state_dict"] = {name: value.clone() for name, value in state.items()}
     try:
         save_checkpoint({**written, "epoch": checkpoint["epoch"]}, folder)
-    except OSError:  # what was written would refuse the next try
+    except OSError:  # the next call would refuse a folder that is there
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder

@@ -110,7 +110,7 @@ def check_comparable(runs: dict[Path, dict], same: tuple[str, ...]) -> None:
             )
 
     for folder, run in runs.items():
-        check("host", run["host"].split()[0], folder)  # of any version
+        check("host", run["host"].split()[0], folder)  # without its version
         for field in same:
             if field != "shots" or learns(run):
                 check(field, run[field], folder)

@@ -140,7 +140,8 @@ def _model(folder: Path, results: dict) -> str | None:
     model = results.get("fingerprint")
     in_results = {record.get("key") for record in results["evaluations"]}
     if model is None and (own := [key for key in verdicts_keys(folder) if key in in_results]):
-        model = _verdicts(folder, own[0]).identity["model"]  # of an older version
+        # results.json is of an earlier version, which did not state it
+        model = _verdicts(folder, own[0]).identity["model"]
     return model
 
 

@@ -34,7 +34,7 @@ def images_text(evaluation: dict) -> str:
     validation = "validation " if evaluation["split"] == "val" else ""
     if images == "all":
         return f"{validation}images" if validation else ""
-    most = "at most " if images.get("at most") else ""  # of tables: not every set has so many
+    most = "at most " if images.get("at most") else ""  # in tables: some sets have fewer images
     return f"{most}{images['count']:,} {validation}images"
 
 

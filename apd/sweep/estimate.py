@@ -50,10 +50,15 @@ _SHIPPED = {  # classes and test images of the data sets that come with the pack
 
 
 class Passes(NamedTuple):
-    """The work of a run in forward passes; a backward pass counts as one."""
+    """The work of a run in forward passes; a backward pass counts as one.
 
-    images: float  # of an image through the image encoder
-    classes: float  # of a class's 77 tokens through the text encoder
+    Attributes:
+        images: passes of one image through the image encoder.
+        classes: passes of one class's 77 tokens through the text encoder.
+    """
+
+    images: float
+    classes: float
 
 
 def gpu_seconds(job: TrainingJob) -> float:

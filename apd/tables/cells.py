@@ -29,15 +29,23 @@ class Missing(NamedTuple):
 
 
 class OverSets(NamedTuple):
-    """The difference of an average to the baseline's, in points, and its variation over sets."""
+    """The difference of an average to the baseline's, in points, and its variation over sets.
+
+    Attributes:
+        sets: number of data sets.
+        wins, losses: on how many of them the difference is above, and below, zero.
+        low, high: 95 % interval of the mean difference.
+        p: of a paired, two-sided test over sets.
+        p_holm: p, adjusted for the other rows of its column; None: there are none.
+    """
 
     sets: int
-    wins: int  # sets where it is above zero
+    wins: int
     losses: int
-    low: float  # of the mean difference's 95 % interval
+    low: float
     high: float
-    p: float  # of a paired test over sets, two-sided
-    p_holm: float | None = None  # adjusted for the other rows of its column; None: it is alone
+    p: float
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)

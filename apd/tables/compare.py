@@ -92,7 +92,7 @@ def paired_interval(cell: Cell, base: Cell) -> tuple[float, float] | None:
     if not strata:
         return None
     rng, means = np.random.default_rng(0), []
-    for evaluations in strata:  # of one data set, a run's each
+    for evaluations in strata:  # those of one data set, one for each run
         stored = [image_verdicts(folder, evaluation) for folder, evaluation in evaluations]
         per_run = [verdicts for verdicts in stored if verdicts is not None]
         if len(per_run) < len(stored) or len({images for _, images in per_run}) != 1:

@@ -19,13 +19,19 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A number, its 95 % interval, and its two-sided test against zero."""
+    """A number, its 95 % interval, and its two-sided test against zero.
+
+    Attributes:
+        low, high: ends of the interval.
+        p: of the test.
+        df: degrees of freedom of Student's t, which interval and test are based on.
+    """
 
     value: float
     low: float
     high: float
     p: float
-    df: float  # of Student's t
+    df: float
 
 
 class Fit:

@@ -88,7 +88,7 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            # by the line, so that it can be followed, and a killed run leaves it
+            # each line is written at once, so that tail -f shows it and a killed run leaves it
             self.file = open(fpath, "a", buffering=1, encoding="utf-8")
 
     def write(self, msg: str) -> int:
