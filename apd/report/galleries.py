@@ -1,4 +1,4 @@
-"""Galleries of the report: which runs' evaluations are shown as images."""
+"""The galleries of the report: images under the attacks of two evaluations."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from apd.results.words import described, unusual
 
 
 def chosen(runs: dict[Path, dict]) -> list[tuple[Path, dict]]:
-    """The evaluations with the most and with the least robust accuracy, each with its run's folder,
-    of the white-box attack and setting that most runs have verdicts of."""
+    """The evaluations whose images are shown, each with its run's folder.
+
+    They have the most and the least robust accuracy under that white-box attack, in that setting,
+    which most runs have verdicts of.
+    """
     groups = defaultdict(list)
     for folder, run in runs.items():
         stored = set(verdicts_keys(folder))
         for record in run["evaluations"]:
             if record.get("key") in stored and not unusual(record["threat_model"]):
                 groups[setting_of(run), described(record)].append((folder, record))
-    most = max(groups.values(), key=len, default=[])
-    ranked = sorted(most, key=lambda shown: -shown[1]["accuracy"])
+    largest = max(groups.values(), key=len, default=[])
+    ranked = sorted(largest, key=lambda folder_and_record: -folder_and_record[1]["accuracy"])
     return ranked if len(ranked) < 2 else [ranked[0], ranked[-1]]
 
 
 def galleries(
     runs: dict[Path, dict], store: Callable[[Path, dict, str], None]
 ) -> tuple[list[dict], list[str]]:
-    """The galleries as images for the page, and why others are not there.
+    """The galleries as images for the page, and sentences that say why others are not there.
 
     Args:
-        store: draws and stores the gallery of a run's folder, results and evaluation's key, if no
-            report has drawn it before.
+        store: draws and stores a gallery that is not stored yet; its arguments are the run's
+            folder and results, and the evaluation's key.
     """
     shown, refused = [], []
     for folder, record in chosen(runs):

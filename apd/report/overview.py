@@ -61,13 +61,13 @@ class Overview:
         self.table = Table("overview", title, rows, [*dict.fromkeys(notes)], over=over)
 
     def holds(self, table: Table) -> bool:
-        """Whether all accuracies of ``table`` stand in this one too."""
+        """Whether this table has all accuracies of ``table``."""
         return table in self._sources and set(table.about) <= set(self.table.rows[0])
 
     def cards(self) -> list[dict[str, str]]:
         """The best clean, robust and AutoAttack accuracy, and a difference between two methods.
 
-        Each has a "title", a "value", a "name" (whose it is) and a "note" (what it is of).
+        Each has a "title", a "value", a "name" (of the method) and a "note" (on the evaluation).
         """
         titles = {self.clean: "best clean", self.robust: "best robust"}
         for name in filter(self._ranked, self._topics):
@@ -82,6 +82,7 @@ class Overview:
         return sorted(with_numbers, key=lambda method: -self._cells[method][name].mean)
 
     def _row(self, method: str, names: list[str]) -> dict[str, Cell]:
+        """A method's numbers, each followed by its difference to the baseline, if there is one."""
         row = {}
         for name in names:
             row[name] = self._cells[method].get(name, Cell())
@@ -91,7 +92,7 @@ class Overview:
         return row
 
     def _difference(self, method: str, other: str, name: str) -> Cell:
-        """Of two methods in one column, in points, with its 95 % interval."""
+        """The difference of two methods in one column, in points, with its 95 % interval."""
         cell, base = (self._cells[m].get(name) for m in (method, other))
         if method == other or not cell or not base:
             return Cell()
@@ -115,8 +116,8 @@ class Overview:
     def _best(self, title: str, name: str) -> dict[str, str]:
         methods = self._ranked(name)
         # as in tables, numbers that lack runs are not the best, unless all of them do
-        whole = [method for method in methods if not self._cells[method][name].missing]
-        method = (whole or methods)[0]
+        complete = [method for method in methods if not self._cells[method][name].missing]
+        method = (complete or methods)[0]
         cell = self._cells[method][name]
         spread = f" ± {stdev(cell.values):.1f}" if len(cell.values) > 1 else ""
         notes = [_short(name)]
@@ -145,7 +146,7 @@ class Overview:
 
 
 def _columns(tables: list[Table]) -> dict[str, tuple[Table, str, tuple[Topic, ...]]]:
-    """Name of a column of the overview -> the table and column that it is, and what it is about."""
+    """Name of a column of the overview -> its table, its column there, and what it is about."""
     chosen: dict = {}
     for table in tables:
         for column, topics in table.about.items():
@@ -170,11 +171,11 @@ def _short(name: str) -> str:
 def _title(topics: tuple[Topic, ...], backbone: str) -> str:
     _, datasets, subsample, shots, source = topics[0]
     count = len(datasets)
-    parts = [datasets[0] if count == 1 else f"average of {count} data sets"]
+    texts = [datasets[0] if count == 1 else f"average of {count} data sets"]
     if len(topics) == 1 and subsample != "all":
-        parts.append(classes_text(subsample))
+        texts.append(classes_text(subsample))
     if source:
-        parts.append(f"trained on {source}")
+        texts.append(f"trained on {source}")
     if shots:
-        parts.append(shots_text(shots))
-    return ", ".join([*parts, backbone])
+        texts.append(shots_text(shots))
+    return ", ".join([*texts, backbone])

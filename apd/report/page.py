@@ -55,7 +55,10 @@ def page(
     backbone = listed(sorted({run["backbone"] for run in runs.values()}))
     overview = _overview(tables, backbone, baseline)
     if overview:
-        tables = {kind: [t for t in some if not overview.holds(t)] for kind, some in tables.items()}
+        tables = {
+            kind: [table for table in of_kind if not overview.holds(table)]
+            for kind, of_kind in tables.items()
+        }
     figures, no_figures = _figures(runs)
     configs = _configs(runs)
     evaluations = [evaluation for run in runs.values() for evaluation in run["evaluations"]]
@@ -64,7 +67,7 @@ def page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     script = SCRIPT.read_text(encoding="utf-8").strip()
-    every = [table for some in tables.values() for table in some]
+    further = [table for of_kind in tables.values() for table in of_kind]
     return (
         environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             title=title or f"Results on {data[0] if len(data) == 1 else f'{len(data)} data sets'}",
@@ -72,10 +75,12 @@ def page(
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             summary=_summary(runs),
             warnings=_warnings(runs),
-            overview=overview and _shown(overview.table),
+            overview=overview and _table_fields(overview.table),
             cards=overview.cards() if overview else [],
-            csv=_csv_link([*([overview.table] if overview else []), *every]),
-            tables={kind: list(map(_shown, some)) for kind, some in tables.items() if some},
+            csv=_csv_link([*([overview.table] if overview else []), *further]),
+            tables={
+                kind: list(map(_table_fields, tables[kind])) for kind in tables if tables[kind]
+            },
             refused=refused + no_figures,
             figures=figures,
             galleries=galleries[0],
@@ -119,7 +124,8 @@ def _overview(tables: dict[str, list[Table]], backbone: str, baseline: str) -> O
     return None
 
 
-def _shown(table: Table) -> dict:
+def _table_fields(table: Table) -> dict:
+    """The fields of a table in the page's template."""
     return {
         "title": table.title,
         "html": table.format("html"),
@@ -144,23 +150,25 @@ def _figures(runs: dict[Path, dict]) -> tuple[list[dict], list[str]]:
         except UserError as error:
             refused.append(f"No figure {name}: {error}")
             continue
-        shown = [_inlined(figure) for figure in drawn.values()]
-        if shown:
-            figures.append({"first": shown[:_FIRST], "more": shown[_FIRST:]})
+        inlined = [_inlined(figure) for figure in drawn.values()]
+        if inlined:
+            figures.append({"first": inlined[:_FIRST], "more": inlined[_FIRST:]})
     return figures, refused
 
 
-# -- other parts -----------------------------------------------------------------------------------
+# -- further sections ------------------------------------------------------------------------------
 
 
 def _summary(runs: dict[Path, dict]) -> str:
+    """Counts and names of runs, methods, data sets, shots, seeds, backbones and hosts."""
+
     def line(field: str, noun: str) -> str:
         values = sorted({run[field] for run in runs.values()})
         return f"{noun if len(values) == 1 else f'{noun}s'}: {listed(map(str, values))}"
 
     methods = sorted({run["method"] for run in runs.values()}, key=rank)
-    shots = sorted({known for run in runs.values() if (known := shots_of(run)) is not None})
-    parts = [
+    shots = sorted({n for run in runs.values() if (n := shots_of(run)) is not None})
+    items = [
         counted(len(runs), "run"),
         f"{counted(len(methods), 'method')}: {listed(methods, 15)}",
         line("dataset", "data set"),
@@ -170,11 +178,12 @@ def _summary(runs: dict[Path, dict]) -> str:
     ]
     if shots:
         numbers = listed("all images" if n == ALL_IMAGES else str(n) for n in shots)
-        parts.insert(3, f"shots: {numbers}")
-    return "; ".join(parts) + "."
+        items.insert(3, f"shots: {numbers}")
+    return "; ".join(items) + "."
 
 
 def _warnings(runs: dict[Path, dict]) -> list[str]:
+    """Sentences on runs of several commits or hosts, and of files that were not committed."""
     commits = {run["git_commit"] for run in runs.values()}
     dirty = sum((run["git_commit"] or "").endswith("-dirty") for run in runs.values())
     warnings = []
@@ -191,6 +200,7 @@ def _warnings(runs: dict[Path, dict]) -> list[str]:
 
 
 def _most_shots(runs: dict[Path, dict]) -> dict[Path, dict]:
+    """Of each setting the runs with the most shots."""
     most: dict = defaultdict(int)
     for run in runs.values():
         setting = setting_of(run)
@@ -223,8 +233,8 @@ def _threats(runs: dict[Path, dict]) -> list[dict]:
         for evaluation in run["evaluations"]:
             if threat := evaluation["threat_model"]:
                 row = tuple(in_full(evaluation).items())
-                part = evaluation.get("images", "all")
-                drawn = "" if part == "all" else f", drawn with seed {part['seed']}"
+                subset = evaluation.get("images", "all")
+                drawn = "" if subset == "all" else f", drawn with seed {subset['seed']}"
                 number = f"{evaluation['total']:,} {evaluation['split']}{drawn}"
                 images[row][number][run["dataset"]] = None
                 seeds[row].add(threat["seed"])
@@ -241,6 +251,7 @@ def _threats(runs: dict[Path, dict]) -> list[dict]:
 
 
 def _flags(runs: dict[Path, dict]) -> list[dict]:
+    """A row for each flag of each evaluation."""
     return [
         {
             "method": run["method"],
@@ -273,6 +284,7 @@ def _configs(runs: dict[Path, dict]) -> dict[str, dict[str, list]]:
 
 
 def _methods(runs: dict[Path, dict], configs: dict[str, dict[str, list]]) -> list[dict]:
+    """Of each method its name, the command of its first run, and its config as text."""
     commands = {run["method"]: run.get("argv") for run in reversed(runs.values())}
     return [
         {
@@ -300,16 +312,16 @@ def _keys(configs: dict[str, dict[str, list]]) -> tuple[list[dict], list[dict]]:
     for key in sorted(
         {key for of_method in configs.values() for key in of_method} - _SHOWN_ELSEWHERE
     ):
-        usual = [default[key]] if key in default else []
-        # runs of an earlier version lack keys, which have their defaults there
-        values = {method: of_method.get(key, usual) for method, of_method in configs.items()}
-        row = {"key": key, "default": _format_values(usual)}
+        defaults = [default[key]] if key in default else []
+        # runs of an earlier version lack some keys, whose defaults hold for them
+        values = {method: of_method.get(key, defaults) for method, of_method in configs.items()}
+        row = {"key": key, "default": _format_values(defaults)}
         if len({_format_values(value, 99) for value in values.values()}) > 1:
             texts = {
-                m: "" if value == usual else _format_values(value) for m, value in values.items()
+                m: "" if value == defaults else _format_values(value) for m, value in values.items()
             }
             differing.append(row | texts)
-        elif (value := next(iter(values.values()))) != usual:
+        elif (value := next(iter(values.values()))) != defaults:
             shared.append(row | {"value": _format_values(value)})
     return differing, shared
 
@@ -320,6 +332,7 @@ def _format_values(values: list, most: int = 5) -> str:
 
 
 def _environments(runs: dict[Path, dict]) -> list[dict]:
+    """A row for each combination of host, commit and versions, with the number of its runs."""
     count = Counter(
         (("host", run["host"]), ("git commit", run["git_commit"] or "not known"))
         + tuple((name, version or "–") for name, version in run["versions"].items())
