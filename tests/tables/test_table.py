@@ -361,7 +361,9 @@ def test_an_average_keeps_the_flags(save, tmp_path):
     (table,) = methods(load_runs([tmp_path]))
     (value,) = table.rows[0]["average"].measurements
     assert list(value.flags) == ["random-logits"]
-    assert "random-logits: of a number in this mean" in table.format()
+    # the sentence that the table has for this flag stands for the average too
+    assert "80.0 †1    80.0 †1" in table.format()
+    assert table.format().endswith("\n†1 random-logits: other logits")
 
 
 # -- the baseline ----------------------------------------------------------------------------------
