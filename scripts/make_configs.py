@@ -38,10 +38,12 @@ class Clip:
 
     Attributes:
         name: MODEL.BACKBONE.NAME.
+        like: file of the CLIP whose settings it has, where none are published for it; "": its own.
         test_batch: images of a batch in evaluations.
     """
 
     name: str
+    like: str = ""
     size: int = 224
     workers: int = 8
     test_batch: int = 100
@@ -399,8 +401,9 @@ def files() -> Iterator[tuple[str, str]]:
 
 
 def _published(name: str, method: Method, stem: str, clip: Clip) -> str:
-    special = dict(method.special.get(stem, {}))
-    file = method.carried.get(stem, stem)
+    settings = clip.like or stem
+    special = dict(method.special.get(settings, {}))
+    file = method.carried.get(settings, settings)
     said = [method.source.format(file=file), special.pop("more", "")]
     if file != stem:
         said.append(method.why.format(clip=clip.name, other=CLIPS[file].name, stem=stem))

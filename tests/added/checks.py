@@ -14,10 +14,12 @@ from sample_results import record, results
 import apd
 from apd.attacks import ThreatModel, find_attack, pgd
 from apd.catalog import dataset_name, template
+from apd.clip import load_clip
 from apd.config import default
 from apd.evaluate.flags import add_flags
 from apd.figures.command import main as apd_plot
 from apd.host import build_dataset
+from apd.methods import METHODS
 from apd.results import read_results, write_results
 from apd.results.history import read_history
 from apd.tables.command import main as apd_table
@@ -55,6 +57,18 @@ def test_the_methods_configs_were_made(file):
     arguments = ["--root", "data", "--trainer", "MirrorIVLP", "--config-file", str(path), *data]
     cfg = setup_cfg(parse_args(arguments))
     assert cfg.TRAINER.MirrorIVLP.LAMBDA_MIRROR == 0.25 and cfg.AT.TRAIN.EPS
+
+
+def test_configs_of_the_clips_were_made():
+    folder = COPY / "configs/trainers"
+    assert {path.parent.name for path in folder.glob("*/vit_b16_240.yaml")} == {*METHODS}
+    text = " ".join((folder / "APT/vit_b16_240.yaml").read_text().replace("#", "").split())
+    assert "(240, 240)" in text and "ViT-B/32's setting is carried over [O]" in text
+
+
+def test_the_mini_clip_is_loaded():
+    assert load_clip("mini-new").visual.input_resolution == 32
+    assert "NAME: mini-new\n" in (COPY / "configs/trainers/APD/mini_new.yaml").read_text()
 
 
 # -- data sets -------------------------------------------------------------------------------------

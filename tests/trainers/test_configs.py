@@ -172,7 +172,7 @@ def check(cfg, path, clip):
     method, small = path.parent.name, isinstance(clip, MADE["Mini"])
     assert cfg.TRAINER.NAME == method and method in TRAINER_REGISTRY.registered_names()
     assert cfg.MODEL.BACKBONE.NAME == clip.name
-    assert tuple(cfg.INPUT.SIZE) == ((32, 32) if small else (224, 224))
+    assert tuple(cfg.INPUT.SIZE) == (clip.size, clip.size)
     assert cfg.INPUT.INTERPOLATION == "bicubic"  # as CLIP was trained
     assert "normalize" not in cfg.INPUT.TRANSFORMS
     # zero-shot CLIP has no keys of its own
