@@ -20,7 +20,7 @@ from apd.results import read_results
 from apd.sweep.command import main as sweep
 from apd.tables.command import main as table
 
-short = "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 1 AT.TEST.SUBSET 20 AT.TEST.STEPS 2".split()
+short = "OPTIM.MAX_EPOCH 3 DATASET.NUM_SHOTS 1 AT.TEST.SUBSET 20 AT.TEST.STEPS 2".split()
 files = ["--config-file", "configs/trainers/CoOp/mini.yaml"]
 files += ["--root", "data", "--dataset-config-file", "configs/datasets/digits.yaml"]
 run = [*files, "--trainer", "CoOp", "--seed", "1", "--output-dir"]

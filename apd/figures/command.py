@@ -19,6 +19,7 @@ from apd.errors import UserError, exit_codes, listed
 from apd.figures.kinds import KINDS, Figures
 from apd.figures.style import FORMATS, save
 from apd.figures.tasks import frontier, moderator
+from apd.files import check_writable
 from apd.results.runs import load_runs
 from apd.results.schema import SPLITS
 from apd.tables.arms import add_options, design_of
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     for noun, names, known in (("kind", args.kind, kinds), ("format", args.format, FORMATS)):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"there is no {noun} {listed(unknown)}: use {', '.join(known)}")
+    check_writable(args.output, "-o")  # before anything is drawn
     runs = load_runs(args.runs, args.split)
     figures: Figures = {}
     for kind in args.kind:
