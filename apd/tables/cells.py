@@ -99,6 +99,7 @@ class Cell:
         comparison: with the baseline's cell; None: there is no baseline.
         runs_per_number: the number of seeds, where it is not that of the measurements; 0: the
             number is a difference, in points.
+        learns: whether its method learns anything; one that does not needs no further seeds.
     """
 
     measurements: tuple[Measurement, ...] = ()
@@ -108,6 +109,7 @@ class Cell:
     interval: tuple[float, float] | None = None
     comparison: Comparison | None = None
     runs_per_number: int | None = None
+    learns: bool = True
 
     @property
     def values(self) -> list[float]:
@@ -128,6 +130,11 @@ class Cell:
     def n(self) -> int:
         """The number of seeds."""
         return len(self.measurements) if self.runs_per_number is None else self.runs_per_number
+
+    @property
+    def stated_n(self) -> int:
+        """The number of seeds that a table states; 0: none, because one run says all."""
+        return self.n if self.learns or self.n > 1 else 0
 
     @property
     def mean(self) -> float:
@@ -185,4 +192,8 @@ def harmonic(cells: Sequence[Cell]) -> Cell:
 
 def _lacking(cells: Sequence[Cell]) -> dict:
     missing = frozenset().union(*(cell.missing for cell in cells))
-    return {"missing": missing, "absent": any(cell.absent for cell in cells)}
+    return {
+        "missing": missing,
+        "absent": any(cell.absent for cell in cells),
+        "learns": any(cell.learns for cell in cells),
+    }

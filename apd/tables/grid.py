@@ -134,13 +134,19 @@ class Grid:
 
     def _lacking(self, row: str, place: Place) -> dict:
         missing = self._missing(row, place)
-        return {"missing": missing, "absent": bool(missing) and (row, place) not in self._runs}
+        return {
+            "missing": missing,
+            "absent": bool(missing) and (row, place) not in self._runs,
+            "learns": learns(self.first(row)),
+        }
 
     def _missing(self, row: str, place: Place) -> frozenset[Missing]:
         siblings = tuple(self._siblings[row])
-        lacking = self._seeds[place] - self._runs.get((row, place), {}).keys()
-        if lacking and not learns(self.first(row)):
-            place = place._replace(shots=self.first(row)["shots"])  # missing once, not per shots
+        own = self._runs.get((row, place), {})
+        lacking = self._seeds[place] - own.keys()
+        if lacking and not learns(self.first(row)):  # one run is enough for all seeds and shots
+            lacking = set() if own else {min(lacking)}
+            place = place._replace(shots=self.first(row)["shots"])
         return frozenset(Missing(row, place, seed, siblings) for seed in lacking)
 
 

@@ -145,14 +145,15 @@ class _Footnotes:
 
 def _text(table: Table, style: _Style) -> str:
     footnotes = _Footnotes(style.mark)
-    counts = Counter(row[name].n for row in table.rows for name in table.measured if row[name].n)
+    all_cells = [row[name] for row in table.rows for name in table.measured]
+    counts = Counter(cell.stated_n for cell in all_cells if cell.stated_n)
     usual = max(counts, key=lambda n: (counts[n], n), default=1)
     ranks = {name: _ranks(table, name) for name in table.measured}
     digits = {name: _digits(table, name) for name in table.measured}
     body = []
     for number, row in enumerate(table.rows):
         cells = [row[name] for name in table.measured]
-        alike = {cell.n for cell in cells if cell.n}
+        alike = {cell.stated_n for cell in cells if cell.stated_n}
         # if all cells of a row have the same number of seeds, it is written once
         whole = alike.pop() if len(alike) == 1 else usual
         line: list[str] = []
@@ -165,7 +166,7 @@ def _text(table: Table, style: _Style) -> str:
             text = _number(value, digits[name], style)
             mark = {1: style.best, 2: style.second}.get(ranks[name].get(number, 0), "{}")
             text = mark.format(text) + _difference(value.comparison, style)
-            few = [(f"n = {value.n}", "")] if value.n not in (0, usual, whole) else []
+            few = [(f"n = {value.n}", "")] if value.stated_n not in (0, usual, whole) else []
             flags = [flag for m in value.measurements for flag in m.flags.items()]
             line.append(text + footnotes.marks(few + flags))
         body.append(line)

@@ -609,13 +609,23 @@ def test_a_folder_that_names_no_seed_is_not_used_twice(save, tmp_path, capsys):
     ]
 
 
-def test_a_missing_zero_shot_run_is_missing_once(save, tmp_path, capsys):
+def test_one_zero_shot_run_is_enough_for_all_seeds_and_shots(save, tmp_path, capsys):
     for shots in (1, 2):
         for seed in (1, 2):
             save_run(save, "APD", shots=shots, seed=seed)
     save_run(save, "ZeroshotCLIP", shots=2, trainable_parameters=0)
-    (line,) = printed_commands(capsys, tmp_path)
-    assert "output/digits/ZeroshotCLIP/mini_2shots/seed2 " in line
+    assert printed_commands(capsys, tmp_path) == ["# nothing is missing"]
+    assert main([str(tmp_path), "--table", "few-shot"]) == 0
+    assert "n = 1" not in capsys.readouterr().out
+
+
+def test_a_missing_zero_shot_run_is_missing_once(save, tmp_path):
+    for seed in (1, 2):
+        for dataset in ("Digits", "DTD"):
+            save(f"APD/{dataset}/{seed}", method="APD", dataset=dataset, seed=seed)
+    save("zero", method="ZeroshotCLIP", dataset="Digits", trainable_parameters=0, seed=1)
+    for table in methods(load_runs([tmp_path])):
+        assert [(m.place.dataset, m.seed) for m in table.missing] == [("DTD", 1)]
 
 
 def test_nothing_is_missing(save, tmp_path, capsys):
