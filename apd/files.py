@@ -124,19 +124,21 @@ def _bounded(value):
     raise ValueError(_DEEP)
 
 
-def check_writable(folder: str | os.PathLike, what: str) -> None:
+def check_writable(folder: str | os.PathLike, option: str) -> None:
     """Raise UserError unless ``folder`` exists or can be made, and can be written to.
 
     Args:
-        what: the flag or key that names it.
+        option: the flag or key that names it, for the message.
     """
-    place = Path(folder).absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"{what} {os.fspath(folder)}: {place} is no folder: choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{what} {os.fspath(folder)}: {place} cannot be written to")
+    existing = Path(folder).absolute()
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(
+            f"{option} {os.fspath(folder)}: {existing} is no folder: choose another place"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {os.fspath(folder)}: {existing} cannot be written to")
 
 
 @contextmanager
