@@ -116,6 +116,8 @@ each_payload = pytest.mark.parametrize("payload", PAYLOADS, ids=lambda made: mad
 
 @each_payload
 def test_a_payload_works_where_its_code_is_run(tmp_path, payload):
+    if payload is torchscript_in_a_state_dict and torch.__version__.startswith("2.6."):
+        pytest.skip("PyTorch 2.6 fails on a dict before it runs the code in it")
     path, target = tmp_path / "clip.pt", tmp_path / "target"
     payload(path, target, {})
     if payload is bare_pickle:

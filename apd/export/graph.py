@@ -17,6 +17,7 @@ from apd.export.metadata import as_json, metadata
 from apd.models.classifier import PromptedClassifier
 
 _ONNX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit for a file, less room for the graph
+_BATCH = 2**20  # images in one batch of an exported model, at most
 
 
 class ImagesToLogits(nn.Module):
@@ -73,7 +74,8 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
         From images to the logits of the written file.
 
     Raises:
-        UserError: a library is missing, or the weights are larger than ONNX files can be.
+        UserError: a library is missing, the weights are larger than ONNX files can be, or PyTorch
+            cannot convert the model (2.6 cannot).
     """
     try:
         import onnx
@@ -93,13 +95,19 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # else it logs missed optimisations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's exporter warns of its own code
-        program = torch.onnx.export(
-            _export(classifier),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _export(classifier),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(
+                f"PyTorch {torch.__version__} cannot convert this model to ONNX: use a newer one, "
+                "or --format exported"
+            ) from error
     assert program is not None  # with dynamo=True it never is
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(classifier))
@@ -116,7 +124,7 @@ def write_onnx(classifier: PromptedClassifier, path: Path) -> Callable[[Tensor],
 
 def _export(classifier: PromptedClassifier) -> torch.export.ExportedProgram:
     images = torch.zeros(2, 3, classifier.resolution, classifier.resolution)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=_BATCH)  # PyTorch 2.6 needs a max
     with torch.no_grad():
         return torch.export.export(
             ImagesToLogits(classifier).eval(),

@@ -86,11 +86,18 @@ def check_onnx(model, path):
     assert config["backbone"]["sha256"] == model.description.backbone.sha256
 
 
+converts = pytest.mark.xfail(
+    torch.__version__.startswith("2.6."), raises=UserError, reason="PyTorch 2.6 cannot"
+)
+
+
+@converts
 @pytest.mark.parametrize("kind", GRAPHS, indirect=True)
 def test_onnx(classifier, tmp_path):
     check_onnx(classifier, tmp_path / "a.onnx")
 
 
+@converts
 def test_onnx_of_a_resnet(resnet, tmp_path):
     check_onnx(resnet, tmp_path / "a.onnx")
 
