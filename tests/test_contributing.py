@@ -22,7 +22,8 @@ READ = ("docs/study/search.json",)  # by scripts/make_configs.py
 FILES = """
     tests/test_added.py tests/test_layers.py tests/test_names.py tests/test_ranges.py
     tests/attacks/test_gradient.py tests/attacks/test_registry.py
-    tests/datasets/test_dataset_configs.py tests/figures/test_plot.py tests/tables/test_table.py
+    tests/datasets/test_dataset_configs.py tests/figures/test_plot.py tests/report/test_report.py
+    tests/tables/test_table.py
     tests/trainers/test_build_geometry.py tests/trainers/test_configs.py
     tests/trainers/test_register.py
 """.split()
@@ -30,7 +31,8 @@ CHOSEN = """
     test_added or test_layers or test_names or test_dataset_configs or documentation
     or has_a_range or its_range or as_the_script_makes_them or its_configs or visual_prompts
     or minis or docs_name or test_register or MirrorIVLP or mifgsm or logit
-    or (merge_and_fit and APT)
+    or (merge_and_fit and APT) or every_kind or leaves_no_file
+    or every_figure
 """
 
 
