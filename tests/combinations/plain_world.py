@@ -82,6 +82,7 @@ class Run:
         trained: what its prompts were trained as; None: it has none.
         own: whether it trained them itself.
         origin: the run that did, if it was read from there.
+        epoch: the epoch whose prompts were read; None: the last, or the best.
         gone: whether another run has taken its folder.
         results: evaluation (the column's name) -> accuracy.
     """
@@ -92,6 +93,7 @@ class Run:
     prompts: dict
     own: bool = True
     origin: Run | None = None
+    epoch: int | None = None
     gone: bool = False
     results: dict = field(default_factory=dict)
 

@@ -113,6 +113,17 @@ def saved_prompts(folder, epoch=None):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def trained_otherwise(run):
+    """Whether the folder that a run's prompts were read from has other ones now.
+
+    They are the same where training anew makes no difference: up to the epoch that was read.
+    """
+    if not run.origin or not run.origin.gone:
+        return False
+    prompts = saved_prompts(run.origin.folder, run.epoch)
+    return any(not torch.equal(prompts[name], run.prompts[name]) for name in run.prompts)
+
+
 class Commands(RuleBasedStateMachine):
     """Runs are made, evaluated, converted and tabled in drawn order."""
 
@@ -186,7 +197,8 @@ class Commands(RuleBasedStateMachine):
         if place is None:
             return multiple()
         flags = ["--eval-only", "--model-dir", str(place)]
-        if epoch and run.own and run.trained and not way:
+        epoch = epoch if run.own and run.trained and not way else None
+        if epoch:
             flags += ["--load-epoch", str(epoch)]
             prompts = saved_prompts(place, epoch)
         folder = self.new_folder()
@@ -200,7 +212,7 @@ class Commands(RuleBasedStateMachine):
         self.bench.seen["evaluation accepted"] += 1
         learned = (run.trained, prompts) if asked.learns else (None, {})
         origin = run if asked.learns and not way else None
-        return self.finished(Run(folder, asked, *learned, own=False, origin=origin))
+        return self.finished(Run(folder, asked, *learned, own=False, origin=origin, epoch=epoch))
 
     def converted(self, run, way):
         """The folder of a run's prompts, or of their copy; None: there is none to be made."""
@@ -234,7 +246,7 @@ class Commands(RuleBasedStateMachine):
         flags += ["--shards", shards] * bool(shards) + ["--save-adv", images] * keep
         before = {run: (run.folder / "results.json").read_bytes() for run in chosen}
         code, text = said(attack, *(run.folder for run in chosen), *flags)
-        if any(run.origin and run.origin.gone for run in chosen):
+        if any(map(trained_otherwise, chosen)):
             assert code == 2, text
             self.bench.seen["prompts trained anew are refused"] += 1
             return

@@ -249,6 +249,16 @@ def test_what_cannot_be_compared_is_told_in_one_line(arms, tmp_path, capsys, opt
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"tables": [{"tests": [{"p": []}]}]}'])
+def test_a_family_that_is_no_table_is_refused(arms, tmp_path, capsys, content):
+    arms({"A": 1.0, "B": 3.0})
+    file = tmp_path / "family.json"
+    file.write_text(content)
+    options = ("--table", "frontier", "--baseline", "APD", "--family", str(file))
+    assert main([str(tmp_path / "runs"), *options]) == 2
+    assert f"--family {file} is no table in JSON" in capsys.readouterr().err
+
+
 def test_a_run_that_is_there_twice_is_told(arms, save, tmp_path, capsys):
     arms({"A": 1.0, "B": 3.0})
     config = {"AT": {"TRAIN": {"EPS": 3.0}}, "TRAINER": {"APD": {}}}
