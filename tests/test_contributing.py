@@ -30,7 +30,7 @@ FILES = """
 CHOSEN = """
     test_added or test_layers or test_names or test_dataset_configs or documentation
     or has_a_range or its_range or as_the_script_makes_them or its_configs or visual_prompts
-    or minis or docs_name or test_register or MirrorIVLP or mifgsm or logit
+    or minis or docs_name or test_register or MirrorIVLP or mifgsm or autograds_to_the_bit
     or (merge_and_fit and APT) or every_kind or leaves_no_file
     or every_figure
 """
