@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -183,6 +184,13 @@ def test_all_forms_of_data_are_the_same_evaluation(pictures):
     ):
         assert told(found(data=data)) == told(whole)
     assert found(data=folder).dataset == folder.name
+
+
+def test_of_a_folder_with_train_and_test_the_test_images_are_taken(pictures, tmp_path):
+    folder, images, labels = pictures
+    shutil.copytree(folder, tmp_path / "test")
+    shutil.copytree(folder / "dog", tmp_path / "train" / "dog")
+    assert told(found(data=tmp_path)) == told(found(data=(images, labels)))
 
 
 def test_classes_of_a_folder_are_found_among_the_models(pictures):
