@@ -2,11 +2,12 @@
 # Test-time defences beside APD, docs/test_time.md: runs, attacks, table and figure in docs/test_time.
 #   bash scripts/test_time.sh DATA    # the photographs, laid out by scripts/mini_clip/photos.py
 # OUTPUT (default: output/test_time) has the runs, FLAGS goes to apd-eval ("--shards 2"). Finished
-# runs and attacks are kept, and killed ones go on. PARTS chooses among: search confirm check tables
-# (default: all). Runs are made from a clone as it is committed; DIRTY=1 lets its files differ.
+# runs and attacks are kept, those in docs/test_time/runs.tar.gz too, and killed ones go on. PARTS
+# chooses among: search confirm check tables (default: all). Runs are made from a clone as it is
+# committed; DIRTY=1 lets its files differ.
 set -euo pipefail
 shopt -s inherit_errexit  # what fails in $(...) ends this
-[ $# -eq 1 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 DATA=$(realpath "$1")
 source "$(dirname "$0")/env.sh"
 
@@ -18,6 +19,8 @@ for part in $PARTS; do
     [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
 done
 [ "$PARTS" = tables ] || committed
+mkdir -p "$OUTPUT"
+tar -xzf "$TABLES/runs.tar.gz" -C "$OUTPUT" --skip-old-files
 
 DEVELOPMENT="clothing scene15 trashnet pacs_cartoon"
 CONFIRMATION="cifar10 caltech101 dtd10 flowers5"
