@@ -14,6 +14,18 @@ committed() {
     exit 2
 }
 
+# choose_parts KNOWN [DEFAULT]: sets PARTS, from the environment or else DEFAULT (all that are
+# known), and ends the script if it names others
+choose_parts() {
+    PARTS=${PARTS:-${2:-$1}}
+    local name
+    for name in $PARTS; do
+        [[ " $1 " == *" $name "* ]] || { echo "PARTS: no part $name: use $1" >&2; exit 2; }
+    done
+}
+# part NAME: whether PARTS has it
+part() { [[ " $PARTS " == *" $1 "* ]]; }
+
 [ "${INSTALL:-yes}" = no ] && return
 
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

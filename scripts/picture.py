@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ from apd.errors import exit_codes
 from apd.evaluate.run import Run, SavedRun
 from apd.figures.draw import draw_points, label_points
 from apd.figures.gallery import Gallery
-from apd.figures.points import points
+from apd.figures.points import averages, points
 from apd.figures.style import look, save, styles
 from apd.methods import BLUE, RED
 from apd.results.runs import load_runs
@@ -57,8 +56,8 @@ def gallery_of(folders: list[Path], root: str, count: int) -> Gallery:
         places=order,
     )
     outcomes = [
-        [row[i][0] == name for row in gallery.said]
-        + [gallery.attacked[run].said[run][i][0] == name for run in range(2)]
+        [row[i][0] == name for row in gallery.answers]
+        + [gallery.attacked[run].answers[run][i][0] == name for run in range(2)]
         for i, name in enumerate(names)
     ]
     of_class = {names[i]: i for i, o in reversed([*enumerate(outcomes)]) if o == [1, 1, 0, 1]}
@@ -76,8 +75,11 @@ def rows_of(gallery: Gallery, rows: list[int]) -> Gallery:
         chosen(gallery.captions),
         [chosen(labels) for labels in gallery.labels],
         chosen(gallery.clean),
-        [chosen(said) for said in gallery.said],
-        [type(a)(chosen(a.images), [chosen(said) for said in a.said]) for a in gallery.attacked],
+        [chosen(answers) for answers in gallery.answers],
+        [
+            type(a)(chosen(a.images), [chosen(answers) for answers in a.answers])
+            for a in gallery.attacked
+        ],
         gallery.title,
     )
 
@@ -87,7 +89,7 @@ def draw_images(all_axes, gallery: Gallery) -> None:
     for i, axes_of_row in enumerate(all_axes):
         shown = [(gallery.clean[i], f"a {gallery.captions[i]}", "#777777", "-")]
         for run, attacked in enumerate(gallery.attacked):
-            label, probability = attacked.said[run][i]
+            label, probability = attacked.answers[run][i]
             right = label == gallery.labels[run][i]
             mark, colour, line = (
                 ("\N{CHECK MARK}", BLUE, "-") if right else ("\N{BALLOT X}", RED, "--")
@@ -105,19 +107,12 @@ def draw_images(all_axes, gallery: Gallery) -> None:
 
 
 def draw_scatter(axes, runs: dict[Path, dict]) -> None:
-    """Clean and robust accuracy of each method: mean and standard deviation over seeds.
-
-    Accuracies of a seed are averages over the data sets, large ones of which are evaluated on a
-    part of their images.
-    """
-    by_seed: dict[tuple, list] = defaultdict(list)
-    for point in points(runs):
-        if point.evaluation["attack"] == ATTACK:
-            by_seed[point.method, point.seed].append((point.clean, point.accuracy))
+    """Clean and robust accuracy of each method: mean and standard deviation over seeds."""
+    averaged = [p for p in averages(points(runs)) if p.evaluation["attack"] == ATTACK]
     clouds = defaultdict(list)
-    for (method, _), accuracies in by_seed.items():
-        clouds[method].append(tuple(map(mean, zip(*accuracies))))
-    (sets,) = set(map(len, by_seed.values()))
+    for point in averaged:
+        clouds[point.method].append((point.clean, point.accuracy))
+    (sets,) = {point.setting.averaged for point in averaged}
     axes.margins(0.12)
     axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
     axes.set_title(f"average of {sets} sets of photographs, {ATTACK.upper()}, eps 2/255")

@@ -24,9 +24,8 @@ PAGES = {  # file of the clone -> page
     "scripts/mini_clip/README.md": "mini_clip.md",
     "docs/quickstart.ipynb": "quickstart.md",
 }
-EXECUTED = (
-    ROOT / "output/quickstart.ipynb"
-)  # the same notebook with outputs, which are not committed
+# the notebook with its outputs, which are not committed
+EXECUTED = ROOT / "output/quickstart.ipynb"
 FILES = {page: file for file, page in PAGES.items() if file != "README.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 

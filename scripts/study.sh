@@ -16,11 +16,7 @@ source "$(dirname "$0")/env.sh"
 OUTPUT=${OUTPUT:-output/study}
 TABLES=docs/study
 DEFAULT="gate search confirm claims attack tables"
-KNOWN="$DEFAULT tasks_search tasks"
-PARTS=${PARTS:-$DEFAULT}
-for part in $PARTS; do
-    [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
-done
+choose_parts "$DEFAULT tasks_search tasks" "$DEFAULT"
 [ "$PARTS" = tables ] || committed
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
@@ -55,7 +51,6 @@ over_tasks() {
 }
 # the runs of round 4 that AutoAttack is shown: the three arms at the middle radius
 middle_radius() { folders study_tasks | sed -n '/EPS=4.5/{/MODE=auto\|MODE=frozen+AT/!p}'; }
-part() { [[ " $PARTS " == *" $1 "* ]]; }
 
 if part gate; then
     run study_gate

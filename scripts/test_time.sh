@@ -13,11 +13,7 @@ source "$(dirname "$0")/env.sh"
 
 OUTPUT=${OUTPUT:-output/test_time}
 TABLES=docs/test_time
-KNOWN="search confirm check tables"
-PARTS=${PARTS:-$KNOWN}
-for part in $PARTS; do
-    [[ " $KNOWN " == *" $part "* ]] || { echo "PARTS: no part $part: use $KNOWN" >&2; exit 2; }
-done
+choose_parts "search confirm check tables"
 [ "$PARTS" = tables ] || committed
 mkdir -p "$OUTPUT"
 tar -xzf "$TABLES/runs.tar.gz" -C "$OUTPUT" --skip-old-files
@@ -32,7 +28,6 @@ PGD=pgd-20 SQUARE=square-100
 # the gradient of one AdamW step is 0 (docs/test_time.md): not to compute it costs less
 CONSTANT=(TRAINER.RTPT.BACKWARD surrogate TRAINER.TAPT.BACKWARD surrogate)
 
-part() { [[ " $PARTS " == *" $1 "* ]]; }
 # run SET ROW TRAINER [RUN BELOW] [-- KEY VALUE...]: a run with its clean accuracy, once
 run() {
     local set=$1 row=$2 trainer=$3 below=()

@@ -269,7 +269,7 @@ ALONE = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-co
 
 @pytest.fixture
 def browser(tmp_path):
-    """Headless Chromium with an empty profile: a page; its ``asked`` are the addresses it loads."""
+    """Headless Chromium with an empty profile: a page; ``requested`` are the addresses it loads."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM:
         pytest.skip("there is no Chromium here: apt-get install chromium")
@@ -282,8 +282,8 @@ def browser(tmp_path):
         )
         context.set_default_timeout(60_000)
         page = context.pages[0]
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
         yield page
         context.close()
 

@@ -13,10 +13,7 @@ from torch import Tensor
 from apd.attacks import pgd
 from apd.errors import UserError
 from apd.evaluate.request import attack_seed, threat_model
-from apd.host import (
-    TRAINER_REGISTRY,
-    register,
-)
+from apd.host import TRAINER_REGISTRY, register
 from apd.training.defence import TestTimeDefence, entropy, most_confident
 from apd.views import random_views
 

@@ -79,12 +79,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model("--batch-size", type=whole(1), default=64, help="images together (default: 64)")
     model("--device", default="", help="default: where the function puts the model")
     model("--seed", type=whole(0), default=1, help="of the attacks, and in tables (default: 1)")
-    parts = parser.add_argument_group("in parts").add_mutually_exclusive_group()
-    parts.add_argument(
+    shards = parser.add_argument_group("in parts").add_mutually_exclusive_group()
+    shards.add_argument(
         "--shards", type=whole(1), metavar="N", help="split the images over N workers"
     )
-    parts.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
-    parts.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
+    shards.add_argument("--shard", metavar="i/N", help="do this part here, for --merge")
+    shards.add_argument("--merge", action="store_true", help="make one evaluation of all parts")
     options.add_arguments(parser, "shard", "all, or one per GPU")
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.model):

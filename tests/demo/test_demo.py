@@ -61,7 +61,7 @@ def test_a_picture_is_dropped_and_attacked(served, browser, sources, tiny):
     page.get_by_label("ZeroshotCLIP").uncheck()
     page.get_by_role("button", name="Attack", exact=True).click()
     page.get_by_role("heading", name="ZeroshotCLIP").wait_for(state="hidden")
-    elsewhere = [url for url in page.asked if not url.startswith((served, "data:", "blob:"))]
+    elsewhere = [url for url in page.requested if not url.startswith((served, "data:", "blob:"))]
     assert elsewhere == []
 
 

@@ -73,7 +73,7 @@ def test_nothing_overflows_and_averages_stay_in_sight(browser, report, width):
         goes_on = area.evaluate("e => e.scrollWidth > e.clientWidth + 1")
         said = area.evaluate("e => getComputedStyle(e, '::before').content")
         assert ("scroll sideways" in said) == goes_on
-    assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
+    assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
     if folder := os.environ.get("APD_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/report-{width}.png", full_page=True)
 
