@@ -3,11 +3,12 @@
 #   bash scripts/test_time.sh DATA    # the photographs, laid out by scripts/mini_clip/photos.py
 # OUTPUT (default: output/test_time) has the runs, FLAGS goes to apd-eval ("--shards 2"). Finished
 # runs and attacks are kept, those in docs/test_time/runs.tar.gz too, and killed ones go on. PARTS
-# chooses among: search confirm check tables (default: all). Runs are made from a clone as it is
-# committed; DIRTY=1 lets its files differ.
+# chooses among: search confirm check tables (default: all), SETS among the confirmation sets, so
+# that two machines can share them ("cifar10 dtd10"). Runs are made from a clone as it is committed;
+# DIRTY=1 lets its files differ.
 set -euo pipefail
 shopt -s inherit_errexit  # what fails in $(...) ends this
-[ $# -eq 1 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
 DATA=$(realpath "$1")
 source "$(dirname "$0")/env.sh"
 
@@ -58,7 +59,7 @@ if part search; then
 fi
 if part confirm; then
     chosen=$(tau)
-    for set in $CONFIRMATION; do
+    for set in ${SETS:-$CONFIRMATION}; do
         run "$set" ZeroshotCLIP ZeroshotCLIP
         run "$set" AdvIVLP AdvIVLP
         run "$set" APD APD

@@ -17,7 +17,7 @@ case "$*" in *--folders*) echo one two; exit ;; esac
 echo $(basename "$0") "$@" >> "$CALLS"
 [ "$0" != "$FAILS" ] || exit "$CODE"
 """
-VARIABLES = "DIRTY PARTS METHODS CFG TARGETS SPEC OUTPUT OPTIONS FLAGS ATTACKED".split()
+VARIABLES = "DIRTY PARTS SETS METHODS CFG TARGETS SPEC OUTPUT OPTIONS FLAGS ATTACKED".split()
 
 
 def bash(command, **environment):
