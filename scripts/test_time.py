@@ -1,6 +1,6 @@
-"""The table and the figure of docs/test_time.md, from the runs of scripts/test_time.sh.
+"""The tables and the figure of docs/test_time.md, from the runs of scripts/test_time.sh.
 
-python scripts/test_time.py OUTPUT SET... --output DIR    # table.md and static.png
+python scripts/test_time.py OUTPUT SET... --output DIR    # also written to DIR, with static.png
 python scripts/test_time.py --chosen OUTPUT SET...        # TTC's TAU by the development sets
 """
 
@@ -29,19 +29,34 @@ ROWS = {  # folder -> name
     "TAPT-APD": "TAPT on APD",
 }
 UNDEFENDED = ("ZeroshotCLIP", "AdvIVLP", "APD")
-PGD, SQUARE, EPS = "pgd-20", "square-100", 2.0
+PGD, MORE_STEPS, SQUARE, EPS, WHOLE_BOX = "pgd-20", "pgd-40", "square-100", 2.0, 128.0
 RESAMPLES = 2_000
 
+Arm = tuple[str, str]  # row, column
+QUESTIONS: dict[str, list[tuple[Arm, Arm]]] = {  # each a list of differences
+    "1. static overstates": [
+        ((row, "static"), (row, "adaptive")) for row in ("TTC", "RTPT", "TAPT-AdvIVLP")
+    ],
+    "2. a defence of zero-shot CLIP against APD": [
+        ((row, "adaptive"), ("APD", "adaptive")) for row in ("TTC", "RTPT")
+    ],
+    "3. a defence on APD against APD": [
+        ((f"{defence}-APD", what), ("APD", what))
+        for what in ("adaptive", "clean")
+        for defence in ("TTC", "RTPT", "TAPT")
+    ],
+}
 
-def evaluations(folder: Path) -> dict[tuple[str, str], dict]:
-    """(attack, source) -> record, at the table's radius."""
+
+def evaluations(folder: Path, eps: float = EPS) -> dict[tuple[str, str], dict]:
+    """(attack, source) -> record, of the attacks with radius ``eps`` (in 1/255), and the clean."""
     ((folder, results),) = load_runs([folder]).items()
     found = {}
     for record in results["evaluations"]:
         threat = record["threat_model"]
         if threat is None:
             found["clean", ""] = record
-        elif threat["eps"] == EPS:
+        elif threat["eps"] == eps:
             found[record["attack"], threat["source"]] = record
     return found
 
@@ -108,6 +123,63 @@ def table(root: Path, sets: list[str]) -> str:
     return tabulate(rows, "keys", "github", disable_numparse=True)
 
 
+def answers(root: Path, sets: list[str]) -> str:
+    """The differences that docs/test_time.md asks for, paired by image."""
+    rows = []
+    for question, differences in QUESTIONS.items():
+        for (row, what), (other, other_what) in differences:
+            ours, theirs = verdicts(root, sets, row, what), verdicts(root, sets, other, other_what)
+            parts = [a.astype(int) - b for a, b in zip(ours, theirs)]
+            _, low, high = interval(parts)
+            rows.append(
+                {
+                    "question": question,
+                    "difference": f"{ROWS[row]}, {what}, minus {ROWS[other]}, {other_what}",
+                    "points": cell(parts, "+"),
+                    "answer": "higher" if low > 0 else "lower" if high < 0 else "undecided",
+                }
+            )
+    return tabulate(rows, "keys", "github", disable_numparse=True)
+
+
+def checks(root: Path, name: str) -> str:
+    """How the adaptive attack does with more steps, at a large radius, and by its last iterates."""
+    rows = []
+    for row in (row for row in ROWS if row not in (*UNDEFENDED, "TTC-published")):
+        found = evaluations(root / name / row)
+        large = evaluations(root / name / row, WHOLE_BOX)
+        last = root / name / f"{row}-last"
+        values = {
+            "static": found.get((PGD, "static")),
+            "adaptive": found.get((PGD, "adaptive")),
+            "adaptive, last iterate": evaluations(last).get((PGD, "adaptive"))
+            if (last / "results.json").exists()
+            else None,
+            MORE_STEPS: found.get((MORE_STEPS, "adaptive")),
+            f"{MORE_STEPS}, eps {WHOLE_BOX:g}/255": large.get((MORE_STEPS, "adaptive")),
+        }
+        shown = {what: f"{r['accuracy']:.1f}" if r else "-" for what, r in values.items()}
+        rows.append({"row": ROWS[row], **shown})
+    return tabulate(rows, "keys", "github", disable_numparse=True)
+
+
+def flags(root: Path, sets: list[str]) -> str:
+    """Each flag that a record has, with its sets."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for name in sets:
+        for row in ROWS:
+            ((_, results),) = load_runs([root / name / row]).items()
+            for record in results["evaluations"]:
+                threat = record["threat_model"]
+                attack = record["attack"]
+                if threat is not None:
+                    attack += f" ({threat['source']}, eps {threat['eps']:g}/255)"
+                for flag in record.get("flags", {}):
+                    names.setdefault((flag, ROWS[row], attack), []).append(name)
+    rows = [(*key, ", ".join(where)) for key, where in sorted(names.items())]
+    return tabulate(rows, ("flag", "row", "attack", "sets"), "github")
+
+
 def draw(root: Path, sets: list[str], path: Path) -> None:
     """Static against adaptive accuracy of each defended row, with intervals."""
     import matplotlib
@@ -158,10 +230,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.chosen:
         print(chosen(args.root, args.sets))
         return 0
-    text = table(args.root, args.sets)
-    print(text)
+    texts = {
+        "table": table(args.root, args.sets),
+        "answers": answers(args.root, args.sets),
+        "checks": checks(args.root, args.sets[0]),
+        "flags": flags(args.root, args.sets),
+    }
+    print(*texts.values(), sep="\n\n")
     if args.output:
-        (args.output / "table.md").write_text(text + "\n", encoding="utf-8")
+        for name, text in texts.items():
+            (args.output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
         draw(args.root, args.sets, args.output / "static.png")
     return 0
 

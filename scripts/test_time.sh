@@ -31,19 +31,20 @@ CONSTANT=(TRAINER.RTPT.BACKWARD surrogate TRAINER.TAPT.BACKWARD surrogate)
 
 # run SET ROW TRAINER [RUN BELOW] [-- KEY VALUE...]: a run with its clean accuracy, once
 run() {
-    local set=$1 row=$2 trainer=$3 below=()
+    local set=$1 row=$2 trainer=$3 below=() classes=()
     shift 3
     if [ $# -gt 0 ] && [ "$1" != -- ]; then
         below=(--eval-only --model-dir "$OUTPUT/$set/$1")
         shift
     fi
     [ $# -eq 0 ] || shift
+    [ "$set" != caltech101 ] || classes=(DATASET.CLASSES 1/8/0) # about ten, as the other sets have
     local out="$OUTPUT/$set/$row"
     [ ! -f "$out/results.json" ] || return 0
     apd-train --root "$DATA" --seed 1 --trainer "$trainer" --output-dir "$out" "${below[@]}" \
         --config-file "configs/trainers/$trainer/mini_photo.yaml" \
         --dataset-config-file "configs/datasets/photos_$set.yaml" \
-        DATASET.NUM_SHOTS 16 "${THREAT[@]}" "$@"
+        DATASET.NUM_SHOTS 16 "${classes[@]}" "${THREAT[@]}" "$@"
 }
 # attack SET ROW ATTACKS SOURCE [options of apd-eval]
 attack() { apd-eval "$OUTPUT/$1/$2" --attack "$3" --source "$4" "${@:5}" ${FLAGS:-}; }

@@ -54,6 +54,44 @@ def test_the_table_has_means_intervals_and_paired_differences(root):
     assert 10 < low < 30 < high < 50
 
 
+def test_the_answers_are_paired_differences_and_which_side_of_zero_they_are_on(root):
+    found = {
+        (question, difference): (points.partition(" ")[0], answer)
+        for question, difference, points, answer in map(
+            cells, MODULE["answers"](root, SETS).splitlines()[2:]
+        )
+    }
+    assert len(found) == 3 + 2 + 6
+    static, against, on_apd = MODULE["QUESTIONS"]
+    assert found[static, "R-TPT, static, minus R-TPT, adaptive"] == ("+30.0", "higher")
+    assert found[against, "TTC, adaptive, minus APD, adaptive"] == ("+0.0", "undecided")
+    assert found[on_apd, "TAPT on APD, clean, minus APD, clean"] == ("+0.0", "undecided")
+
+
+def test_the_checks_are_those_of_more_steps_a_large_radius_and_the_last_iterate(root):
+    more = record("pgd-40", 15.0, {**THREAT, "source": "adaptive"}, total=N, key="more")
+    large = {**THREAT, "source": "adaptive", "eps": 128.0}
+    whole = record("pgd-40", 0.0, large, total=N, key="whole")
+    for evaluation in (more, whole):
+        evaluation |= {"flags": {}, "images": "all", "checks": {}}
+        keep_verdicts(root / "one" / "TTC", evaluation, [1] * 15 + [-1] * 5)
+    make_run(root / "one" / "TTC-last", {("pgd-20", "adaptive"): 5})
+    head, _, *rows = map(cells, MODULE["checks"](root, "one").splitlines())
+    found = {name: dict(zip(head[1:], values)) for name, *values in rows}
+    assert list(found["TTC"].values()) == ["50.0", "20.0", "25.0", "15.0", "0.0"]
+    assert list(found["R-TPT"].values()) == ["50.0", "20.0", "-", "-", "-"]
+
+
+def test_flags_are_listed_with_their_sets(root):
+    for name in SETS:
+        evaluation = record("pgd-9", 50.0, {**THREAT, "source": "static"}, total=N, key="flagged")
+        evaluation |= {"flags": {"static-overstates": "why"}, "images": "all", "checks": {}}
+        keep_verdicts(root / name / "TTC", evaluation, [0] * 10 + [1] * 5 + [-1] * 5)
+    head, _, *rows = map(cells, MODULE["flags"](root, SETS).splitlines())
+    assert head == ["flag", "row", "attack", "sets"]
+    assert rows == [["static-overstates", "TTC", "pgd-9 (static, eps 2/255)", "one, other"]]
+
+
 def test_a_figure_is_drawn(root, tmp_path):
     MODULE["draw"](root, SETS, tmp_path / "static.png")
     assert (tmp_path / "static.png").read_bytes().startswith(b"\x89PNG")
