@@ -49,7 +49,7 @@ def defence(method: str, clip_model, classes: int, backward: str):
     trainer.plain, trainer.text = trainer.model, trainer.model.text_features().detach()
     if method == "TAPT":
         trainer.options.LAYER_TO = len(clip_model.visual.transformer.resblocks)
-        tokens = len(clip_model.visual.positional_embedding)
+        tokens = len(clip_model.visual.positional_embedding) + PROMPTS["n_ctx_visual"]
         width = clip_model.visual.class_embedding.shape[0]
         zeros = [(torch.zeros(tokens, width),) * 2] * trainer.options.LAYER_TO
         trainer.statistics = [(0.5, zeros), (0.5, zeros)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apd.attacks import pgd
@@ -17,7 +18,7 @@ from apd.host import TRAINER_REGISTRY, register
 from apd.training.defence import TestTimeDefence, entropy, most_confident
 from apd.views import random_views
 
-Statistics = list[tuple[Tensor, Tensor]]  # of each layer: mean and variance (L, D) of its tokens
+Statistics = list[tuple[Tensor, Tensor]]  # each layer's mean and variance (L + M, D) of tokens
 
 
 @register(TRAINER_REGISTRY)
@@ -83,8 +84,11 @@ class TAPT(TestTimeDefence):
         """
         o, total = self.options, torch.zeros((), device=tokens[0].device)
         for layer in range(o.LAYER_FROM, o.LAYER_TO - 1):
-            of_views = self.of_image(tokens[layer]).unflatten(0, (count, -1))
+            of_views = tokens[layer].unflatten(0, (count, -1))  # (B, K, L + M, D)
             mean, variance = of_views.mean(dim=1), of_views.var(dim=1, correction=0)
+            if own := self.own_context(layer):
+                mean = torch.cat([mean[:, :-own], of_views[:, 0, -own:]], dim=1)
+                variance = F.pad(variance[:, :-own], (0, 0, 0, own))
             assert self.statistics is not None  # ``image_logits`` has computed them
             for weight, statistics in self.statistics:
                 reference = statistics[layer]
@@ -92,13 +96,14 @@ class TAPT(TestTimeDefence):
                 total = total + weight * 0.5 * distance.mean(dim=(1, 2)).sum()
         return total / (o.LAYER_TO - o.LAYER_FROM)
 
-    def of_image(self, tokens: Tensor) -> Tensor:
-        """The tokens of the image, (N, L, D), of a layer's tokens (N, L + M, D) with context.
+    def own_context(self, layer: int) -> int:
+        """How many context tokens a layer has that are the same for all images: the last ones.
 
-        Context tokens are the same for all images. Their distance would be a rounding error, whose
-        sign AdamW would follow.
+        Their mean is one of them, and their variance 0. Computed, both would have a rounding error,
+        and AdamW would follow the sign of their distance to those of training images, which is 0.
         """
-        return tokens[:, : len(self.model.clip.visual.positional_embedding)]
+        contexts = self.contexts("visual")
+        return len(contexts[layer]) if layer < len(contexts) else 0
 
     # -- statistics of training images ---------------------------------------------------------
 
@@ -127,12 +132,14 @@ class TAPT(TestTimeDefence):
             tokens: list[Tensor] = []
             visual = [c.expand(len(images), *c.shape) for c in self.contexts("visual")]
             self.model.image_features_each(images, visual, tokens)
-            layers = [self.of_image(layer).double() for layer in tokens]
-            batch = torch.stack(layers, dim=1)  # (B, layers, L, D)
+            batch = torch.stack(tokens, dim=1).double()  # (B, layers, L + M, D)
             count += len(images)
             sums, squares = sums + batch.sum(dim=0), squares + batch.square().sum(dim=0)
         mean = sums / count
         variance = (squares - count * mean.square()) / max(count - 1, 1)
+        for layer in range(len(mean)):
+            if own := self.own_context(layer):
+                mean[layer, -own:], variance[layer, -own:] = batch[0, layer, -own:], 0
         dtype = self.model.mean.dtype
         return list(zip(mean.to(dtype), variance.to(dtype)))
 

@@ -97,15 +97,25 @@ def rtpt(model, views, steps, lr, share, neighbours, temperature):
 
 
 def tokens_of(model, images):
-    """(layers, B, L, D): what each visual layer is given, without the context."""
+    """(layers, B, L + M, D): what each visual layer is given."""
     found = []
     _, context = model.contexts()
     image_features(model.model.visual, (images - MEAN) / STD, context, tokens=found)
-    return torch.stack(found)[:, :, : -len(context[0])]
+    return torch.stack(found)
+
+
+def moments(model, tokens, correction):
+    """Mean and variance (layers, L + M, D), those of the layers' own context without rounding."""
+    mean = tokens.mean(1)
+    variance = ((tokens - mean[:, None]) ** 2).sum(1) / (tokens.shape[1] - correction)
+    _, context = model.contexts()
+    own = torch.zeros_like(mean, dtype=torch.bool)
+    own[: len(context), -len(context[0]) :] = True
+    return torch.where(own, tokens[:, 0], mean), variance.masked_fill(own, 0)
 
 
 def tapt(model, x, views, statistics, steps, lr, share, distr_w, gamma, first, last):
-    """Logits; ``statistics``: mean and variance (layers, L, D) of attacked and of clean images."""
+    """Logits; ``statistics``: ``moments`` of attacked and of clean images."""
     rows = []
     for image, mine in zip(x, views):
         chosen = most_confident(model, mine, share)
@@ -113,13 +123,12 @@ def tapt(model, x, views, statistics, steps, lr, share, distr_w, gamma, first, l
         def loss(prompts, chosen=chosen):
             tuned = model.with_prompts(prompts)
             p = tuned.logits(chosen).softmax(1).mean(0)
-            tokens, apart = tokens_of(tuned, chosen), 0
+            mean, variance = moments(tuned, tokens_of(tuned, chosen), correction=0)
+            apart = 0
             for layer in range(first, last - 1):
-                mean = tokens[layer].mean(0)
-                variance = ((tokens[layer] - mean) ** 2).mean(0)
                 for weight, (means, variances) in zip((gamma, 1 - gamma), statistics):
-                    distance = (mean - means[layer]).abs().mean()
-                    distance = distance + (variance - variances[layer]).abs().mean()
+                    distance = (mean[layer] - means[layer]).abs().mean()
+                    distance = distance + (variance[layer] - variances[layer]).abs().mean()
                     apart = apart + weight * distance / 2
             return -(p * p.log()).sum() + distr_w / (last - first) * apart
 

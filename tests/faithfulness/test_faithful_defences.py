@@ -146,8 +146,7 @@ def test_tapt(over, backbones, names, batch, views, root, monkeypatch, steps, la
     statistics = []
     for images in (attacked, clean):
         tokens = plain.tokens_of(model, images).detach()
-        mean = tokens.mean(1)
-        statistics.append((mean, ((tokens - mean[:, None]) ** 2).sum(1) / (len(images) - 1)))
+        statistics.append(plain.moments(model, tokens, correction=1))
     for (_, found), (means, variances) in zip(trainer.statistics, statistics, strict=True):
         for layer, (mean, variance) in enumerate(found):
             assert_same(mean, means[layer], 1e-8)
