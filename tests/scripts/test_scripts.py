@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 PROTOCOLS = ("main_table", "fewshot", "base2new", "cross_dataset", "domain_shift", "ablation")
 SHORT = "OPTIM.MAX_EPOCH 1 AT.TEST.STEPS 1 AT.TEST.SUBSET 20"
 FAKE = """#!/bin/sh
-case "$*" in *--folders*) echo one two; exit ;; esac
+case "$*" in *--folders*) echo one; echo two; exit ;; esac
 echo $(basename "$0") "$@" >> "$CALLS"
 [ "$0" != "$FAILS" ] || exit "$CODE"
 """
-VARIABLES = "DIRTY PARTS SETS METHODS CFG TARGETS SPEC OUTPUT OPTIONS FLAGS ATTACKED".split()
+VARIABLES = "DIRTY PARTS SETS IMAGES METHODS CFG TARGETS SPEC OUTPUT OPTIONS FLAGS ATTACKED".split()
 
 
 def bash(command, **environment):
@@ -93,7 +93,7 @@ def test_arguments_and_environment_replace_what_the_sweep_says(calls):
 
 def test_the_demo_has_six_methods_all_or_those_that_are_named(calls):
     for methods, trainers in (
-        ({}, "ZeroshotCLIP CoOp MaPLe AdvVPT AdvIVLP APD"),
+        ({}, "ZeroshotCLIP APD AdvIVLP AdvVPT MaPLe CoOp"),
         ({"METHODS": "all"}, ""),
         ({"METHODS": "CoOp APD"}, "CoOp APD"),
     ):
@@ -101,7 +101,10 @@ def test_the_demo_has_six_methods_all_or_those_that_are_named(calls):
         assert sweep[1] == "configs/sweeps/demo.yaml"
         named = " ".join(sweep).partition(" --trainer ")[2].partition(" --")[0]
         assert named == trainers
-        assert sweep[-5:] == ["--jobs", f"{os.cpu_count()}", "--threads", "1", "--rows"]
+        jobs = f"--jobs {os.cpu_count()} --threads 1 --rows"
+        assert " ".join(sweep).endswith(f" --set AT.TEST.SUBSET 400 {jobs}")
+    (sweep, *_), _ = calls("demo", IMAGES="0", OPTIONS="OPTIM.LR 0.1")
+    assert " --set AT.TEST.SUBSET 0 OPTIM.LR 0.1 --jobs" in " ".join(sweep)
 
 
 def test_the_demo_adds_autoattack_and_says_what_to_do_next(calls, tmp_path):
@@ -116,8 +119,8 @@ def test_the_demo_adds_autoattack_and_says_what_to_do_next(calls, tmp_path):
     variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FAILS": "", "CODE": "0"}
     said = bash("bash scripts/demo.sh data", CALLS=str(tmp_path / "calls"), **variables).stdout
     look, go_on = said.strip().splitlines()[-2:]
-    assert look.startswith("Next: open output/demo.html;") and "apd-show one two -o" in look
-    assert "METHODS=all ATTACKED=100 bash scripts/demo.sh data; in Python" in go_on
+    assert look.startswith("Next: open output/demo.html;") and "apd-show two -o" in look
+    assert "METHODS=all IMAGES=0 ATTACKED=100 bash scripts/demo.sh data; in Python" in go_on
     assert (ROOT / go_on.split()[-1]).is_file()
 
 
