@@ -33,7 +33,7 @@ PGD, MORE_STEPS, SQUARE, EPS, WHOLE_BOX = "pgd-20", "pgd-40", "square-100", 2.0,
 RESAMPLES = 2_000
 
 Arm = tuple[str, str]  # row, column
-QUESTIONS: dict[str, list[tuple[Arm, Arm]]] = {  # each a list of differences
+QUESTIONS: dict[str, list[tuple[Arm, Arm]]] = {  # each a list of comparisons
     "1. static overstates": [
         ((row, "static"), (row, "adaptive")) for row in ("TTC", "RTPT", "TAPT-AdvIVLP")
     ],
@@ -105,6 +105,11 @@ def interval(parts: list[np.ndarray]) -> tuple[float, float, float]:
     return 100 * mean(float(part.mean()) for part in parts), 100 * low, 100 * high
 
 
+def differences(ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[np.ndarray]:
+    """Of each image's verdicts, set by set: 1, 0 or -1."""
+    return [a.astype(int) - b for a, b in zip(ours, theirs)]
+
+
 def cell(parts: list[np.ndarray], sign: str = "") -> str:
     value, low, high = interval(parts)
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
@@ -115,7 +120,7 @@ def table(root: Path, sets: list[str]) -> str:
     for row, name in ROWS.items():
         found = {what: verdicts(root, sets, row, what) for what in COLUMNS}
         cells = {what: cell(parts) for what, parts in found.items()}
-        apart = [a.astype(int) - b for a, b in zip(found["static"], found["adaptive"])]
+        apart = differences(found["static"], found["adaptive"])
         cells["static - adaptive"] = "-" if row in UNDEFENDED else cell(apart, "+")
         records = [evaluations(root / s / row)["clean", ""] for s in sets]
         rate = sum(r["total"] for r in records) / sum(r["seconds"] for r in records)
@@ -126,16 +131,16 @@ def table(root: Path, sets: list[str]) -> str:
 def answers(root: Path, sets: list[str]) -> str:
     """The differences that docs/test_time.md asks for, paired by image."""
     rows = []
-    for question, differences in QUESTIONS.items():
-        for (row, what), (other, other_what) in differences:
+    for question, comparisons in QUESTIONS.items():
+        for (row, what), (other, other_what) in comparisons:
             ours, theirs = verdicts(root, sets, row, what), verdicts(root, sets, other, other_what)
-            parts = [a.astype(int) - b for a, b in zip(ours, theirs)]
-            _, low, high = interval(parts)
+            paired = differences(ours, theirs)
+            _, low, high = interval(paired)
             rows.append(
                 {
                     "question": question,
                     "difference": f"{ROWS[row]}, {what}, minus {ROWS[other]}, {other_what}",
-                    "points": cell(parts, "+"),
+                    "points": cell(paired, "+"),
                     "answer": "higher" if low > 0 else "lower" if high < 0 else "undecided",
                 }
             )
@@ -146,16 +151,16 @@ def checks(root: Path, name: str) -> str:
     """How the adaptive attack does with more steps, at a large radius, and by its last iterates."""
     rows = []
     for row in (row for row in ROWS if row not in (*UNDEFENDED, "TTC-published")):
-        found = evaluations(root / name / row)
+        records = evaluations(root / name / row)
         large = evaluations(root / name / row, WHOLE_BOX)
         last = root / name / f"{row}-last"
         values = {
-            "static": found.get((PGD, "static")),
-            "adaptive": found.get((PGD, "adaptive")),
+            "static": records.get((PGD, "static")),
+            "adaptive": records.get((PGD, "adaptive")),
             "adaptive, last iterate": evaluations(last).get((PGD, "adaptive"))
             if (last / "results.json").exists()
             else None,
-            MORE_STEPS: found.get((MORE_STEPS, "adaptive")),
+            MORE_STEPS: records.get((MORE_STEPS, "adaptive")),
             f"{MORE_STEPS}, eps {WHOLE_BOX:g}/255": large.get((MORE_STEPS, "adaptive")),
         }
         shown = {what: f"{r['accuracy']:.1f}" if r else "-" for what, r in values.items()}

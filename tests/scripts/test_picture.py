@@ -20,12 +20,12 @@ MODULE = runpy.run_path(str(ROOT / "scripts" / "picture.py"))
 def study(tmp_path):
     """Runs of the study, without their verdicts."""
     with tarfile.open(ROOT / "docs" / "study" / "runs.tar.gz") as archive:
-        wanted = [
+        results = [
             member
             for member in archive
             if member.name.startswith("photos_") and member.name.endswith("results.json")
         ]
-        archive.extractall(tmp_path, wanted, filter="data")
+        archive.extractall(tmp_path, results, filter="data")
     return load_runs(sorted(tmp_path.glob("photos_*/*/mini_photo_16shots")))
 
 

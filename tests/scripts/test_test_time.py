@@ -55,17 +55,17 @@ def test_the_table_has_means_intervals_and_paired_differences(root):
 
 
 def test_the_answers_are_paired_differences_and_which_side_of_zero_they_are_on(root):
-    found = {
+    answers = {
         (question, difference): (points.partition(" ")[0], answer)
         for question, difference, points, answer in map(
             cells, MODULE["answers"](root, SETS).splitlines()[2:]
         )
     }
-    assert len(found) == 3 + 2 + 6
+    assert len(answers) == 3 + 2 + 6
     static, against, on_apd = MODULE["QUESTIONS"]
-    assert found[static, "R-TPT, static, minus R-TPT, adaptive"] == ("+30.0", "higher")
-    assert found[against, "TTC, adaptive, minus APD, adaptive"] == ("+0.0", "undecided")
-    assert found[on_apd, "TAPT on APD, clean, minus APD, clean"] == ("+0.0", "undecided")
+    assert answers[static, "R-TPT, static, minus R-TPT, adaptive"] == ("+30.0", "higher")
+    assert answers[against, "TTC, adaptive, minus APD, adaptive"] == ("+0.0", "undecided")
+    assert answers[on_apd, "TAPT on APD, clean, minus APD, clean"] == ("+0.0", "undecided")
 
 
 def test_the_checks_are_those_of_more_steps_a_large_radius_and_the_last_iterate(root):
@@ -77,9 +77,9 @@ def test_the_checks_are_those_of_more_steps_a_large_radius_and_the_last_iterate(
         keep_verdicts(root / "one" / "TTC", evaluation, [1] * 15 + [-1] * 5)
     make_run(root / "one" / "TTC-last", {("pgd-20", "adaptive"): 5})
     head, _, *rows = map(cells, MODULE["checks"](root, "one").splitlines())
-    found = {name: dict(zip(head[1:], values)) for name, *values in rows}
-    assert list(found["TTC"].values()) == ["50.0", "20.0", "25.0", "15.0", "0.0"]
-    assert list(found["R-TPT"].values()) == ["50.0", "20.0", "-", "-", "-"]
+    checks = {name: dict(zip(head[1:], values)) for name, *values in rows}
+    assert list(checks["TTC"].values()) == ["50.0", "20.0", "25.0", "15.0", "0.0"]
+    assert list(checks["R-TPT"].values()) == ["50.0", "20.0", "-", "-", "-"]
 
 
 def test_flags_are_listed_with_their_sets(root):
