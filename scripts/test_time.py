@@ -31,6 +31,7 @@ ROWS = {  # folder -> name
 UNDEFENDED = ("ZeroshotCLIP", "AdvIVLP", "APD")
 PGD, MORE_STEPS, SQUARE, EPS, WHOLE_BOX = "pgd-20", "pgd-40", "square-100", 2.0, 128.0
 RESAMPLES = 2_000
+STRONGER = Path("flowers5", "RTPT-20")  # the run that a stronger attack is tried on
 
 Arm = tuple[str, str]  # row, column
 QUESTIONS: dict[str, list[tuple[Arm, Arm]]] = {  # each a list of comparisons
@@ -168,6 +169,23 @@ def checks(root: Path, name: str) -> str:
     return tabulate(rows, "keys", "github", disable_numparse=True)
 
 
+def stronger(root: Path) -> str:
+    """The adaptive attacks on the images of ``STRONGER``, by steps and draws of a gradient."""
+    if not (root / STRONGER / "results.json").exists():
+        return "has not run yet"
+    records = [record for record in evaluations(root / STRONGER).values() if record["threat_model"]]
+    rows = [
+        {
+            "attack": record["attack"],
+            "draws of a gradient": record["threat_model"]["eot"],
+            "images": record["total"],
+            "robust (%)": f"{record['accuracy']:.1f}",
+        }
+        for record in records
+    ]
+    return tabulate(rows, "keys", "github", disable_numparse=True)
+
+
 def flags(root: Path, sets: list[str]) -> str:
     """Each flag that a record has, with its sets."""
     names: dict[tuple[str, str, str], list[str]] = {}
@@ -239,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         "table": table(args.root, args.sets),
         "answers": answers(args.root, args.sets),
         "checks": checks(args.root, args.sets[0]),
+        "stronger": stronger(args.root),
         "flags": flags(args.root, args.sets),
     }
     print(*texts.values(), sep="\n\n")

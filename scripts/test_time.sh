@@ -90,7 +90,9 @@ if part check; then  # that the attack can take every image, and that more of it
     run "$set" RTPT-last RTPT -- "${CONSTANT[@]}" "${last[@]}"
     run "$set" TAPT-AdvIVLP-last TAPT AdvIVLP -- "${CONSTANT[@]}" "${last[@]}"
     # R-TPT is ahead of APD there: five times the steps, four times the draws, on 20 images
-    attack flowers5 RTPT pgd-100 adaptive --eot 16 --subset 20
+    run flowers5 RTPT-20 RTPT -- "${CONSTANT[@]}" AT.TEST.SUBSET 20
+    attack flowers5 RTPT-20 $PGD adaptive
+    attack flowers5 RTPT-20 pgd-100 adaptive --eot 16
 fi
 if part tables; then
     mkdir -p "$TABLES"

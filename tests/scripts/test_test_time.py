@@ -17,7 +17,7 @@ def make_run(folder, attacks):
     clean = record("clean", 75.0, total=N, seconds=2.0)
     write_results(folder, {**results(), "evaluations": [clean], "fingerprint": "m"})
     for number, ((attack, source), standing) in enumerate(attacks.items()):
-        threat = {**THREAT, "source": source}
+        threat = {**THREAT, "source": source, "eot": 4}
         evaluation = record(attack, 100 * standing / N, threat, total=N, key=f"k{number}")
         evaluation |= {"flags": {}, "images": "all", "checks": {}}
         lost = [0] * standing + [1] * (15 - standing) + [-1] * 5
@@ -80,6 +80,15 @@ def test_the_checks_are_those_of_more_steps_a_large_radius_and_the_last_iterate(
     checks = {name: dict(zip(head[1:], values)) for name, *values in rows}
     assert list(checks["TTC"].values()) == ["50.0", "20.0", "25.0", "15.0", "0.0"]
     assert list(checks["R-TPT"].values()) == ["50.0", "20.0", "-", "-", "-"]
+
+
+def test_a_stronger_attack_stands_beside_the_usual_one_on_the_same_images(root):
+    assert MODULE["stronger"](root) == "has not run yet"
+    attacks = {("pgd-20", "adaptive"): 8, ("pgd-100", "adaptive"): 7}
+    make_run(root / MODULE["STRONGER"], attacks)
+    head, _, *rows = map(cells, MODULE["stronger"](root).splitlines())
+    found = {row[0]: dict(zip(head, row))["robust (%)"] for row in rows}
+    assert found == {"pgd-20": "40.0", "pgd-100": "35.0"}
 
 
 def test_flags_are_listed_with_their_sets(root):
