@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shlex
 import subprocess
 import tarfile
@@ -163,6 +164,17 @@ def test_the_study_runs_from_what_is_committed_unless_told(calls, clone, tmp_pat
     assert "commit them first, or set DIRTY=1" in result.stderr
     assert len((tmp_path / "calls").read_text().splitlines()) == 2
     assert study(DIRTY="1").returncode == study(PARTS="tables").returncode == 0
+
+
+def test_tasks_of_the_study_that_are_half_done_are_left_out_of_its_tables():
+    text = (ROOT / "scripts" / "study.sh").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^whole_tasks\(\) \{.*?^\}$", text, re.MULTILINE | re.DOTALL)
+    done = [f"out/tasks/{task}/APD/seed{i}" for task in ("food+1-10", "dtd") for i in range(3)]
+    begun = ["out/tasks/food+2-10/APD/seed1"]
+    command = ["bash", "-c", f"{function}\nwhole_tasks"]
+    lines = "\n".join([*done[:4], *begun, *done[4:]])
+    kept = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    assert kept.stdout.split() == done
 
 
 def test_from_the_first_line_to_the_report(tmp_path):
