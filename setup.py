@@ -28,7 +28,8 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.11",  # the one that the tests have run on
+        "Programming Language :: Python :: 3.10",  # those that the tests have run on
+        "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Operating System :: POSIX :: Linux",
         "Operating System :: MacOS",

@@ -279,7 +279,8 @@ def test_labels_neither_overlap_nor_leave_the_axes():
     draw_points(axes, {name: [point] for name, point in zip(names, points)}, styles(names))
     axes.margins(0.12)
     label_points(axes)
-    boxes = [text.get_window_extent() for text in axes.texts]
+    # without the lines that lead to labels, which touch theirs
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     for i, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:i])
         assert axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
