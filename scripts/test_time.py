@@ -121,8 +121,8 @@ def table(root: Path, sets: list[str]) -> str:
     for row, name in ROWS.items():
         found = {what: verdicts(root, sets, row, what) for what in COLUMNS}
         cells = {what: cell(parts) for what, parts in found.items()}
-        apart = differences(found["static"], found["adaptive"])
-        cells["static - adaptive"] = "-" if row in UNDEFENDED else cell(apart, "+")
+        paired = differences(found["static"], found["adaptive"])
+        cells["static - adaptive"] = "-" if row in UNDEFENDED else cell(paired, "+")
         records = [evaluations(root / s / row)["clean", ""] for s in sets]
         rate = sum(r["total"] for r in records) / sum(r["seconds"] for r in records)
         rows.append({"": name, **cells, "clean images/s": f"{rate:.1f}"})

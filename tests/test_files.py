@@ -27,7 +27,7 @@ TENFOLD = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[NaN]", "NaN is no finite number"),
         ("[-Infinity]", "-Infinity is no finite number"),
         ("[1e999]", "1e999 is no finite number"),
-        ("9" * 5000, "4300.* digits"),  # Python's own words, which differ by version
+        ("9" * 5000, r"limit \(4300( digits)?\) for integer"),  # Python 3.10 leaves out "digits"
         ("{", "Expecting"),
         (b"\xff", "."),
     ],

@@ -173,8 +173,8 @@ def test_tasks_of_the_study_that_are_half_done_are_left_out_of_its_tables():
     begun = ["out/tasks/food+2-10/APD/seed1"]
     command = ["bash", "-c", f"{function}\nwhole_tasks"]
     lines = "\n".join([*done[:4], *begun, *done[4:]])
-    kept = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
-    assert kept.stdout.split() == done
+    result = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == done
 
 
 def test_from_the_first_line_to_the_report(tmp_path):

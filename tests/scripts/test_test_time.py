@@ -87,8 +87,8 @@ def test_a_stronger_attack_stands_beside_the_usual_one_on_the_same_images(root):
     attacks = {("pgd-20", "adaptive"): 8, ("pgd-100", "adaptive"): 7}
     make_run(root / MODULE["STRONGER"], attacks)
     head, _, *rows = map(cells, MODULE["stronger"](root).splitlines())
-    found = {row[0]: dict(zip(head, row))["robust (%)"] for row in rows}
-    assert found == {"pgd-20": "40.0", "pgd-100": "35.0"}
+    robust = {row[0]: dict(zip(head, row))["robust (%)"] for row in rows}
+    assert robust == {"pgd-20": "40.0", "pgd-100": "35.0"}
 
 
 def test_flags_are_listed_with_their_sets(root):
