@@ -40,9 +40,9 @@ table() {
 }
 # over_tasks RUNS SUFFIX [OPTION...]: round 4's three tests, adjusted together: the moderator's p
 # goes to the frontier, and back
+arms=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*")
 over_tasks() {
-    local options=(--arm "control:TRAINER.APD.LAMBDA_KD=0" --source "PACS=PACS-*" "${@:3}")
-    options+=(--difference APD control)
+    local options=("${arms[@]}" --difference APD control "${@:3}")
     table "$1" moderator "moderator$2" "${options[@]}" --by zero-shot --at 60
     table "$1" frontier "frontier$2" "${options[@]}" --difference APD AdvIVLP \
         --family "$TABLES/moderator$2.json"
@@ -110,6 +110,12 @@ if part tables; then
     table "$finished" transfer shift --baseline AdvIVLP
     tasks=$(folders study_tasks | whole_tasks) # when time ended, a task may have been half done
     over_tasks "$tasks" ""
+    table "$tasks" frontier frontier-teachers "${arms[@]}" --arm "auto:TRAINER.APD.TEACHER.MODE=auto" \
+        --arm "frozen:TRAINER.APD.TEACHER.MODE=frozen,TRAINER.APD.LAMBDA_KD=0.5" \
+        --difference frozen APD --difference auto APD
+    apd-plot $tasks --kind frontier --output "$TABLES" "${arms[@]}" \
+        --difference APD AdvIVLP --difference APD control
+    apd-plot $tasks --kind moderator --output "$TABLES" "${arms[@]}" --difference APD control
     over_tasks "$(sed '/clothing\|scene15\|trashnet\|pacs_cartoon/d' <<< "$tasks")" -confirmation
     over_tasks "$(sed -n '/food101\|caltech101\|cub100/p' <<< "$tasks")" -large
     over_tasks "$tasks" -without-chance --without-flag chance

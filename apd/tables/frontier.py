@@ -82,7 +82,7 @@ def differences(
 
 
 def frontier(runs: dict[Path, dict], design: Design) -> list[Table]:
-    """For each attack, the differences over tasks, and the arms at each radius.
+    """For each attack, the differences over tasks, and the arms and differences at each radius.
 
     Raises:
         UserError: the runs cannot be compared.
@@ -90,7 +90,10 @@ def frontier(runs: dict[Path, dict], design: Design) -> list[Table]:
     tables = []
     for curve_set in curves(runs, design):
         if (table := _differences(curve_set, design, runs)) is not None:
-            tables += [table, _levels(curve_set, table.title)]
+            title = f"{curve_set.header}, {backbone(runs)}"
+            tables += [table, _levels(curve_set, title)]
+            if (table := _same_radius(curve_set, design, title)) is not None:
+                tables.append(table)
     if not tables:
         raise UserError("no two tasks have both arms of a difference")
     return tables
@@ -155,7 +158,34 @@ def _levels(curve_set: Curves, title: str) -> Table:
                 value = mean(getattr(point, kind) for point in points)
                 row[f"{kind} (%)"] = accuracy_cell(value)
             rows.append(row)
-    return Table("frontier points", f"arms by training radius: {title}", rows, ranked=False)
+    return Table("frontier points", f"arms by training radius, {title}", rows, ranked=False)
+
+
+def _same_radius(curve_set: Curves, design: Design, title: str) -> Table | None:
+    """The plain differences in clean and robust accuracy at each radius that two arms share."""
+    rows = []
+    for first, second in design.pairs(list(curve_set.points)):
+        matches, _ = differences(curve_set, first, second)
+        pairs: dict[float, dict[str, tuple[Point, Point]]] = {}
+        for task in matches:
+            theirs = {point.radius: point for point in curve_set.points[second][task]}
+            for point in curve_set.points[first][task]:
+                if point.radius in theirs:
+                    pairs.setdefault(point.radius, {})[task] = (point, theirs[point.radius])
+        for radius, of_tasks in sorted(pairs.items()):
+            if len(of_tasks) < 2:
+                continue
+            sources = [curve_set.sources[task] for task in of_tasks]
+            row: dict = {"difference": f"{first} - {second}", "trained at (1/255)": f"{radius:g}"}
+            for kind in ("clean", "robust"):
+                values = [getattr(a, kind) - getattr(b, kind) for a, b in of_tasks.values()]
+                row[f"{kind} (points)"] = estimate_cell(mean_over(values, sources)[0])
+            rows.append(row | {"tasks": f"{len(of_tasks)}"})
+    if not rows:
+        return None
+    notes = ["in brackets: 95 % interval, computed as at matched clean accuracy; without a test"]
+    title = f"differences at the same training radius, {title}"
+    return Table("frontier at a radius", title, rows, notes, ranked=False)
 
 
 def _shapes(curve_set: Curves) -> list[str]:

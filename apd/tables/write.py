@@ -26,8 +26,8 @@ class Table:
     """A table of numbers of runs; functions that add to one return another.
 
     Attributes:
-        name: its kind, as --table takes it, or "against", "published", "frontier points" or
-            "overview" (of a report).
+        name: its kind, as --table takes it, or "against", "published", "frontier points",
+            "frontier at a radius" or "overview" (of a report).
         title: one line on what it shows.
         rows: columns by name, the same in all rows. Labels are str or int, measured columns are
             ``Cell``s. The first label names the row.
