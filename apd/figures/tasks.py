@@ -131,8 +131,9 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
         raise UserError("no difference has tasks enough for a line: --table moderator says why")
     title = f"{backbone(runs)}\ndifferences by zero-shot accuracy"
     figure, all_axes = panels(len(lines), title, 4.6, 3.4)
+    looks = _looks({source for _, line in lines for source in line.sources})
     for axes, (curve_set, line) in zip(all_axes, lines):
-        _draw_line(axes, line)
+        _draw_line(axes, line, looks)
         axes.set(
             xlabel="zero-shot accuracy above chance (points)",
             ylabel="robust, at matched clean (points)",
@@ -144,12 +145,19 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
     return {_stem("moderator", runs): figure}
 
 
-def _draw_line(axes: Axes, line: Moderated) -> None:
-    """Draw the points of the tasks, and the fitted line with its 95 % interval."""
+def _looks(sources: set[str]) -> dict[str, dict]:
+    """The colour and marker of each source, the same in all panels."""
     # the blank keeps a source from getting the style of a method with the same name
-    looks = styles(f"{source} " for source in line.sources)
+    looks = styles(f"{source} " for source in sorted(sources))
+    return {
+        source: {key: looks[f"{source} "][key] for key in ("color", "marker")} for source in sources
+    }
+
+
+def _draw_line(axes: Axes, line: Moderated, looks: dict[str, dict]) -> None:
+    """Draw the points of the tasks, and the fitted line with its 95 % interval."""
     for source in dict.fromkeys(line.sources):
-        colour = {key: looks[f"{source} "][key] for key in ("color", "marker")}
+        colour = looks[source]
         of_source = np.array([name == source for name in line.sources])
         label: str | None = source
         for overlap, face in ((True, colour["color"]), (False, "white")):

@@ -78,6 +78,21 @@ def test_the_moderator_has_a_point_a_task_and_the_table_s_line(runs):
         np.testing.assert_allclose(line[x], [float(at), test["at"][at]["value"]])
 
 
+def test_a_source_looks_the_same_in_all_panels(runs, save, tmp_path):
+    for number, task in enumerate("BCD"):  # the second difference lacks the first source
+        config = {"AT": {"TRAIN": {"EPS": 3.0}}}
+        folder = f"runs/{task}/AdvVPT"
+        save(folder, method="AdvVPT", dataset=task, clean=60, robust=30 + number, config=config)
+    pairs = (("APD", "AdvIVLP"), ("APD", "AdvVPT"))
+    (figure,) = moderator(load_runs([tmp_path / "runs"]), Design(differences=pairs)).values()
+    first, second = (
+        {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.get_lines()}
+        for axes in figure.axes
+    )
+    assert "A" in first and "A" not in second
+    assert [first[task] for task in "BCD"] == [second[task] for task in "BCD"]
+
+
 def test_the_command_draws_both_when_they_are_named(runs, tmp_path, capsys):
     options = ["--kind", "frontier", "moderator", "--baseline", "AdvIVLP"]
     assert main([str(tmp_path / "runs"), "-o", str(tmp_path / "f"), *options]) == 0
