@@ -23,11 +23,11 @@ from apd.tables.nested import Estimate, Fit, holm, mean_over
 from apd.tables.write import Table, p_text
 
 MEANING = (
-    "matched: an arm's points on a task, sorted by clean accuracy whatever their radius (those of "
-    "equal clean accuracy: their mean), are joined by straight lines, and the difference of two "
-    "arms is averaged over the clean accuracies that both reach. Where they reach none together, "
-    "it is that of the two points which face each other, as if the curve of the arm with more "
-    "clean accuracy went on level: against that arm, as its curve would rise"
+    "matched: on each task an arm has a point for each training radius. Straight lines join its "
+    "points in the order of clean accuracy; points of equal clean accuracy count as their mean. "
+    "The difference of two arms is the mean gap between their lines over the clean accuracies "
+    "that both reach. If there are none, it is the gap between the two nearest points. That "
+    "counts against the arm with more clean accuracy: it would be more robust at less of it"
 )
 
 
@@ -70,15 +70,22 @@ def differences(
 ) -> tuple[dict[str, Matched], dict[str, str]]:
     """The differences of two arms on tasks, and the tasks that are left out with the reason."""
     ours, theirs = curve_set.points[first], curve_set.points[second]
-    matches, left_out = {}, {}
+    tasks, left_out = _tasks_of_both(curve_set, first, second)
+    return {task: matched(ours[task], theirs[task]) for task in tasks}, left_out
+
+
+def _tasks_of_both(curve_set: Curves, first: str, second: str) -> tuple[list[str], dict[str, str]]:
+    """The tasks on which two arms are compared, and those that are left out with the reason."""
+    ours, theirs = curve_set.points[first], curve_set.points[second]
+    tasks, left_out = [], {}
     for task in curve_set.tasks:
         if task not in ours or task not in theirs:
             left_out[task] = "without both arms"
         elif {(first, task), (second, task)} & curve_set.flagged:
             left_out[task] = "flagged"
         else:
-            matches[task] = matched(ours[task], theirs[task])
-    return matches, left_out
+            tasks.append(task)
+    return tasks, left_out
 
 
 def frontier(runs: dict[Path, dict], design: Design) -> list[Table]:
@@ -165,9 +172,9 @@ def _same_radius(curve_set: Curves, design: Design, title: str) -> Table | None:
     """The plain differences in clean and robust accuracy at each radius that two arms share."""
     rows = []
     for first, second in design.pairs(list(curve_set.points)):
-        matches, _ = differences(curve_set, first, second)
+        tasks, _ = _tasks_of_both(curve_set, first, second)
         pairs: dict[float, dict[str, tuple[Point, Point]]] = {}
-        for task in matches:
+        for task in tasks:
             theirs = {point.radius: point for point in curve_set.points[second][task]}
             for point in curve_set.points[first][task]:
                 if point.radius in theirs:

@@ -160,7 +160,7 @@ def test_differences_at_the_same_radius(arms, save, tmp_path, capsys):
 
 def test_tasks_of_their_own_sources_have_students_interval(arms, tmp_path, capsys):
     gains = arms({"A": 1.0, "B": 3.0, "C": -0.5, "D": 2.0})
-    (table, *_), _ = made(tmp_path, capsys, *FRONTIER, "--baseline", "AdvIVLP")
+    (table, _, _), _ = made(tmp_path, capsys, *FRONTIER, "--baseline", "AdvIVLP")
     one = next(one for one in table["tests"] if one["difference"] == "APD - AdvIVLP")
     values = np.array(list(gains.values()))
     interval = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
@@ -171,7 +171,7 @@ def test_tasks_of_their_own_sources_have_students_interval(arms, tmp_path, capsy
 def test_sources_can_be_named(arms, tmp_path, capsys):
     arms({"P-art": 1.0, "P-photo": 2.0, "Q": 3.0, "R": 0.0})
     options = ("--difference", "APD", "AdvIVLP", "--source", "P=P-*")
-    (table, *_), _ = made(tmp_path, capsys, *FRONTIER, *options)
+    (table, _, _), _ = made(tmp_path, capsys, *FRONTIER, *options)
     assert table["tests"][0]["sources"] == 3
     assert [one["source"] for one in table["differences"]] == ["P", "P", "Q", "R"]
 
@@ -179,7 +179,7 @@ def test_sources_can_be_named(arms, tmp_path, capsys):
 def test_arms_without_a_name_are_called_by_what_sets_them_apart(arms, tmp_path, capsys):
     arms({"A": 1.0, "B": 3.0})
     options = ("--table", "frontier", "--difference", "APD", "APD: APD.LAMBDA_KD=0.0")
-    (table, *_), _ = made(tmp_path, capsys, *options)
+    (table, _, _), _ = made(tmp_path, capsys, *options)
     assert {one["arm"] for one in table["points"]} == {
         "AdvIVLP",
         "APD",
@@ -195,7 +195,7 @@ def test_flagged_tasks_are_left_out_only_where_it_is_asked(arms, tmp_path, capsy
     flagged.write_text(json.dumps(results))
     pairs = ("--difference", "APD", "AdvIVLP", "--difference", "APD", "control")
     for options, tasks in (((), [7, 7]), (("--without-flag", "chance"), [7, 6])):
-        (table, *_), out = made(tmp_path, capsys, *FRONTIER, *pairs, *options)
+        (table, _, _), out = made(tmp_path, capsys, *FRONTIER, *pairs, *options)
         assert [test["tasks"] for test in table["tests"]] == tasks
         assert ("APD - control: 1 task left out, flagged: Signs" in out) == bool(options)
 
@@ -205,11 +205,11 @@ def test_no_task_is_left_out_silently(arms, save, tmp_path, capsys):
     config = {"AT": {"TRAIN": {"EPS": 3.0}}}
     save("runs/new/APD", method="APD", dataset="New", config=config)
     options = ("--difference", "APD", "AdvIVLP")
-    (table, *_), out = made(tmp_path, capsys, *FRONTIER, *options)
+    (table, _, _), out = made(tmp_path, capsys, *FRONTIER, *options)
     assert "APD - AdvIVLP: 1 task left out, without both arms: New" in out
     assert table["tests"][0]["left_out"] == ["New"]
     save("runs/new/AdvIVLP", method="AdvIVLP", dataset="New", clean=70, robust=9, config=config)
-    (table, *_), out = made(tmp_path, capsys, *FRONTIER, *options)
+    (table, _, _), out = made(tmp_path, capsys, *FRONTIER, *options)
     assert table["rows"][0]["tasks"] == "8 (1 apart)" and table["tests"][0]["apart"] == ["New"]
     assert "with fewer radii than the arm has elsewhere: AdvIVLP on New (1 of 3)" in out
 
@@ -240,7 +240,7 @@ def test_seeds_of_a_radius_are_averaged_first(save, tmp_path, capsys):
                     robust=20 + noise + more,
                     config=config,
                 )
-    (table, *_), _ = made(tmp_path, capsys, "--table", "frontier", "--baseline", "AdvIVLP")
+    (table, _, _), _ = made(tmp_path, capsys, "--table", "frontier", "--baseline", "AdvIVLP")
     assert [one["value"] for one in table["differences"]] == pytest.approx([1, 3])
     assert {one["seeds"] for one in table["points"]} == {2}
 
@@ -336,7 +336,7 @@ def test_tests_of_other_tables_join_the_family(arms, zero_shot, tmp_path, capsys
     assert main([str(tmp_path / "runs"), *MODERATOR, "--json", str(slope)]) == 0
     p = json.loads(slope.read_text())["tables"][0]["tests"][0]["p"]
     options = ("--difference", "APD", "AdvIVLP", "--difference", "APD", "control")
-    (table, *_), out = made(tmp_path, capsys, *FRONTIER, *options, "--family", str(slope))
+    (table, _, _), out = made(tmp_path, capsys, *FRONTIER, *options, "--family", str(slope))
     ps = [one["p"] for one in table["tests"]]
     smallest = min(*ps, p)
     adjusted = [one["p_holm"] for one in table["tests"]]
