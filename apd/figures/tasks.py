@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from apd.errors import UserError, counted
 from apd.figures.style import legend, look, panels, styles
@@ -51,8 +52,16 @@ def frontier(runs: dict[Path, dict], design: Design) -> Figures:
             axes.plot(clean[order], robust[order], **looks[arm], label=arm)
             look_of_band = {"color": looks[arm]["color"], "alpha": 0.15, "linewidth": 0}
             axes.fill_between(clean[order], low[order], high[order], **look_of_band)
+            halo = [withStroke(linewidth=2, foreground="white")]  # keeps labels legible on lines
             for x, y, radius in zip(clean, robust, _radii(curve_set, arm)):
-                axes.annotate(f"{radius:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7)
+                axes.annotate(
+                    f"{radius:g}",
+                    (x, y),
+                    (3, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    path_effects=halo,
+                )
         subtitle = f"{len(tasks)} of {counted(len(curve_set.tasks), 'task')}"
         axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
         axes.set_title(f"{curve_set.header.removesuffix(' (%)')}\n{subtitle}")
