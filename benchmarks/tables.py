@@ -5,7 +5,7 @@
 A few-shot sweep is made up in a temporary folder: 10 methods, 10 data sets, 1 to 16 shots, and as
 many seeds as --runs allows. Each run's folder has what a real one has: results.json (10 KB) and,
 under evaluations/, verdicts of 800 images; checkpoints and logs are empty. Each table is made by a
-process of its own; the best of three is told.
+process of its own; it prints the best of three.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ choose_parts "$DEFAULT tasks_search tasks" "$DEFAULT"
 [ "$ZIPS" = - ] || python scripts/mini_clip/photos.py "$ZIPS" "$DATA"
 mkdir -p "$OUTPUT"
 # results (no prompts) of cells that have finished already: they are not run again
-for archive in runs tasks_runs tasks_runs_2; do
+for archive in runs tasks_runs; do
     tar -xzf "$TABLES/$archive.tar.gz" -C "$OUTPUT" --skip-old-files
 done
 

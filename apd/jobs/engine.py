@@ -15,7 +15,7 @@ from apd.jobs.scheduler import Scheduler
 
 
 class Executor(Protocol):
-    """Runs jobs in processes. Whether a job is done is told by its folder (``Job.state``).
+    """Runs jobs in processes. A job's folder shows whether it is done (``Job.state``).
 
     Attributes:
         pause: seconds between two polls.

@@ -140,7 +140,7 @@ def clone(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "docs" / "study").mkdir(parents=True)
-    for archive in ("runs", "tasks_runs", "tasks_runs_2"):
+    for archive in ("runs", "tasks_runs"):
         tarfile.open(folder / f"docs/study/{archive}.tar.gz", "w:gz").close()
     who = "-c user.name=a -c user.email=a@b.c"
     subprocess.run(f"git init -q && git add -A && git {who} commit -qm a", shell=True, cwd=folder)
