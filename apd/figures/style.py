@@ -27,7 +27,7 @@ FORMATS = ("png", "pdf", "svg")
 _SOLID, _DASHED = "-", "--"
 # for methods that apd.methods does not list: 7 and 5 have no common divisor, so 35 of them differ
 _COLOURS = (PURPLE, BLUE, ORANGE, GREEN, RED, SKY, GREY)
-_MARKERS = ("<", "p", ">", "h", "d")
+_MARKERS = ("<", ">", "d", "p", "h")  # those of one colour, two apart here, do not look alike
 _CYCLE = cycler(color=_COLOURS, marker=["o", "s", "^", "D", "v", "P", "X"])
 
 LOOK = {
