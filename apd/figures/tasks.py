@@ -22,6 +22,7 @@ from apd.tables.moderator import STEP, Moderated, tested, zero_shot
 from apd.tables.nested import mean_over
 
 Figures = dict[str, Figure]  # by the stem of its file's name
+_HALO = [withStroke(linewidth=2, foreground="white")]  # keeps labels legible on lines
 
 
 @look
@@ -52,7 +53,6 @@ def frontier(runs: dict[Path, dict], design: Design) -> Figures:
             axes.plot(clean[order], robust[order], **looks[arm], label=arm)
             look_of_band = {"color": looks[arm]["color"], "alpha": 0.15, "linewidth": 0}
             axes.fill_between(clean[order], low[order], high[order], **look_of_band)
-            halo = [withStroke(linewidth=2, foreground="white")]  # keeps labels legible on lines
             for x, y, radius in zip(clean, robust, _radii(curve_set, arm)):
                 axes.annotate(
                     f"{radius:g}",
@@ -60,7 +60,7 @@ def frontier(runs: dict[Path, dict], design: Design) -> Figures:
                     (3, 4),
                     textcoords="offset points",
                     fontsize=7,
-                    path_effects=halo,
+                    path_effects=_HALO,
                 )
         subtitle = f"{len(tasks)} of {counted(len(curve_set.tasks), 'task')}"
         axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
@@ -157,7 +157,7 @@ def moderator(runs: dict[Path, dict], design: Design) -> Figures:
 def _looks(sources: set[str]) -> dict[str, dict]:
     """The colour and marker of each source, the same in all panels."""
     # the blank keeps a source from getting the style of a method with the same name
-    looks = styles(f"{source} " for source in sorted(sources))
+    looks = styles(f"{source} " for source in sources)
     return {
         source: {key: looks[f"{source} "][key] for key in ("color", "marker")} for source in sources
     }

@@ -23,11 +23,10 @@ from apd.tables.nested import Estimate, Fit, holm, mean_over
 from apd.tables.write import Table, p_text
 
 MEANING = (
-    "matched: on each task an arm has a point for each training radius. Straight lines join its "
-    "points in the order of clean accuracy; points of equal clean accuracy count as their mean. "
-    "The difference of two arms is the mean gap between their lines over the clean accuracies "
-    "that both reach. If there are none, it is the gap between the two nearest points. That "
-    "counts against the arm with more clean accuracy: it would be more robust at less of it"
+    "matched: on each task, straight lines join an arm's points, one for each training radius, in "
+    "the order of clean accuracy. The difference of two arms is the mean gap between their lines "
+    "over the clean accuracies that both reach; if there are none, the gap between the two nearest "
+    "points (docs/tasks.md)"
 )
 
 
